@@ -1,0 +1,102 @@
+"""A policy as code: its limits, its requests, its rules in order, and how its cases are drawn."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Literal, get_args
+
+Decision = Literal["Eligible", "Not Eligible", "Escalate", "In Progress"]
+DECISIONS: tuple[Decision, ...] = get_args(Decision)
+
+Case = Mapping[str, Any]
+Limits = Mapping[str, int]
+
+# A uniform draw would almost never land where a rule turns; this share of the numbers is put there.
+BOUNDARY_SHARE = 0.25
+FLAG_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """What a policy says about one case, and the section that says it."""
+
+    section: int
+    decision: Decision
+    reason: str
+    customer_response: str
+    next_action: str
+
+    def answer(self) -> dict[str, str]:
+        """Return the four fields of a row's output."""
+        return {
+            "decision": self.decision,
+            "reason": self.reason,
+            "customer_response": self.customer_response,
+            "next_action": self.next_action,
+        }
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One deciding section; its sentences may name facts and limits in braces, and the `{request}`."""
+
+    section: int
+    decision: Decision
+    when: Callable[[Case, Limits], bool]
+    reason: str
+    customer_response: str
+    next_action: str
+    only_for: str | None = None
+
+    def applies(self, case: Case, limits: Limits) -> bool:
+        """Tell whether this section decides the case, given that no earlier one did."""
+        return self.only_for in (None, case["issue_type"]) and self.when(case, limits)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One issue type: what the customer asks for, how it is worded, and how it most often ends."""
+
+    noun: str
+    usual: Decision
+    messages: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Rulebook:
+    """A whole policy as code; the plain text beside it says the same in words."""
+
+    prefix: str
+    limits: Limits
+    requests: Mapping[str, Request]
+    draw_facts: Callable[[Random, str, Limits], dict[str, Any]]
+    rules: tuple[Rule, ...]
+
+    def decide(self, case: Case, limits: Limits) -> Ruling:
+        """Apply the rules in order; the first that matches decides, and one always does."""
+        rule = next(rule for rule in self.rules if rule.applies(case, limits))
+        words = {**limits, **case, "request": self.requests[case["issue_type"]].noun}
+        return Ruling(
+            section=rule.section,
+            decision=rule.decision,
+            reason=f"{rule.reason.format_map(words)} (section {rule.section}).",
+            customer_response=rule.customer_response.format_map(words),
+            next_action=rule.next_action.format_map(words),
+        )
+
+
+def otherwise(case: Case, limits: Limits) -> bool:
+    """Match every case: the condition of a last section."""
+    return True
+
+
+def near(rng: Random, limit: int, least: int = 0) -> int:
+    """Draw a number from `least` to about twice the limit, often exactly at the limit or one past it."""
+    if rng.random() < BOUNDARY_SHARE:
+        return limit + rng.randrange(2)
+    return rng.randint(least, max(least, 2 * limit + 1))
+
+
+def seldom(rng: Random) -> bool:
+    """Draw a fact that is true for a minority of cases."""
+    return rng.random() < FLAG_SHARE

@@ -1,0 +1,374 @@
+"""Packed training is separate training, only cheaper: same loss, same gradients, same steps."""
+
+import copy
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from torch.nn.functional import cross_entropy
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    TrainerCallback,
+)
+from trl import SFTConfig, SFTTrainer
+
+from training_core.packing import (
+    PackingPlan,
+    collate_pack,
+    packed_dataset,
+    plan_packing,
+    use_shared_prefix_attention,
+)
+
+VOCABULARY = 96
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
+BUILDERS = {
+    "qwen2": lambda **more: Qwen2ForCausalLM(Qwen2Config(**SIZES, **more)),
+    "qwen3": lambda **more: Qwen3ForCausalLM(Qwen3Config(**SIZES, **more)),
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def random_rows(seed: int, policies: int = 3, cases: int = 4, policy_tokens: int = 60) -> Dataset:
+    """A random tree: a system text, policies, sometimes a shared opening of the cases, then case and answer."""
+    random = np.random.default_rng(seed)
+
+    def text(low: int, high: int) -> list[int]:
+        return random.integers(0, VOCABULARY, random.integers(low, high)).tolist()
+
+    rows = []
+    system = text(0, 40)
+    for policy in (text(policy_tokens // 2, policy_tokens) for _ in range(policies)):
+        opening = text(0, 50) if random.random() < 0.5 else []
+        for _ in range(random.integers(1, cases + 1)):
+            prompt = system + policy + (opening if random.random() < 0.7 else []) + text(1, 20)
+            answer = text(1, 12)
+            rows.append({"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer})
+    return Dataset.from_list([rows[i] for i in random.permutation(len(rows))])
+
+
+def adapted(model: PreTrainedModel, seed: int = 0) -> PeftModel:
+    """A LoRA on every linear layer with random weights, so that every gradient is non-zero."""
+    torch.manual_seed(seed)
+    return get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+
+
+def gradients(model: PeftModel) -> dict[str, torch.Tensor]:
+    found = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.requires_grad}
+    model.zero_grad()
+    assert found
+    return found
+
+
+def train_apart(model: PeftModel, rows: Dataset) -> tuple[float, dict[str, torch.Tensor]]:
+    """Summed loss and gradients of rows that pass through the model one by one."""
+    total = 0.0
+    for row in rows:
+        logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1]
+        loss = cross_entropy(logits.float(), torch.tensor(row["labels"][1:]), reduction="sum")
+        loss.backward()
+        total += loss.item()
+    return total, gradients(model)
+
+
+def train_packed(model: PeftModel, packs: Dataset) -> tuple[float, dict[str, torch.Tensor]]:
+    use_shared_prefix_attention(model)
+    total = 0.0
+    for pack in packs:
+        inputs = collate_pack([pack])
+        inputs.pop("labels")
+        logits = model(**inputs).logits[0]
+        loss = cross_entropy(logits.float(), inputs["shift_labels"][0], reduction="sum")
+        loss.backward()
+        total += loss.item()
+    return total, gradients(model)
+
+
+def largest_difference(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    """The largest relative error of a weight's gradient, in the Euclidean norm."""
+    assert ours.keys() == theirs.keys()
+    return max(((ours[n] - theirs[n]).norm() / theirs[n].norm()).item() for n in theirs)
+
+
+def packed(rows: Dataset, **settings: int) -> Dataset:
+    return packed_dataset(rows, planned(rows, **settings))
+
+
+def planned(rows: Dataset, **settings: int) -> PackingPlan:
+    defaults = {"token_budget": 400, "rows_per_step": 8, "seed": 0}
+    return plan_packing(rows, **(defaults | settings))
+
+
+def assert_same_gradients(model: PeftModel, rows: Dataset, packs: Dataset) -> None:
+    loss_apart, apart = train_apart(model, rows)
+    loss_packed, together = train_packed(model, packs)
+    assert loss_packed == pytest.approx(loss_apart, rel=1e-6)
+    assert largest_difference(together, apart) < 1e-5
+
+
+@pytest.mark.parametrize("architecture", BUILDERS)
+@pytest.mark.parametrize("seed", range(6))
+def test_packed_gradients_equal_those_of_separate_rows(architecture: str, seed: int) -> None:
+    rows = random_rows(seed)
+    packs = packed(rows, seed=seed, token_budget=200 + 100 * seed)
+    assert_same_gradients(adapted(BUILDERS[architecture](), seed), rows, packs)
+
+
+def test_rows_that_share_nothing_are_packed_plainly_with_equal_gradients() -> None:
+    rows = random_rows(0, policies=9, cases=1)
+    rows = rows.map(lambda row, i: {"input_ids": [i, *row["input_ids"][1:]]}, with_indices=True)
+    packs = packed(rows)
+    plan = planned(rows)
+    assert (plan.gain, plan.sharing_rows) == (1.0, 0)
+    assert "plain packing" in plan.reason
+    assert_same_gradients(adapted(BUILDERS["qwen3"]()), rows, packs)
+
+
+@pytest.mark.parametrize("architecture", BUILDERS)
+def test_gradients_are_equal_in_nf4_with_gradient_checkpointing(architecture: str, tmp_path: Path) -> None:
+    BUILDERS[architecture]().save_pretrained(tmp_path)
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    base = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=nf4, dtype=torch.float32)
+    base = prepare_model_for_kbit_training(base, gradient_checkpointing_kwargs={"use_reentrant": False})
+    model = adapted(base).train()
+    assert base.is_gradient_checkpointing
+    rows = random_rows(3)
+    assert_same_gradients(model, rows, packed(rows))
+
+
+def test_bf16_differs_no_more_than_another_order_of_summation() -> None:
+    """Rows apart, in bf16 and in fp32, tell how large rounding is; packing may not add to it."""
+    rows = random_rows(4)
+    exact = adapted(BUILDERS["qwen3"]())
+    rounded = copy.deepcopy(exact).to(torch.bfloat16)
+    _, truth = train_apart(exact, rows)
+    _, apart = train_apart(rounded, rows)
+    _, together = train_packed(rounded, packed(rows))
+    as_float = [{name: grad.float() for name, grad in grads.items()} for grads in (together, apart)]
+    assert largest_difference(as_float[0], truth) < 1.5 * largest_difference(as_float[1], truth)
+
+
+def test_a_row_does_not_see_its_neighbours() -> None:
+    """Change one case: every other row's logits stay equal bit for bit."""
+    rows = random_rows(5, policies=1, cases=12)
+    plan = planned(rows, rows_per_step=2 * len(rows), token_budget=4000)
+    (piece,) = plan.packs[0]
+    assert piece.prefix_tokens
+    changed = len(piece.rows) // 2
+    model = adapted(BUILDERS["qwen3"]()).eval()
+    use_shared_prefix_attention(model)
+    inputs = collate_pack([packed_dataset(rows, plan)[0]])
+    start, end = inputs["segments"][1 + changed, :2].tolist()
+    before = model(**inputs).logits[0]
+    inputs["input_ids"][0, start:end] = (inputs["input_ids"][0, start:end] + 1) % VOCABULARY
+    after = model(**inputs).logits[0]
+    mine = (inputs["label_positions"] >= start) & (inputs["label_positions"] < end)
+    assert torch.equal(before[~mine], after[~mine])
+    assert not torch.equal(before[mine], after[mine])
+
+
+def test_a_prefix_ends_before_the_labels_and_no_target_crosses_a_segment() -> None:
+    """Rows equal up to their last answer token may share the prompt but its last token."""
+    ids = [*range(50), 1, 2, 3]
+    rows = Dataset.from_list(
+        [{"input_ids": [*ids, last], "labels": [-100] * 50 + [1, 2, 3, last]} for last in range(6)]
+    )
+    plan = planned(rows)
+    packs = packed_dataset(rows, plan)
+    assert {piece.prefix_tokens for pack in plan.packs for piece in pack} == {49}
+    inputs = collate_pack([packs[0]])
+    assert (inputs["labels"][0, inputs["segments"][:, 0]] == -100).all()
+    assert_same_gradients(adapted(BUILDERS["qwen2"]()), rows, packs)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_plan_covers_every_row_once_within_the_budget(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    rows = random_rows(seed, policies=int(random.integers(1, 30)), cases=int(random.integers(1, 12)))
+    budget, per_step = int(random.integers(60, 900)), int(random.integers(1, 33))
+    plan = plan_packing(rows, budget, per_step, seed)
+    packs = packed_dataset(rows, plan)
+    assert sorted(row for pack in plan.packs for piece in pack for row in piece.rows) == list(
+        range(len(rows))
+    )
+    assert plan.row_tokens == sum(map(len, rows["input_ids"]))
+    assert plan.computed_tokens == sum(len(pack["input_ids"]) for pack in packs)
+    for pack, content in zip(plan.packs, packs, strict=True):
+        held = sum(len(piece.rows) for piece in pack)
+        assert len(content["input_ids"]) <= budget or held == 1
+        assert all(len(piece.rows) <= max(1, per_step // 2) for piece in pack)
+    if len(rows) > 8 * per_step:
+        assert len(rows) / len(plan.packs) * plan.packs_per_step == pytest.approx(per_step, rel=0.12)
+
+
+def test_the_same_seed_gives_the_same_plan() -> None:
+    rows = random_rows(6, policies=12)
+    assert plan_packing(rows, 500, 8, 1) == plan_packing(rows, 500, 8, 1)
+    assert plan_packing(rows, 500, 8, 1) != plan_packing(rows, 500, 8, 2)
+
+
+def test_a_hundred_rows_of_few_policies_say_what_they_save() -> None:
+    rows = random_rows(7, policies=6, cases=30, policy_tokens=300)
+    plan = plan_packing(rows, 4000, 16, 0)
+    assert plan.gain > 3
+    assert plan.reason.endswith(f"{plan.gain:.1f}x fewer tokens")
+    assert plan_packing(rows, 4000, 16, 0, rows_per_prefix=1).gain == 1
+
+
+def test_a_row_without_a_label_is_refused() -> None:
+    rows = Dataset.from_list(
+        [{"input_ids": [1, 2], "labels": [-100, 2]}, {"input_ids": [1, 2], "labels": [-100, -100]}]
+    )
+    with pytest.raises(ValueError, match="row 1 has no label"):
+        plan_packing(rows, 100, 4, 0)
+
+
+def test_a_model_with_sliding_window_is_refused() -> None:
+    model = BUILDERS["qwen2"](use_sliding_window=True, sliding_window=8, max_window_layers=1)
+    with pytest.raises(ValueError, match="sliding_attention"):
+        use_shared_prefix_attention(model)
+
+
+def test_the_model_still_answers_unpacked_batches() -> None:
+    """Evaluation and generation use the same model: left padding, no segments."""
+    plain = BUILDERS["qwen3"]().eval()
+    switched = copy.deepcopy(plain)
+    use_shared_prefix_attention(switched)
+    batch = {
+        "input_ids": torch.tensor([[0, 0, 5, 6, 7], [1, 2, 3, 4, 5]]),
+        "attention_mask": torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]),
+    }
+    assert torch.equal(plain(**batch).logits, switched(**batch).logits)
+    tokens = [
+        model.generate(**batch, max_new_tokens=5, do_sample=False, pad_token_id=0)
+        for model in (plain, switched)
+    ]
+    assert torch.equal(*tokens)
+
+
+def make_trainer(model: PeftModel, rows: Dataset, folder: Path, **settings: object) -> SFTTrainer:
+    words = {str(token): token for token in range(VOCABULARY)}
+    arguments = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 1,
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "max_length": None,
+        "remove_unused_columns": False,
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "use_cpu": True,
+        "report_to": "none",
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "max_grad_norm": 0.0,
+    }
+    packs = "segments" in rows[0]
+    return SFTTrainer(
+        model=model,
+        args=SFTConfig(**(arguments | settings)),
+        train_dataset=rows,
+        data_collator=collate_pack if packs else None,
+        processing_class=PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer(WordLevel(words, unk_token="0")), pad_token="0", eos_token="1"
+        ),
+    )
+
+
+def lora_weights(model: PeftModel) -> dict[str, torch.Tensor]:
+    return {
+        name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad
+    }
+
+
+def test_an_accumulated_optimiser_step_equals_the_unpacked_one(tmp_path: Path) -> None:
+    """All rows in one step of plain gradient descent, as several packs and as padded batches of two."""
+    rows = random_rows(8)
+    packs = packed(rows, rows_per_step=len(rows), token_budget=250)
+    assert len(packs) > 1
+    start = adapted(BUILDERS["qwen3"]())
+    descent = {"max_steps": 1, "optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant"}
+    after = []
+    for data, batch, name in ((rows, 2, "apart"), (packs, 1, "packed")):
+        model = copy.deepcopy(start)
+        steps = -(-len(data) // batch)
+        if name == "packed":
+            use_shared_prefix_attention(model)
+        trainer = make_trainer(
+            model,
+            data,
+            tmp_path / name,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=steps,
+            **descent,
+        )
+        trainer.train()
+        after.append({n: w - lora_weights(start)[n] for n, w in lora_weights(model).items()})
+    assert largest_difference(after[1], after[0]) < 1e-5
+
+
+class _StopAt(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):  # noqa: ANN001, ANN003, ANN201
+        control.should_training_stop = control.should_training_stop or state.global_step == self.step
+
+
+def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_path: Path) -> None:
+    rows = random_rows(9, policies=8)
+    plan = planned(rows, rows_per_step=4)
+    packs = packed_dataset(rows, plan)
+    start = adapted(BUILDERS["qwen2"]())
+    settings = {
+        "max_steps": 4,
+        "gradient_accumulation_steps": plan.packs_per_step,
+        "learning_rate": 1e-3,
+    }
+
+    def trainer(name: str, **more: object) -> SFTTrainer:
+        model = copy.deepcopy(start)
+        use_shared_prefix_attention(model)
+        return make_trainer(model, packs, tmp_path / name, **settings, **more)
+
+    whole = trainer("whole")
+    whole.train()
+    stopped = trainer("stopped", save_strategy="steps", save_steps=2)
+    stopped.add_callback(_StopAt(2))
+    stopped.train()
+    resumed = trainer("stopped")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "stopped" / "checkpoint-2"))
+    assert resumed.state.global_step == 4
+    pairs = itertools.zip_longest(lora_weights(whole.model).items(), lora_weights(resumed.model).items())
+    assert all(ours[0] == theirs[0] and torch.equal(ours[1], theirs[1]) for ours, theirs in pairs)
+    assert not torch.equal(*(next(iter(lora_weights(m).values())) for m in (start, whole.model)))

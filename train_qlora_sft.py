@@ -1,0 +1,58 @@
+"""Fine-tune an adapter on rows and score it, without Prefect or MLflow: ``python train_qlora_sft.py --help``."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from training_core.checkpoints import save_adapter
+from training_core.config import RunConfig, SettingsError, config_from_command_line, read_settings
+from training_core.data_loader import DataError, build_datasets
+from training_core.evaluation import evaluate_model, held_out_sample, predict_by_lookup, predict_by_majority, score
+from training_core.identity import digest_rows, training_identity
+from training_core.model_setup import digest_base_model, fetch_base_model, load_model_and_tokenizer, load_tokenizer
+from training_core.report import account_grid, score_grid
+from training_core.trainer import train_model
+from training_core.utils import log_system_info, setup_logging, validate_args
+
+
+def run(config: RunConfig) -> None:
+    """Rows in, a scored adapter out, in ``output_dir/<training identity>``."""
+    validate_args(config)
+    log_system_info()
+    base = fetch_base_model(config)
+    data = build_datasets(config, load_tokenizer(base))
+    identity = training_identity(config, digest_rows(data.train), digest_base_model(base))
+    run_dir = Path(config.output_dir).resolve() / identity[:12]
+    loaded = load_model_and_tokenizer(config)
+    summary = train_model(loaded, data, config, run_dir)
+    save_adapter(loaded.model, loaded.tokenizer, config, run_dir / "adapter")
+    rows = held_out_sample(data.held_out, config)
+    predictions = {"candidate": evaluate_model(loaded, rows, config)}
+    with loaded.model.disable_adapter():
+        predictions["base"] = evaluate_model(loaded, rows, config)
+    predictions["lookup table"] = predict_by_lookup(data.train, rows)
+    predictions["majority"] = predict_by_majority(data.train, rows)
+    scores = {name: score(found, config) for name, found in predictions.items()}
+    results = {name: dataclasses.asdict(found) for name, found in scores.items()}
+    (run_dir / "scores.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    console = Console()
+    console.print(account_grid(data.report.accounts).terminal(), score_grid(scores).terminal())
+    console.print(f"{summary.steps} steps in {summary.seconds:.0f} s, adapter: {run_dir / 'adapter'}")
+
+
+def main() -> int:
+    """Read the settings, run, and say in one message what is wrong where something is."""
+    setup_logging()
+    try:
+        run(read_settings(config_from_command_line(sys.argv[1:], "train_qlora_sft.py")))
+    except (SettingsError, DataError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,238 @@
+"""RunConfig: the one home of every setting of a run, and the doors through which settings come in."""
+
+import argparse
+import dataclasses
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
+
+# What does not change the weights. Anything not named here does: a setting that somebody forgets to add
+# costs a needless training, never the reuse of a wrong adapter.
+NOT_OF_TRAINING = frozenset(
+    {
+        # in the training identity as digests of files and rows
+        *("model_name", "dataset_path", "eval_path", "val_split", "overlong", "max_refused_share"),
+        # how often a training reports and saves
+        *("logging_steps", "save_steps", "eval_steps", "save_total_limit", "per_device_eval_batch_size"),
+        # how a finished adapter is judged
+        *("max_eval_rows", "eval_batch_size", "eval_max_new_tokens", "group_by", "favourable_decisions"),
+        # where things lie and happen
+        *("registered_model_name", "min_improvement", "output_dir", "cache_dir", "train_on"),
+    }
+)
+
+
+class SettingsError(ValueError):
+    """One or more settings cannot be used; the message holds one line per problem."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = list(problems)
+        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        super().__init__("\n".join([f"The settings have {count}:", *(f"  - {line}" for line in self.problems)]))
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class RunConfig:
+    """Every setting of one fine-tuning run. Nothing else has defaults.
+
+    Defaults suit Qwen2.5-1.5B on one GPU. Raises pydantic's ``ValidationError`` with all bad fields at once;
+    ``read_settings`` turns that into one ``SettingsError`` in plain words.
+    """
+
+    # Model
+    model_name: str = Field(
+        "Qwen/Qwen2.5-1.5B-Instruct",
+        min_length=1,
+        description="Base model: a local folder or a name on the hub.",
+    )
+
+    # Data
+    dataset_path: str = Field(
+        "data/train.jsonl", min_length=1, description="Training rows: a JSONL file, one row a line."
+    )
+    eval_path: str | None = Field(
+        None, description="Rows to hold out for evaluation; empty: a share of the training rows (val_split)."
+    )
+    val_split: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="Share of rows held out when eval_path is empty; a row's side never changes.",
+    )
+    max_seq_length: int = Field(
+        2048, ge=16, description="Longest row, in tokens, prompt and answer together. Nothing is ever cut."
+    )
+    overlong: Literal["drop", "error"] = Field(
+        "drop", description="A row above max_seq_length is dropped (counted and listed) or ends the run."
+    )
+    max_refused_share: float = Field(
+        0.1, ge=0, le=1, description="Share of unusable lines above which the rows are not fit to train on."
+    )
+    seed: int = Field(
+        42,
+        ge=0,
+        lt=2**32,
+        description="Seed of the split, the order of rows and the adapter's first weights.",
+    )
+
+    # LoRA
+    lora_r: int = Field(16, ge=1, description="Rank of the adapter matrices.")
+    lora_alpha: int = Field(32, ge=1, description="Scale of the adapter: its output is multiplied by alpha / r.")
+    lora_dropout: float = Field(0.05, ge=0, lt=1, description="Dropout before the adapter matrices.")
+    target_modules: str = Field(
+        "auto", min_length=1, description="Layers that get an adapter: auto, or names separated by commas."
+    )
+
+    # Training
+    num_train_epochs: float = Field(3.0, gt=0, description="Passes over the training rows.")
+    max_steps: int = Field(0, ge=0, description="Stop after this many optimiser steps; 0: num_train_epochs decides.")
+    per_device_train_batch_size: int = Field(4, ge=1, description="Rows a device handles at once in training.")
+    per_device_eval_batch_size: int = Field(
+        4, ge=1, description="Rows a device handles at once when the held-out loss is taken."
+    )
+    gradient_accumulation_steps: int = Field(8, ge=1, description="Batches summed up before an optimiser step.")
+    learning_rate: float = Field(2e-4, gt=0, description="Highest learning rate.")
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = Field(
+        "cosine", description="How the learning rate falls after the warmup."
+    )
+    warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay of the optimiser.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
+    optim: Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"] = Field(
+        "adamw_torch_fused", description="Optimiser; the 8-bit and paged ones save GPU memory."
+    )
+    packing: bool = Field(True, description="Train rows one after the other without padding, kept apart exactly.")
+    gradient_checkpointing: bool = Field(
+        True, description="Recompute activations in the backward pass: less memory, about a third more time."
+    )
+    logging_steps: int = Field(10, ge=1, description="Most steps between two points of the loss curve.")
+    save_steps: int = Field(
+        100,
+        ge=1,
+        description="Most steps between two checkpoints; short runs write at least three all the same.",
+    )
+    eval_steps: int = Field(100, ge=1, description="Most steps between two measurements of the held-out loss.")
+    save_total_limit: int = Field(3, ge=2, description="Checkpoints kept; older ones are deleted.")
+
+    # Evaluation
+    max_eval_rows: int = Field(500, ge=1, description="Most held-out rows that are answered and scored.")
+    eval_batch_size: int = Field(16, ge=1, description="Rows answered at once.")
+    eval_max_new_tokens: int = Field(512, ge=1, description="Longest answer, in tokens, that is waited for.")
+    group_by: str = Field(
+        "issue_type",
+        description="Field of the case for the score per group and for the lookup-table baseline.",
+    )
+    favourable_decisions: tuple[str, ...] = Field(
+        ("Eligible",),
+        description="Decisions in the customer's favour; given against the policy they cost money.",
+    )
+
+    # Results
+    registered_model_name: str = Field(
+        "sft-flow-qwen", min_length=1, pattern=r"^[^/:]+$", description="Name in the model registry."
+    )
+    min_improvement: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Decision accuracy an adapter must be ahead of base, baselines and champion to become champion.",
+    )
+    output_dir: str = Field("runs", min_length=1, description="Folder of everything a run writes.")
+    cache_dir: str | None = Field(None, description="Folder for downloaded base models; empty: the hub's own.")
+    train_on: str | None = Field(
+        None, description="Deployment that trains, such as train-flow/gpu; empty: this very process."
+    )
+
+    def training_settings(self) -> dict[str, Any]:
+        """The settings that shape the weights, for the training identity."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in NOT_OF_TRAINING}
+
+    def save(self, folder: Path | str) -> Path:
+        """Write ``run_config.json`` into a folder and return its path."""
+        path = Path(folder) / "run_config.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+        return path
+
+    @classmethod
+    def load(cls, path: Path | str) -> "RunConfig":
+        """Read a YAML or JSON file, or the ``run_config.json`` of a folder.
+
+        Raises ``SettingsError`` naming every unknown key and every bad value.
+        """
+        return read_settings(read_settings_file(path))
+
+
+def setting_names() -> list[str]:
+    """Names of all settings, in RunConfig's order."""
+    return [field.name for field in dataclasses.fields(RunConfig)]
+
+
+def read_settings_file(path: Path | str) -> dict[str, Any]:
+    """The settings in a YAML or JSON file, unjudged.
+
+    Raises ``SettingsError`` when there is no such file or it holds no mapping.
+    """
+    path = Path(path)
+    path = path / "run_config.json" if path.is_dir() else path
+    if not path.is_file():
+        raise SettingsError([f"config: {str(path)!r} is not a file; give a YAML file with settings"])
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError([f"config: {path} is not YAML: {error}"]) from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise SettingsError([f"config: {path} holds a {type(values).__name__}; it must hold `setting: value` lines"])
+    return values
+
+
+def read_settings(values: dict[str, Any]) -> RunConfig:
+    """Judge values from YAML, flags or a form; raises ``SettingsError`` with every problem."""
+    try:
+        return RunConfig(**values)
+    except ValidationError as error:
+        raise SettingsError(describe_problems(error)) from error
+
+
+def describe_problems(error: ValidationError) -> list[str]:
+    """One line per bad setting: its name, its value and what would be right."""
+    return [_describe(str(problem["loc"][0]), problem) for problem in error.errors()]
+
+
+def _describe(name: str, problem: Any) -> str:
+    if problem["type"] == "unexpected_keyword_argument":
+        close = difflib.get_close_matches(name, setting_names(), n=1)
+        return f"{name}: there is no such setting" + (f"; did you mean {close[0]}?" if close else "")
+    return f"{name}: {problem['input']!r} cannot be used: {problem['msg']}"
+
+
+def config_from_command_line(arguments: Sequence[str], prog: str) -> dict[str, Any]:
+    """Settings given as ``--config FILE.yaml`` and ``--setting value`` flags; flags win.
+
+    Every setting is a flag; values are read by the rules of YAML. The result is unjudged: pass it to
+    ``read_settings``. An unknown flag ends the process with exit code 2, as argparse does.
+    """
+    parser = argparse.ArgumentParser(prog=prog, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE.yaml", help="Settings that differ from the defaults.")
+    for field in dataclasses.fields(RunConfig):
+        text = f"{field.default.description} Default: {field.default.default}".replace("%", "%%")
+        parser.add_argument(f"--{field.name}", metavar="", default=argparse.SUPPRESS, help=text)
+    flags = vars(parser.parse_args(arguments))
+    config_file = flags.pop("config")
+    from_file = read_settings_file(config_file) if config_file else {}
+    return from_file | {name: _flag_value(text) for name, text in flags.items()}
+
+
+def _flag_value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text

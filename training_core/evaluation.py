@@ -1,0 +1,193 @@
+"""What a model decides on held-out rows, and how good that is: base, candidate and champion by the same door."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from scipy.stats import binomtest
+from sklearn.metrics import f1_score
+from transformers import GenerationConfig
+
+from training_core.chat_encoding import ChatEncoder
+from training_core.config import RunConfig
+from training_core.data_loader import IGNORED_LABEL
+from training_core.model_setup import LoadedModel
+
+NO_DECISION = "(no decision)"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One held-out row and what a model made of it. ``decision`` is ``NO_DECISION`` when the answer is unusable."""
+
+    line: int
+    group: str
+    expected: str
+    decision: str
+    valid_json: bool
+    answer: str
+
+
+@dataclass(frozen=True)
+class GroupScore:
+    """Decision accuracy among the rows of one group."""
+
+    rows: int
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores over all rows: an unusable answer counts as a wrong decision, never as a row less.
+
+    ``accuracy_low`` and ``accuracy_high`` bound the 95% Wilson interval of the decision accuracy; ``macro_f1`` is the
+    mean over the decisions that were expected; ``wrongly_favourable`` is the share of rows decided in the customer's
+    favour against the expected decision.
+    """
+
+    rows: int
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    macro_f1: float
+    json_validity: float
+    wrongly_favourable: float
+    by_group: dict[str, GroupScore]
+
+
+def held_out_sample(rows: Dataset, config: RunConfig) -> Dataset:
+    """The held-out rows that are answered: all of them, or ``max_eval_rows`` drawn with the run's seed."""
+    if len(rows) <= config.max_eval_rows:
+        return rows
+    return rows.shuffle(seed=config.seed).select(range(config.max_eval_rows))
+
+
+def evaluate_model(loaded: LoadedModel, rows: Dataset, config: RunConfig) -> list[Prediction]:
+    """Answer held-out rows (columns as in ``TrainingData``) greedily and read the answers strictly."""
+    encoder = ChatEncoder.of(loaded.tokenizer)
+    answers = generate(loaded, [prompt_of(row) for row in rows], config)
+    return [_predict(encoder, row, answer) for row, answer in zip(rows, answers, strict=True)]
+
+
+def prompt_of(row: dict[str, Any]) -> list[int]:
+    """The token ids of a row up to its answer: what the model is given at inference."""
+    return [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == IGNORED_LABEL]
+
+
+@torch.inference_mode()
+def generate(loaded: LoadedModel, prompts: Sequence[list[int]], config: RunConfig) -> list[list[int]]:
+    """Greedy continuations of prompts, as token ids without padding, in the order of the prompts.
+
+    Prompts of similar length are answered together, which leaves little padding.
+    """
+    end_of_turn = ChatEncoder.of(loaded.tokenizer).end_of_turn
+    greedy = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=config.eval_max_new_tokens,
+        eos_token_id=end_of_turn,
+        pad_token_id=end_of_turn,
+    )
+    answers: list[list[int]] = [[] for _ in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    loaded.model.eval()
+    for start in range(0, len(order), config.eval_batch_size):
+        batch = order[start : start + config.eval_batch_size]
+        inputs = _pad_left([prompts[i] for i in batch], end_of_turn, loaded.model.device)
+        output = loaded.model.generate(**inputs, generation_config=greedy)
+        for i, tokens in zip(batch, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
+            answers[i] = tokens[: tokens.index(end_of_turn) + 1] if end_of_turn in tokens else tokens
+    return answers
+
+
+def _pad_left(prompts: Sequence[list[int]], padding: int, device: torch.device) -> dict[str, torch.Tensor]:
+    longest = max(len(prompt) for prompt in prompts)
+    rows = [[padding] * (longest - len(prompt)) + prompt for prompt in prompts]
+    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return {
+        "input_ids": torch.tensor(rows, device=device),
+        "attention_mask": torch.tensor(mask, device=device),
+    }
+
+
+def _predict(encoder: ChatEncoder, row: dict[str, Any], answer: list[int]) -> Prediction:
+    text = encoder.decode_answer(answer)
+    expected = encoder.decode_answer([label for label in row["labels"] if label != IGNORED_LABEL])
+    found = parse_answer(text)
+    valid = found is not None and found.keys() == json.loads(expected).keys()
+    decision = found.get("decision") if found else None
+    return Prediction(
+        line=row["line"],
+        group=row["group"],
+        expected=row["decision"],
+        decision=decision if isinstance(decision, str) else NO_DECISION,
+        valid_json=valid,
+        answer=text,
+    )
+
+
+def parse_answer(text: str) -> dict[str, Any] | None:
+    """The answer's JSON object, or ``None`` when the text is anything but one object of unique keys."""
+    try:
+        found = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return dict(pairs)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def score(predictions: Sequence[Prediction], config: RunConfig) -> Scores:
+    """Scores of one model or baseline over all of its predictions; raises ``ValueError`` when there are none."""
+    if not predictions:
+        raise ValueError("there is nothing to score")
+    rows = len(predictions)
+    correct = [found.decision == found.expected for found in predictions]
+    interval = binomtest(sum(correct), rows).proportion_ci(method="wilson")
+    expected = [found.expected for found in predictions]
+    decided = [found.decision for found in predictions]
+    favourable = set(config.favourable_decisions)
+    against_policy = sum(d in favourable and e not in favourable for d, e in zip(decided, expected, strict=True))
+    groups: dict[str, list[bool]] = defaultdict(list)
+    for found, right in zip(predictions, correct, strict=True):
+        groups[found.group].append(right)
+    return Scores(
+        rows=rows,
+        accuracy=sum(correct) / rows,
+        accuracy_low=float(interval.low),
+        accuracy_high=float(interval.high),
+        macro_f1=float(f1_score(expected, decided, labels=sorted(set(expected)), average="macro", zero_division=0.0)),
+        json_validity=sum(found.valid_json for found in predictions) / rows,
+        wrongly_favourable=against_policy / rows,
+        by_group={name: GroupScore(len(hits), sum(hits) / len(hits)) for name, hits in sorted(groups.items())},
+    )
+
+
+def predict_by_majority(train: Dataset, rows: Dataset) -> list[Prediction]:
+    """The baseline that always gives the commonest decision of the training rows."""
+    commonest = Counter(train["decision"]).most_common(1)[0][0]
+    return [_as_prediction(row, commonest) for row in rows]
+
+
+def predict_by_lookup(train: Dataset, rows: Dataset) -> list[Prediction]:
+    """The baseline that gives the commonest training decision of the row's group, reading nothing else."""
+    overall = Counter(train["decision"])
+    groups: dict[str, Counter[str]] = defaultdict(Counter)
+    for group, decision in zip(train["group"], train["decision"], strict=True):
+        groups[group][decision] += 1
+    return [_as_prediction(row, groups.get(row["group"], overall).most_common(1)[0][0]) for row in rows]
+
+
+def _as_prediction(row: dict[str, Any], decision: str) -> Prediction:
+    return Prediction(row["line"], row["group"], row["decision"], decision, valid_json=True, answer="")

@@ -1,0 +1,135 @@
+"""The base model in four bits and the adapter on top of it."""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from training_core.config import RunConfig
+from training_core.utils import Precision, pick_precision, set_seed, setup_cache
+
+logger = logging.getLogger(__name__)
+
+_BASE_FILES = ("*.safetensors", "*.json", "*.txt", "*.jinja")
+
+
+def default_qwen_target_modules() -> list[str]:
+    """All linear layers of a Qwen2/Qwen3 block: QLoRA needs adapters on every one of them to match full fine-tuning.
+
+    Source: Dettmers et al. 2023, https://arxiv.org/abs/2305.14314, section 4.
+    """
+    return ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def fetch_base_model(config: RunConfig) -> Path:
+    """The folder of the base model, downloaded first when ``model_name`` is a name on the hub."""
+    folder = Path(config.model_name)
+    if folder.is_dir():
+        return folder.resolve()
+    return Path(
+        snapshot_download(config.model_name, cache_dir=setup_cache(config.cache_dir), allow_patterns=list(_BASE_FILES))
+    )
+
+
+def digest_base_model(folder: Path) -> str:
+    """SHA-256 over the names and bytes of a base model's weights, configuration and tokenizer files."""
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in _BASE_FILES for path in folder.glob(pattern)}):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def load_tokenizer(base: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a base model folder."""
+    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(base)
+    return tokenizer
+
+
+def load_quantised_base(base: Path, precision: Precision) -> PreTrainedModel:
+    """The base model in NF4 with double quantisation, computing in the run's precision.
+
+    Source: Dettmers et al. 2023, https://arxiv.org/abs/2305.14314, section 3.
+    """
+    quantisation = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=precision.dtype,
+    )
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        base,
+        quantization_config=quantisation,
+        dtype=precision.dtype,
+        device_map={"": torch.cuda.current_device()} if torch.cuda.is_available() else {"": "cpu"},
+    )
+    # A base brings advice for sampling (Qwen2.5: repetition_penalty 1.05) that would bend greedy answers unasked.
+    model.generation_config = GenerationConfig()
+    return model
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A four-bit base with an adapter, its tokenizer, and the precision both compute in."""
+
+    model: PeftModel
+    tokenizer: PreTrainedTokenizerFast
+    precision: Precision
+
+
+def load_model_and_tokenizer(config: RunConfig) -> LoadedModel:
+    """The four-bit base with a fresh adapter, ready to train, and its tokenizer.
+
+    The adapter's weights are fp32 whatever the precision: bf16 adapters do not resume exactly. Raises ``ValueError``
+    when ``target_modules`` names layers the model does not have.
+    """
+    precision = pick_precision()
+    logger.info("Precision: %s", precision.reason)
+    set_seed(config.seed)  # the adapter's first weights are drawn here
+    base = fetch_base_model(config)
+    model = prepare_model_for_kbit_training(
+        load_quantised_base(base, precision), use_gradient_checkpointing=config.gradient_checkpointing
+    )
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=target_modules(config),
+    )
+    adapted = get_peft_model(model, lora)
+    trained, total = adapted.get_nb_trainable_parameters()
+    logger.info(
+        "Adapter: %s of %s parameters are trained (%.2f%%)",
+        f"{trained:,}",
+        f"{total:,}",
+        100 * trained / total,
+    )
+    return LoadedModel(adapted, load_tokenizer(base), precision)
+
+
+def target_modules(config: RunConfig) -> list[str]:
+    """The names of the layers that get an adapter."""
+    if config.target_modules == "auto":
+        return default_qwen_target_modules()
+    return [name.strip() for name in config.target_modules.split(",")]
+
+
+def load_adapted_model(base: Path, adapter: Path) -> LoadedModel:
+    """A trained adapter on its four-bit base, ready to answer."""
+    precision = pick_precision()
+    model: PeftModel = PeftModel.from_pretrained(load_quantised_base(base, precision), adapter)
+    return LoadedModel(model.eval(), load_tokenizer(base), precision)

@@ -1,0 +1,103 @@
+"""A run in tables and pictures: what came in, what came out, and how good it is."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+from rich.table import Table
+from sklearn.metrics import ConfusionMatrixDisplay
+
+from training_core.data_loader import Account
+from training_core.evaluation import Prediction, Scores
+from training_core.journal import Point
+
+matplotlib.use("agg")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of texts, to be shown in a terminal or in Markdown."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def terminal(self) -> Table:
+        table = Table(title=self.title, title_justify="left", title_style="bold")
+        for i, name in enumerate(self.head):
+            table.add_column(name, justify="left" if i == 0 else "right")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+    def markdown(self) -> str:
+        rows = [self.head, ["---", *(["---:"] * (len(self.head) - 1))], *self.rows]
+        return "\n".join([f"**{self.title}**", "", *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def score_grid(scores: Mapping[str, Scores]) -> Grid:
+    """Models and baselines side by side, all over the same held-out rows."""
+    head = ("", "decision accuracy", "95% interval", "macro F1", "valid JSON", "wrongly favourable", "rows")
+    rows = [
+        (
+            name,
+            f"{s.accuracy:.1%}",
+            f"{s.accuracy_low:.1%} – {s.accuracy_high:.1%}",
+            f"{s.macro_f1:.3f}",
+            f"{s.json_validity:.1%}",
+            f"{s.wrongly_favourable:.1%}",
+            f"{round(s.accuracy * s.rows)} of {s.rows}",
+        )
+        for name, s in scores.items()
+    ]
+    return Grid("Scores on held-out rows", head, rows)
+
+
+def group_grid(scores: Mapping[str, Scores], group_by: str) -> Grid:
+    """Decision accuracy of each model and baseline, group by group."""
+    groups = next(iter(scores.values())).by_group
+    rows = [
+        (group or "(none)", str(groups[group].rows), *(f"{s.by_group[group].accuracy:.0%}" for s in scores.values()))
+        for group in groups
+    ]
+    return Grid(f"Decision accuracy by {group_by}", (group_by, "rows", *scores), rows)
+
+
+def account_grid(accounts: Sequence[Account]) -> Grid:
+    """Where every line went."""
+    head = ("file", "lines", "trained", "held out", "duplicates", "refused", "overlong")
+    rows = [
+        (Path(a.file).name, *(str(n) for n in (a.lines, a.trained, a.held_out, a.duplicates, a.refused, a.overlong)))
+        for a in accounts
+    ]
+    return Grid("Every line accounted for", head, rows)
+
+
+def draw_confusion(predictions: Sequence[Prediction], path: Path) -> None:
+    """Write a picture of expected against given decisions."""
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    ConfusionMatrixDisplay.from_predictions(
+        [found.expected for found in predictions],
+        [found.decision for found in predictions],
+        ax=figure.subplots(),
+        xticks_rotation=35,
+        colorbar=False,
+        cmap="Blues",
+    )
+    figure.axes[0].set(xlabel="given", ylabel="expected", title="Decisions on held-out rows")
+    figure.savefig(path)
+
+
+def draw_curve(points: Sequence[Point], path: Path) -> None:
+    """Write a picture of the loss over the optimiser steps."""
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for name, label in (("loss", "training"), ("eval_loss", "held out")):
+        curve = [(point.step, point.values[name]) for point in points if name in point.values]
+        axes.plot(*zip(*curve, strict=True) if curve else ((), ()), label=label, marker="." if name != "loss" else None)
+    axes.set(xlabel="optimiser step", ylabel="loss per answer token", title="Loss")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path)

@@ -1,0 +1,150 @@
+"""What every run needs before it starts: logging, seed, cache, precision, checked settings, system facts."""
+
+import logging
+import os
+import platform
+import random
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HFValidationError
+from rich.logging import RichHandler
+
+from training_core.config import RunConfig, SettingsError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The number format of a run's computations and the sentence that says why it was chosen."""
+
+    name: Literal["fp32", "fp16", "bf16"]
+    reason: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.name]
+
+
+def setup_logging(level: int = logging.INFO) -> None:
+    """Show the log lines of ``training_core`` on the terminal; other loggers are left alone."""
+    core = logging.getLogger("training_core")
+    core.setLevel(level)
+    if not core.handlers:
+        core.addHandler(RichHandler(show_path=False, omit_repeated_times=False))
+        core.propagate = False
+
+
+def set_seed(seed: int) -> None:
+    """Seed Python, NumPy and torch on every device."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def setup_cache(cache_dir: str | None) -> Path | None:
+    """Create the folder for downloaded base models and return it; ``None`` leaves the choice to the hub.
+
+    The hub's libraries read their environment when they are imported, so the folder is returned to be passed on,
+    not put into the environment.
+    """
+    if cache_dir is None:
+        return None
+    folder = Path(cache_dir).expanduser().resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def pick_precision() -> Precision:
+    """Decide once, for this machine, in which number format a run computes."""
+    if not torch.cuda.is_available():
+        return Precision("fp32", "fp32: no GPU here, and CPUs emulate shorter formats at a fraction of the speed")
+    card, capability = torch.cuda.get_device_name(), "{}.{}".format(*torch.cuda.get_device_capability())
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return Precision("bf16", f"bf16: {card} has it (compute capability {capability})")
+    return Precision("fp16", f"fp16: {card} lacks bf16 (compute capability {capability})")
+
+
+def validate_args(config: RunConfig) -> None:
+    """Judge what no single setting can: files, base model, folders, contradictions. Loads nothing heavy.
+
+    Raises ``SettingsError`` with every problem at once.
+    """
+    problems = [
+        *_file_problems("dataset_path", config.dataset_path),
+        *(_file_problems("eval_path", config.eval_path) if config.eval_path else []),
+        *_base_model_problems(config),
+        *_folder_problems("output_dir", config.output_dir),
+        *_contradictions(config),
+    ]
+    if problems:
+        raise SettingsError(problems)
+
+
+def _file_problems(name: str, value: str) -> list[str]:
+    path = Path(value)
+    if not path.exists():
+        return [f"{name}: {value!r} does not exist; give --{name} a JSONL file (here: {Path.cwd()})"]
+    if not path.is_file():
+        return [f"{name}: {value!r} is a folder; give a JSONL file"]
+    if path.stat().st_size == 0:
+        return [f"{name}: {value!r} is empty; it needs one row a line"]
+    if not os.access(path, os.R_OK):
+        return [f"{name}: {value!r} may not be read; change its permissions"]
+    return []
+
+
+def _base_model_problems(config: RunConfig) -> list[str]:
+    folder = Path(config.model_name)
+    if folder.is_dir():
+        lacking = [name for name in ("config.json", "tokenizer_config.json") if not (folder / name).is_file()]
+        lacking += [] if any(folder.glob("*.safetensors")) else ["*.safetensors"]
+        return [f"model_name: {config.model_name!r} lacks {name}; it is no complete base model" for name in lacking]
+    try:
+        hf_hub_download(config.model_name, "config.json", cache_dir=setup_cache(config.cache_dir))
+    except (HFValidationError, OSError) as error:
+        cause = str(error).splitlines()[0]
+        return [f"model_name: {config.model_name!r} is no local folder and cannot be had from the hub ({cause})"]
+    return []
+
+
+def _folder_problems(name: str, value: str) -> list[str]:
+    folder = Path(value).resolve()
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not existing.is_dir():
+        return [f"{name}: {value!r} cannot be created: {existing} is a file"]
+    if not os.access(existing, os.W_OK):
+        return [f"{name}: {value!r} cannot be written: {existing} is not writable"]
+    return []
+
+
+def _contradictions(config: RunConfig) -> list[str]:
+    problems = []
+    if config.eval_path is None and config.val_split == 0:
+        problems.append("val_split: 0 without eval_path leaves no rows to evaluate on; give one of the two")
+    if config.eval_path and Path(config.eval_path).resolve() == Path(config.dataset_path).resolve():
+        problems.append(f"eval_path: {config.eval_path!r} is dataset_path itself; held-out rows must be other rows")
+    if config.target_modules != "auto" and not all(part.strip() for part in config.target_modules.split(",")):
+        problems.append(f"target_modules: {config.target_modules!r} has an empty name; write e.g. q_proj,v_proj")
+    return problems
+
+
+def log_system_info() -> dict[str, str]:
+    """Log the machine and the versions a result depends on, and return them for ``system.json``."""
+    packages = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets")
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    facts = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": str(os.cpu_count()),
+        "gpu": gpu,
+        **{package: version(package) for package in packages},
+    }
+    logger.info("System: %s", ", ".join(f"{name} {value}" for name, value in facts.items()))
+    return facts
