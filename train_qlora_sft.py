@@ -1,7 +1,5 @@
 """Fine-tune an adapter on rows and score it, without Prefect or MLflow: ``python train_qlora_sft.py --help``."""
 
-import dataclasses
-import json
 import sys
 from pathlib import Path
 
@@ -9,11 +7,12 @@ from rich.console import Console
 
 from training_core.checkpoints import save_adapter
 from training_core.config import RunConfig, SettingsError, config_from_command_line, read_settings
-from training_core.data_loader import DataError, build_datasets
-from training_core.evaluation import evaluate_model, held_out_sample, predict_by_lookup, predict_by_majority, score
+from training_core.contest import hold_contest, save_contest
+from training_core.data_loader import build_datasets
 from training_core.identity import digest_rows, training_identity
 from training_core.model_setup import digest_base_model, fetch_base_model, load_model_and_tokenizer, load_tokenizer
 from training_core.report import account_grid, score_grid
+from training_core.rows import DataError
 from training_core.trainer import train_model
 from training_core.utils import log_system_info, setup_logging, validate_args
 
@@ -22,24 +21,17 @@ def run(config: RunConfig) -> None:
     """Rows in, a scored adapter out, in ``output_dir/<training identity>``."""
     validate_args(config)
     log_system_info()
-    base = fetch_base_model(config)
+    base = fetch_base_model(config.model_name, config.cache_dir)
     data = build_datasets(config, load_tokenizer(base))
     identity = training_identity(config, digest_rows(data.train), digest_base_model(base))
     run_dir = Path(config.output_dir).resolve() / identity[:12]
     loaded = load_model_and_tokenizer(config)
     summary = train_model(loaded, data, config, run_dir)
     save_adapter(loaded.model, loaded.tokenizer, config, run_dir / "adapter")
-    rows = held_out_sample(data.held_out, config)
-    predictions = {"candidate": evaluate_model(loaded, rows, config)}
-    with loaded.model.disable_adapter():
-        predictions["base"] = evaluate_model(loaded, rows, config)
-    predictions["lookup table"] = predict_by_lookup(data.train, rows)
-    predictions["majority"] = predict_by_majority(data.train, rows)
-    scores = {name: score(found, config) for name, found in predictions.items()}
-    results = {name: dataclasses.asdict(found) for name, found in scores.items()}
-    (run_dir / "scores.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    contest = hold_contest(loaded, None, data, config)
+    save_contest(contest, run_dir / "journal.jsonl", run_dir / "evaluation")
     console = Console()
-    console.print(account_grid(data.report.accounts).terminal(), score_grid(scores).terminal())
+    console.print(account_grid(data.report.accounts).terminal(), score_grid(contest.scores).terminal())
     console.print(f"{summary.steps} steps in {summary.seconds:.0f} s, adapter: {run_dir / 'adapter'}")
 
 

@@ -32,13 +32,15 @@ def seal(folder: Path) -> str:
 
 
 def seal_digest(folder: Path) -> str | None:
-    """The digest that ``seal`` returned, or ``None`` when a file is missing, added or changed since."""
+    """The digest that ``seal`` returned, or ``None`` when a file is missing or changed since."""
     manifest = folder / MANIFEST
     if not manifest.is_file():
         return None
     text = manifest.read_text(encoding="utf-8")
-    found = {path.relative_to(folder).as_posix(): _sha256(path) for path in _content(folder)}
-    return hashlib.sha256(text.encode()).hexdigest() if json.loads(text) == found else None
+    intact = all(
+        (folder / name).is_file() and _sha256(folder / name) == digest for name, digest in json.loads(text).items()
+    )
+    return hashlib.sha256(text.encode()).hexdigest() if intact else None
 
 
 def latest_complete_checkpoint(folder: Path) -> Path | None:

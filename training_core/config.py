@@ -11,6 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
 
 # What does not change the weights. Anything not named here does: a setting that somebody forgets to add
 # costs a needless training, never the reuse of a wrong adapter.
@@ -23,7 +24,7 @@ NOT_OF_TRAINING = frozenset(
         # how a finished adapter is judged
         *("max_eval_rows", "eval_batch_size", "eval_max_new_tokens", "group_by", "favourable_decisions"),
         # where things lie and happen
-        *("registered_model_name", "min_improvement", "output_dir", "cache_dir", "train_on"),
+        *("registered_model_name", "min_improvement", "output_dir", "cache_dir"),
     }
 )
 
@@ -145,9 +146,6 @@ class RunConfig:
     )
     output_dir: str = Field("runs", min_length=1, description="Folder of everything a run writes.")
     cache_dir: str | None = Field(None, description="Folder for downloaded base models; empty: the hub's own.")
-    train_on: str | None = Field(
-        None, description="Deployment that trains, such as train-flow/gpu; empty: this very process."
-    )
 
     def training_settings(self) -> dict[str, Any]:
         """The settings that shape the weights, for the training identity."""
@@ -169,9 +167,9 @@ class RunConfig:
         return read_settings(read_settings_file(path))
 
 
-def setting_names() -> list[str]:
-    """Names of all settings, in RunConfig's order."""
-    return [field.name for field in dataclasses.fields(RunConfig)]
+def settings_info() -> dict[str, FieldInfo]:
+    """Each setting's type, bounds, default and help by its name, in RunConfig's order."""
+    return dict(RunConfig.__pydantic_fields__)  # type: ignore[attr-defined]
 
 
 def read_settings_file(path: Path | str) -> dict[str, Any]:
@@ -209,7 +207,7 @@ def describe_problems(error: ValidationError) -> list[str]:
 
 def _describe(name: str, problem: Any) -> str:
     if problem["type"] == "unexpected_keyword_argument":
-        close = difflib.get_close_matches(name, setting_names(), n=1)
+        close = difflib.get_close_matches(name, settings_info(), n=1)
         return f"{name}: there is no such setting" + (f"; did you mean {close[0]}?" if close else "")
     return f"{name}: {problem['input']!r} cannot be used: {problem['msg']}"
 
@@ -222,9 +220,9 @@ def config_from_command_line(arguments: Sequence[str], prog: str) -> dict[str, A
     """
     parser = argparse.ArgumentParser(prog=prog, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE.yaml", help="Settings that differ from the defaults.")
-    for field in dataclasses.fields(RunConfig):
-        text = f"{field.default.description} Default: {field.default.default}".replace("%", "%%")
-        parser.add_argument(f"--{field.name}", metavar="", default=argparse.SUPPRESS, help=text)
+    for name, info in settings_info().items():
+        text = f"{info.description} Default: {info.default}".replace("%", "%%")
+        parser.add_argument(f"--{name}", metavar="", default=argparse.SUPPRESS, help=text)
     flags = vars(parser.parse_args(arguments))
     config_file = flags.pop("config")
     from_file = read_settings_file(config_file) if config_file else {}

@@ -15,37 +15,13 @@ from transformers import PreTrainedTokenizerFast
 
 from training_core.chat_encoding import ChatEncoder, Message
 from training_core.config import RunConfig
+from training_core.rows import BadLineError, DataError, Problem, Record, Row, parse_row
 
 logger = logging.getLogger(__name__)
 
 SYSTEM_TEXT = "You decide customer cases strictly by the policy document. Answer with one JSON object and nothing else."
-ANSWER_FIELDS = ("decision", "reason", "customer_response", "next_action")
 IGNORED_LABEL = -100
-
-Record = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Why a line cannot be used: where, what, and how to mend it."""
-
-    file: str
-    line: int
-    field: str
-    what: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.field}: {self.what}; {self.remedy}"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A usable row and the place it stands at."""
-
-    file: str
-    line: int
-    record: Record
+MOST_LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -90,17 +66,14 @@ class TrainingData:
     """Encoded rows and their report.
 
     Columns: ``input_ids`` and ``labels`` (int lists of one length; the answer carries labels, the prompt does not),
-    ``line``, ``decision``, and ``group``, the value of the case's field ``group_by``.
+    ``line``, ``decision``, and ``group``, the value of the case's field ``group_by``; held-out rows also have
+    ``record``, the row as JSON.
     """
 
     train: Dataset
     held_out: Dataset
     report: DataReport
     refused: list[bytes]
-
-
-class DataError(ValueError):
-    """The rows are not fit to train on."""
 
 
 def load_jsonl(path: Path | str) -> LoadedRows:
@@ -114,72 +87,18 @@ def load_jsonl(path: Path | str) -> LoadedRows:
     refused: list[bytes] = []
     for number, raw in _numbered_lines(Path(path)):
         try:
-            rows.append(Row(str(path), number, _parse(raw)))
-        except _BadLineError as bad:
+            rows.append(Row(str(path), number, parse_row(raw)))
+        except BadLineError as bad:
             problems.append(Problem(str(path), number, *bad.args))
-            refused.append(raw)
+            refused.append(raw if raw.endswith(b"\n") else raw + b"\n")
     return LoadedRows(str(path), len(rows) + len(refused), rows, problems, refused)
 
 
 def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
-            content = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
-            if content.strip():
-                yield number, content.rstrip(b"\r\n")
-
-
-class _BadLineError(Exception):
-    """Arguments: field, what is wrong, how to mend it."""
-
-
-def _parse(raw: bytes) -> Record:
-    try:
-        text = raw.decode("utf-8")
-        record = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
-        json.dumps(record, ensure_ascii=False).encode("utf-8")
-    except UnicodeDecodeError as error:
-        raise _BadLineError("line", f"byte {error.start} is not UTF-8", "save the file as UTF-8") from error
-    except UnicodeEncodeError as error:
-        raise _BadLineError("line", "a lone surrogate stands in a text", "remove the broken character") from error
-    except ValueError as error:  # JSONDecodeError, or a number of more digits than Python reads
-        raise _BadLineError("line", f"not JSON: {error}", "write one object a line") from error
-    except RecursionError as error:
-        raise _BadLineError("line", "nested too deeply", "flatten the row") from error
-    _check_fields(record)
-    return dict(record)
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
-    if twice:
-        raise _BadLineError(twice[0], "stands twice in one object", "keep one of the two")
-    return dict(pairs)
-
-
-def _refuse_constant(name: str) -> None:
-    raise _BadLineError("line", f"{name} is not JSON", "write null or a number")
-
-
-def _check_fields(record: object) -> None:
-    if not isinstance(record, dict):
-        raise _BadLineError("line", f"a {type(record).__name__}, not an object", 'write {"instruction": …}')
-    _check_text("instruction", record.get("instruction"))
-    for field in ("input", "output"):
-        if not isinstance(record.get(field), dict):
-            raise _BadLineError(field, f"{_show(record.get(field))} is no object", "see 'Your own rows' in the README")
-    _check_text("input.policy_document", record["input"].get("policy_document"))
-    for field in ANSWER_FIELDS:
-        _check_text(f"output.{field}", record["output"].get(field))
-
-
-def _check_text(field: str, value: object) -> None:
-    if not isinstance(value, str) or not value.strip():
-        raise _BadLineError(field, f"{_show(value)} is no text", "give a text that is not empty")
-
-
-def _show(value: object) -> str:
-    return "missing or null" if value is None else repr(value)[:60]
+            if raw.strip(b" \t\r\n\xef\xbb\xbf"):
+                yield number, raw
 
 
 def build_user_message(record: Record) -> str:
@@ -198,12 +117,14 @@ def build_assistant_message(record: Record) -> str:
 
 
 def format_as_chat(record: Record) -> list[Message]:
-    """A row as system, user and assistant messages. Inference drops the last one; nothing else differs."""
-    return [
+    """A row as system, user and assistant messages; a case still without output lacks the last, and nothing else."""
+    messages = [
         {"role": "system", "content": SYSTEM_TEXT},
         {"role": "user", "content": build_user_message(record)},
-        {"role": "assistant", "content": build_assistant_message(record)},
     ]
+    if "output" in record:
+        messages.append({"role": "assistant", "content": build_assistant_message(record)})
+    return messages
 
 
 def build_datasets(config: RunConfig, tokenizer: PreTrainedTokenizerFast) -> TrainingData:
@@ -212,14 +133,18 @@ def build_datasets(config: RunConfig, tokenizer: PreTrainedTokenizerFast) -> Tra
     Raises ``DataError`` when too many lines are refused, when nothing is left to train on or to hold out, or when a
     row is overlong and ``overlong`` is ``error``.
     """
-    sources = [load_jsonl(path) for path in (config.eval_path, config.dataset_path) if path]
-    _demand_fitness(config, sources)
+    sources = load_sources(config)
     unique, duplicates = _set_duplicates_apart(config, sources)
     whole, broken = _encode_rows(config, ChatEncoder.of(tokenizer), unique)
     fitting, overlong = _set_overlong_apart(config, whole)
     held_out, train = _partition(fitting, lambda item: _is_held_out(config, item.row))
     _demand_rows(train, held_out)
-    fates = {"trained": train, "held_out": held_out, "duplicates": duplicates, "overlong": overlong}
+    fates: dict[str, Sequence[Row | _Item]] = {
+        "trained": train,
+        "held_out": held_out,
+        "duplicates": duplicates,
+        "overlong": overlong,
+    }
     report = DataReport(
         accounts=[_account(source, fates, broken) for source in sources],
         decisions=dict(Counter(item.row.record["output"]["decision"] for item in fitting)),
@@ -229,7 +154,7 @@ def build_datasets(config: RunConfig, tokenizer: PreTrainedTokenizerFast) -> Tra
         logger.info("Rows: %s", account)
     return TrainingData(
         train=Dataset.from_list([item.columns for item in train]),
-        held_out=Dataset.from_list([item.columns for item in held_out]),
+        held_out=Dataset.from_list([item.columns | {"record": json.dumps(item.row.record)} for item in held_out]),
         report=report,
         refused=[raw for source in sources for raw in source.refused],
     )
@@ -241,15 +166,29 @@ class _Item:
     columns: dict[str, Any]
 
 
-def _demand_fitness(config: RunConfig, sources: list[LoadedRows]) -> None:
-    for source in sources:
-        if len(source.refused) > config.max_refused_share * source.lines or not source.rows:
-            listing = "\n".join(f"  - {problem}" for problem in source.problems[:20])
-            raise DataError(
-                f"{source.file}: {len(source.refused)} of {source.lines} lines cannot be used; at most "
-                f"{config.max_refused_share:.0%} may be (max_refused_share), and one row at least must be left.\n"
-                f"{listing}"
-            )
+def load_sources(config: RunConfig) -> list[LoadedRows]:
+    """The rows of ``eval_path``, if given, then those of ``dataset_path``.
+
+    Raises ``DataError`` when a file's share of unusable lines is above ``max_refused_share`` or no row is left.
+    """
+    sources = [load_jsonl(path) for path in (config.eval_path, config.dataset_path) if path]
+    unfit = [
+        source for source in sources if len(source.refused) > config.max_refused_share * source.lines or not source.rows
+    ]
+    if unfit:
+        raise DataError("\n".join(_describe_unfit(config, source) for source in unfit))
+    return sources
+
+
+def _describe_unfit(config: RunConfig, source: LoadedRows) -> str:
+    return "\n".join(
+        [
+            f"{source.file}: {len(source.refused)} of {source.lines} lines cannot be used; at most "
+            f"{config.max_refused_share:.0%} may be (max_refused_share), and one row at least must be left.",
+            *(f"  - {problem}" for problem in source.problems[:MOST_LISTED]),
+            *([f"  … and {len(source.problems) - MOST_LISTED} more"] if len(source.problems) > MOST_LISTED else []),
+        ]
+    )
 
 
 def _set_duplicates_apart(config: RunConfig, sources: list[LoadedRows]) -> tuple[list[Row], list[Row]]:
@@ -297,9 +236,11 @@ def _set_overlong_apart(config: RunConfig, items: list[_Item]) -> tuple[list[_It
     overlong, fitting = _partition(items, lambda item: len(item.columns["input_ids"]) > config.max_seq_length)
     places = [f"{item.row.file}:{item.row.line} ({len(item.columns['input_ids'])} tokens)" for item in overlong]
     if places and config.overlong == "error":
-        raise DataError(f"{len(places)} rows are longer than {config.max_seq_length} tokens: {', '.join(places[:20])}")
+        raise DataError(
+            f"{len(places)} rows are longer than {config.max_seq_length} tokens: {', '.join(places[:MOST_LISTED])}"
+        )
     if places:
-        logger.warning("%d rows are overlong and dropped: %s", len(places), ", ".join(places[:20]))
+        logger.warning("%d rows are overlong and dropped: %s", len(places), ", ".join(places[:MOST_LISTED]))
     return fitting, overlong
 
 
@@ -318,14 +259,10 @@ def _demand_rows(train: list[_Item], held_out: list[_Item]) -> None:
         raise DataError("No row is held out to evaluate on; raise val_split, give eval_path or add rows")
 
 
-def _account(source: LoadedRows, fates: Mapping[str, Sequence[Row | _Item]], broken: list[Problem]) -> Account:
-    counts = {fate: sum(_file_of(member) == source.file for member in members) for fate, members in fates.items()}
+def _account(source: LoadedRows, fates: Mapping[str, Sequence[Row]], broken: list[Problem]) -> Account:
+    counts = {fate: sum(row.file == source.file for row in rows) for fate, rows in fates.items()}
     refused = len(source.refused) + sum(problem.file == source.file for problem in broken)
     return Account(file=source.file, lines=source.lines, refused=refused, **counts)
-
-
-def _file_of(member: Row | _Item) -> str:
-    return member.file if isinstance(member, Row) else member.row.file
 
 
 def _partition(items: list[_Item], belongs: Callable[[_Item], bool]) -> tuple[list[_Item], list[_Item]]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from scipy.stats import binomtest
@@ -63,7 +64,8 @@ def held_out_sample(rows: Dataset, config: RunConfig) -> Dataset:
     """The held-out rows that are answered: all of them, or ``max_eval_rows`` drawn with the run's seed."""
     if len(rows) <= config.max_eval_rows:
         return rows
-    return rows.shuffle(seed=config.seed).select(range(config.max_eval_rows))
+    drawn = np.random.default_rng(config.seed).permutation(len(rows))[: config.max_eval_rows]
+    return rows.select(sorted(drawn.tolist()))
 
 
 def evaluate_model(loaded: LoadedModel, rows: Dataset, config: RunConfig) -> list[Prediction]:

@@ -11,6 +11,7 @@ class Point:
     """Values measured at an optimiser step; ``time`` in seconds since 1970."""
 
     step: int
+    of_steps: int
     time: float
     values: dict[str, float]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import (
@@ -33,14 +34,12 @@ def default_qwen_target_modules() -> list[str]:
     return ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def fetch_base_model(config: RunConfig) -> Path:
-    """The folder of the base model, downloaded first when ``model_name`` is a name on the hub."""
-    folder = Path(config.model_name)
+def fetch_base_model(model_name: str, cache_dir: str | None) -> Path:
+    """The folder of a base model, downloaded first when ``model_name`` is a name on the hub."""
+    folder = Path(model_name)
     if folder.is_dir():
         return folder.resolve()
-    return Path(
-        snapshot_download(config.model_name, cache_dir=setup_cache(config.cache_dir), allow_patterns=list(_BASE_FILES))
-    )
+    return Path(snapshot_download(model_name, cache_dir=setup_cache(cache_dir), allow_patterns=list(_BASE_FILES)))
 
 
 def digest_base_model(folder: Path) -> str:
@@ -76,6 +75,11 @@ def load_quantised_base(base: Path, precision: Precision) -> PreTrainedModel:
         dtype=precision.dtype,
         device_map={"": torch.cuda.current_device()} if torch.cuda.is_available() else {"": "cpu"},
     )
+    # On CPUs with AVX512-bf16 bitsandbytes repacks the weights at the first evaluation, for a kernel that has no
+    # gradient and rounds to bf16, and never packs them back: a training that goes on after it is broken.
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
     # A base brings advice for sampling (Qwen2.5: repetition_penalty 1.05) that would bend greedy answers unasked.
     model.generation_config = GenerationConfig()
     return model
@@ -99,7 +103,7 @@ def load_model_and_tokenizer(config: RunConfig) -> LoadedModel:
     precision = pick_precision()
     logger.info("Precision: %s", precision.reason)
     set_seed(config.seed)  # the adapter's first weights are drawn here
-    base = fetch_base_model(config)
+    base = fetch_base_model(config.model_name, config.cache_dir)
     model = prepare_model_for_kbit_training(
         load_quantised_base(base, precision), use_gradient_checkpointing=config.gradient_checkpointing
     )

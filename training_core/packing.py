@@ -1,15 +1,16 @@
-"""Rows that share a policy are trained under one copy of it: found on token ids, packed, and kept apart by attention.
+"""Rows that share a policy are trained under one copy of it: found by token ids, packed, kept apart.
 
-The hidden states of a prefix do not depend on what follows it, so `[prefix | suffix 1 | … | suffix k]` gives the loss and
-the gradient of k separate rows if every suffix sees the prefix and itself only and its positions go on from the prefix.
-The idea is known from inference (Hydragen, arXiv:2402.05099) and from reinforcement learning on one prompt's samples
-(Prefix Grouper, arXiv:2506.05433; TRL's `TreeRow`); here it works across the rows of a data set.
+The hidden states of a prefix do not depend on what follows it, so `[prefix | suffix 1 | … | suffix k]` has
+the loss and the gradient of k separate rows if a suffix sees the prefix and itself only, at positions that go
+on from the prefix. Known from inference (Hydragen, arXiv:2402.05099) and from reinforcement learning on one
+prompt's samples (Prefix Grouper, arXiv:2506.05433; TRL's `TreeRow`); here it works across the rows of a data
+set.
 """
 
 import heapq
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -29,24 +30,28 @@ logger = logging.getLogger(__name__)
 
 ATTENTION_NAME = "shared_prefix"
 IGNORED_LABEL = -100
-# Sharing pays once the tokens saved cost more than one more attention call per layer; below this a prefix is a chat
-# template's header, not a policy, and tying rows together for it would only make the steps less mixed.
+# One more attention call per layer costs what 8 tokens save (measured: 4 rows, 10M parameters, CPU); 32 save
+# a tenth. Anything shorter is a chat template's header, and tying rows together for it would only make the
+# steps less mixed.
 MIN_PREFIX_TOKENS = 32
 
 
 class Piece(NamedTuple):
-    """Rows laid out under one copy of their first `prefix_tokens` tokens; a plain row is alone and has no prefix."""
+    """Rows laid out under one copy of their first `prefix_tokens` tokens; a row alone has no prefix."""
 
     rows: tuple[int, ...]
     prefix_tokens: int
     tokens: int
 
 
+Pack = tuple[Piece, ...]
+
+
 @dataclass(frozen=True)
 class PackingPlan:
     """Which rows stand in which pack, how many packs make an optimiser step, and what sharing saves."""
 
-    packs: tuple[tuple[Piece, ...], ...]
+    packs: tuple[Pack, ...]
     packs_per_step: int
     rows: int
     row_tokens: int
@@ -82,12 +87,13 @@ class _Group(NamedTuple):
 def plan_packing(
     rows: Dataset, token_budget: int, rows_per_step: int, seed: int, rows_per_prefix: int | None = None
 ) -> PackingPlan:
-    """Pack `rows` (columns `input_ids`, `labels`) into sequences of at most `token_budget` tokens, the same for one seed.
+    """Pack `rows` (columns `input_ids`, `labels`) into sequences of at most `token_budget` tokens.
 
-    A step of `plan.packs_per_step` packs holds `rows_per_step` rows on average (of one process). Packs are as large as
-    the budget allows and even in rows, so that steps are even too. Rows of one prefix are alike and so are their
-    gradients: at most `rows_per_prefix` of them share a copy (half a step's rows unless given; 1: no sharing), so that
-    every step hears several policies. Only a row longer than the budget exceeds it, and stands alone.
+    An optimiser step of `plan.packs_per_step` packs holds `rows_per_step` rows on average, counted in one
+    process. Packs are as large as the budget allows, and even in rows so that steps are even too. Rows of one
+    prefix are alike and so are their gradients; a step made of one policy would follow that policy. Hence at
+    most `rows_per_prefix` rows share a copy (half a step's rows unless given; 1: no sharing), and packs are
+    shuffled. A row longer than the budget stands alone. The same rows and seed give the same plan.
     """
     limits = _Limits(token_budget, rows_per_step, rows_per_prefix or max(1, rows_per_step // 2))
     lengths, prompts = _read_prompts(rows)
@@ -105,9 +111,9 @@ def plan_packing(
 
 
 def _read_prompts(rows: Dataset) -> tuple[list[int], list[bytes]]:
-    """Each row's length in tokens, and the part of its prompt that may be shared, as the bytes of int32 token ids.
+    """Each row's length in tokens, and what may be shared of its prompt, as the bytes of int32 token ids.
 
-    A prefix ends at least one token before the first label: that token predicts the label from inside its own segment.
+    A prefix leaves out the prompt's last token, which predicts the first label from inside its own segment.
     """
     lengths: list[int] = []
     prompts: list[bytes] = []
@@ -119,32 +125,27 @@ def _read_prompts(rows: Dataset) -> tuple[list[int], list[bytes]]:
         labelled = np.append(np.flatnonzero(labels != IGNORED_LABEL), len(labels))
         first_labels = labelled[np.searchsorted(labelled, starts + 1)]
         if (unlabelled := np.flatnonzero(first_labels >= ends)).size:
-            raise ValueError(
-                f"row {len(lengths) + unlabelled[0]} has no label to train on: drop it before packing"
-            )
+            raise ValueError(f"row {len(lengths) + unlabelled[0]} has no label to train on: drop it first")
         lengths += (ends - starts).tolist()
         ids = column.flatten().to_numpy().astype(np.int32)
-        prompts += [
-            ids[start : max(start, stop)].tobytes()
-            for start, stop in zip(starts, first_labels - 1, strict=True)
-        ]
+        stops = np.maximum(starts, first_labels - 1)
+        prompts += [ids[start:stop].tobytes() for start, stop in zip(starts, stops, strict=True)]
     return lengths, prompts
 
 
 def _group_by_prefix(prompts: Sequence[bytes], most_rows: int) -> tuple[list[_Group], list[int]]:
-    """Groups of rows worth one copy of a prefix, and the rows left over. Time: one sort and one pass.
+    """Groups of rows worth one copy of a prefix, and the rows left over, in one sort and one pass.
 
-    In sorted order rows that share a prefix are neighbours, and the longest prefixes that neighbours share form a tree.
-    It is walked bottom-up: a node's rows become a group where that saves more tokens than handing them to the parent.
+    Sorted rows that share a prefix are neighbours, and the prefixes that neighbours share form a tree. It is
+    walked bottom-up: a node's rows become a group if that saves more tokens than handing them on to the
+    parent's prefix.
     """
 
     def close_top(floor: int) -> None:
         node = stack.pop()
         depth = max(floor, stack[-1].depth)
-        if (
-            _saving(node.depth, len(node.rows), most_rows)
-            > len(node.rows) * _saving(depth, most_rows, most_rows) / most_rows
-        ):
+        handed_on = len(node.rows) * _saving(depth, most_rows, most_rows) / most_rows
+        if _saving(node.depth, len(node.rows), most_rows) > handed_on:
             groups.append(node)
             node = _Group(depth, [])
         if stack[-1].depth == depth:
@@ -179,27 +180,21 @@ def _shared_tokens(left: bytes, right: bytes) -> int:
     return int(differs.argmax()) if differs.any() else size
 
 
-def _pack(
-    groups: Sequence[_Group], lengths: Sequence[int], limits: _Limits
-) -> tuple[list[tuple[Piece, ...]], int]:
-    """The packs, and how many make a step: the fewest for which everything fits, since larger packs share more."""
-    budget, rows_per_step = limits.token_budget, limits.rows_per_step
-    pieces = _cut(groups, lengths, limits.rows_per_prefix, budget)
+def _pack(groups: Sequence[_Group], lengths: Sequence[int], limits: _Limits) -> tuple[list[Pack], int]:
+    """The packs, and how many make a step: as few as fit, since larger packs share more."""
+    budget, rows_per_step, most_rows = limits
+    pieces = [piece for group in groups for piece in _cut(group, lengths, most_rows, budget)]
     fewest = sum(piece.tokens for piece in pieces) * rows_per_step // (len(lengths) * budget)
     for packs_per_step in range(max(fewest, 1), rows_per_step):
         most_rows = min(limits.rows_per_prefix, math.ceil(rows_per_step / packs_per_step))
-        pieces = _cut(groups, lengths, most_rows, budget)
+        pieces = [piece for group in groups for piece in _cut(group, lengths, most_rows, budget)]
         packs = _fill(pieces, math.ceil(len(lengths) * packs_per_step / rows_per_step), budget)
         if packs and len(lengths) * packs_per_step / len(packs) < 1.1 * rows_per_step:
             return packs, packs_per_step
     return [(Piece((row,), 0, length),) for row, length in enumerate(lengths)], rows_per_step
 
 
-def _cut(groups: Sequence[_Group], lengths: Sequence[int], most_rows: int, token_budget: int) -> list[Piece]:
-    return [piece for group in groups for piece in _cut_group(group, lengths, most_rows, token_budget)]
-
-
-def _cut_group(group: _Group, lengths: Sequence[int], most_rows: int, token_budget: int) -> Iterator[Piece]:
+def _cut(group: _Group, lengths: Sequence[int], most_rows: int, token_budget: int) -> list[Piece]:
     """The group in as few even pieces as both limits allow."""
     depth, rows = group
     suffix_tokens = sum(lengths[row] - depth for row in rows)
@@ -207,14 +202,14 @@ def _cut_group(group: _Group, lengths: Sequence[int], most_rows: int, token_budg
     for pieces in range(min(count, len(rows)), len(rows) + 1):
         parts = [tuple(rows[first::pieces]) for first in range(pieces)]
         tokens = [depth + sum(lengths[row] - depth for row in part) for part in parts]
-        if max(tokens) <= token_budget or pieces == len(rows):
+        if max(tokens) <= token_budget:
             break
-    for part, size in zip(parts, tokens, strict=True):
-        yield Piece(part, depth if len(part) > 1 else 0, size)
+    sized = zip(parts, tokens, strict=True)
+    return [Piece(part, depth if len(part) > 1 else 0, size) for part, size in sized]
 
 
-def _fill(pieces: Sequence[Piece], count: int, token_budget: int) -> list[tuple[Piece, ...]] | None:
-    """At most `count` packs, the longest piece first, each into the pack with the fewest rows that has room; else None."""
+def _fill(pieces: Sequence[Piece], count: int, token_budget: int) -> list[Pack] | None:
+    """At most `count` packs: the longest piece first, to the pack with fewest rows that has room; or None."""
     packs: list[list[Piece]] = [[] for _ in range(count)]
     by_rows = {0: [(0, pack) for pack in range(count)]}  # rows in a pack -> heap of (tokens in it, pack)
     for piece in sorted(pieces, key=lambda piece: -piece.tokens):
@@ -228,28 +223,25 @@ def _fill(pieces: Sequence[Piece], count: int, token_budget: int) -> list[tuple[
     return [tuple(pack) for pack in packs if pack]
 
 
-def _explain(packs: Sequence[tuple[Piece, ...]], lengths: Sequence[int], rows_per_prefix: int) -> str:
+def _explain(packs: Sequence[Pack], lengths: Sequence[int], rows_per_prefix: int) -> str:
     shared = [piece for pack in packs for piece in pack if piece.prefix_tokens]
-    if rows_per_prefix == 1:
-        return "one row per prefix was asked for, or a step is too small to share one: plain packing"
     if not shared:
-        return (
-            f"no rows that fit one pack share a prefix of at least {MIN_PREFIX_TOKENS} tokens: plain packing"
-        )
+        why = f"no rows that fit one pack share a prefix of at least {MIN_PREFIX_TOKENS} tokens"
+        return f"{'rows may not share a prefix' if rows_per_prefix == 1 else why}: plain packing"
     rows = sum(len(piece.rows) for piece in shared)
     mean = sum(piece.prefix_tokens * len(piece.rows) for piece in shared) / rows
     gain = sum(lengths) / sum(piece.tokens for pack in packs for piece in pack)
     return (
-        f"{rows} of {len(lengths)} rows share prefixes of {mean:.0f} tokens on average, {rows / len(shared):.1f} rows "
-        f"a copy: {gain:.1f}x fewer tokens"
+        f"{rows} of {len(lengths)} rows share {mean:.0f} tokens on average, "
+        f"{rows / len(shared):.1f} rows a copy: {gain:.1f}x fewer tokens"
     )
 
 
 def packed_dataset(rows: Dataset, plan: PackingPlan) -> Dataset:
     """The plan's packs, laid out from `rows` when asked for: tokens are neither copied nor written.
 
-    A pack of T tokens has `input_ids`, `labels`, `position_ids` [T] and `segments`, n times [start, end, its prefix's
-    start, end]; without a prefix the last two are equal. Read it with `remove_unused_columns=False`.
+    A pack of T tokens has `input_ids`, `labels`, `position_ids` [T], and `segments`: for each the number of
+    its tokens and which segment is its prefix (-1: none). Read it with `remove_unused_columns=False`.
     """
     content = rows.select_columns(["input_ids", "labels"]).with_format(None)
     packs = Dataset.from_dict({"pack": range(len(plan.packs))})
@@ -259,39 +251,42 @@ def packed_dataset(rows: Dataset, plan: PackingPlan) -> Dataset:
 @dataclass(frozen=True)
 class _PackReader:
     rows: Dataset
-    packs: tuple[tuple[Piece, ...], ...]
+    packs: tuple[Pack, ...]
 
     def __call__(self, batch: dict[str, list[int]]) -> dict[str, list[list[Any]]]:
-        features = [self.read(self.packs[pack]) for pack in batch["pack"]]
+        features = [_read(self.rows, self.packs[pack]) for pack in batch["pack"]]
         return {name: [feature[name] for feature in features] for name in features[0]}
 
-    def read(self, pack: Sequence[Piece]) -> dict[str, list[Any]]:
-        content = self.rows[[row for piece in pack for row in piece.rows]]
-        contents = zip(content["input_ids"], content["labels"], strict=True)
-        features: dict[str, list[Any]] = {"input_ids": [], "labels": [], "position_ids": [], "segments": []}
-        for piece in pack:
-            _lay_out(features, piece.prefix_tokens, [next(contents) for _ in piece.rows])
-        return features
+
+def _read(rows: Dataset, pack: Pack) -> dict[str, list[Any]]:
+    content = rows[[row for piece in pack for row in piece.rows]]
+    contents = zip(content["input_ids"], content["labels"], strict=True)
+    features: dict[str, list[Any]] = {"input_ids": [], "labels": [], "position_ids": [], "segments": []}
+    for piece in pack:
+        _lay_out(features, piece.prefix_tokens, [next(contents) for _ in piece.rows])
+    return features
 
 
 def _lay_out(features: dict[str, list[Any]], prefix: int, rows: list[tuple[list[int], list[int]]]) -> None:
     """Append `[prefix | suffix …]`; without a prefix, the row. A segment's first token is nobody's target."""
-    start = len(features["input_ids"])
-    spans = [(rows[0], 0, prefix)] if prefix else []
-    for (ids, labels), first, stop in [*spans, *((row, prefix, len(row[0])) for row in rows)]:
+    prefix_segment = len(features["segments"]) if prefix else -1
+    spans = [(row, prefix, len(row[0]), prefix_segment) for row in rows]
+    if prefix:
+        spans.insert(0, (rows[0], 0, prefix, -1))
+    for (ids, labels), first, stop, seen in spans:
         assert set(labels[1 : prefix + 1]) <= {IGNORED_LABEL}, "a shared prefix reaches a label"
-        here = len(features["input_ids"])
         features["input_ids"] += ids[first:stop]
         features["labels"] += [IGNORED_LABEL, *labels[first + 1 : stop]]
         features["position_ids"] += range(first, stop)
-        features["segments"].append([here, here + stop - first, start, start + prefix if first else start])
+        features["segments"].append([stop - first, seen])
 
 
 def collate_pack(features: Sequence[dict[str, list[Any]]]) -> dict[str, Tensor]:
-    """The model's inputs for one pack of T tokens, n segments and m labels; give it to the trainer as `data_collator`.
+    """The trainer's `data_collator`: the model's inputs for one pack of T tokens, n segments and m labels.
 
-    `input_ids`, `labels`, `position_ids` [1, T]; `segments` [n, 4]; and, so that logits are computed only where there is
-    a label, `label_positions` [m] with the labels they predict, `shift_labels` [1, m].
+    `input_ids`, `labels`, `position_ids` [1, T]; `segments` [n, 2]; and, so that logits are computed only
+    where they are needed, `label_positions` [m], the tokens that predict a label, with those labels as
+    `shift_labels` [1, m].
     """
     if len(features) != 1:
         raise ValueError(f"a batch is one pack, got {len(features)}: set the per-device batch sizes to 1")
@@ -306,23 +301,23 @@ def collate_pack(features: Sequence[dict[str, list[Any]]]) -> dict[str, Tensor]:
 
 
 def register_shared_prefix_attention() -> None:
-    """Make `attn_implementation="shared_prefix"` known to transformers; without `segments` it is plain SDPA."""
+    """Make the attention "shared_prefix" known to transformers; without `segments` it is plain SDPA."""
     AttentionInterface.register(ATTENTION_NAME, shared_prefix_attention)
     AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
 
 
 def use_shared_prefix_attention(model: PreTrainedModel | PeftModel) -> None:
-    """Let `model` train on packs: registers the attention, switches to it, and hooks the backbone (weights untouched).
+    """Let `model` take packs: its attention becomes "shared_prefix", and its backbone gets two hooks.
 
-    Rows are exact copies of separate training except for LoRA dropout: rows of one piece share the prefix's mask.
-    With `lora_dropout=0` there is no difference.
+    Training equals that of separate rows, but for LoRA dropout: rows that share a prefix share its dropout
+    mask. Set `lora_dropout=0` for the exact thing. Inputs that are not packs go through the model as before.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     layer_types = set(base.config.to_dict().get("layer_types") or ["unknown"])
     if layer_types != {"full_attention"}:
         others = ", ".join(sorted(layer_types - {"full_attention"}))
         raise ValueError(
-            f"shared-prefix packing needs full attention in every layer, but {type(base).__name__} has {others}: "
+            f"packing needs full attention in every layer, but {type(base).__name__} has {others}: "
             "choose a model with full attention (Qwen2.5, Qwen3), or train without packing"
         )
     if base.config._attn_implementation == ATTENTION_NAME:
@@ -338,70 +333,55 @@ def _replace_mask(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     segments = kwargs.get("segments")
     if segments is None:
         return None
-    mask = (
-        _block_mask(segments, kwargs["position_ids"].shape[1]) if segments.is_cuda else segments[None, None]
-    )
+    tokens = kwargs["position_ids"].shape[1]
+    mask = _block_mask(segments, tokens) if segments.is_cuda else segments[None, None]
     return args, kwargs | {"attention_mask": mask}
 
 
 def _keep_label_positions(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     """Hand the head only the hidden states that predict a label: [1, T, hidden] -> [1, m, hidden]."""
     if kwargs.get("label_positions") is not None:
-        output.last_hidden_state = output.last_hidden_state[:, kwargs["label_positions"]]
+        output.last_hidden_state = output.last_hidden_state.index_select(1, kwargs["label_positions"])
     return output
 
 
 def shared_prefix_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Attention of a pack. `query` [1, heads, T, d], `key` and `value` [1, kv heads, T, d] -> [1, T, heads, d].
+    """Attention of a pack: `query` [1, heads, T, d], `key`, `value` [1, fewer, T, d] -> [1, T, heads, d].
 
-    On the CPU one SDPA call per segment (a dense mask computes every pair, and masks most of them); on CUDA
-    flex_attention, which skips the masked blocks. The CUDA path is not tested here.
+    On the CPU one SDPA call per segment: a dense mask would compute every pair of tokens, and discard most.
+    On CUDA flex_attention, which skips the blocks that nobody sees; no test reaches that path without a GPU.
     """
     segments = kwargs.get("segments")
     if segments is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     if isinstance(attention_mask, BlockMask):
-        return flex_attention_forward(module, query, key, value, attention_mask, scaling=kwargs["scaling"])[
-            0
-        ], None
-    options = {"scale": kwargs["scaling"], "dropout_p": kwargs["dropout"], "enable_gqa": True}
+        return flex_attention_forward(module, query, key, value, attention_mask, scaling=kwargs["scaling"])
+    lengths, prefixes = segments.T.tolist()
+    # Not slices: the gradient of a slice is as large as the pack, and there are as many as segments.
+    queries, keys, values = (states.split(lengths, dim=2) for states in (query, key, value))
     outputs = []
-    for (start, end), prefix in _spans(segments):
-        own = (..., slice(start, end), slice(None))
-        keys, values, mask = key[own], value[own], None
-        if prefix.stop > prefix.start:
-            keys, values = (torch.cat([x[..., prefix, :], x[own]], dim=2) for x in (key, value))
-            mask = _suffix_mask(end - start, keys.shape[2], query.device)
-        outputs.append(
-            scaled_dot_product_attention(
-                query[own], keys, values, attn_mask=mask, is_causal=mask is None, **options
-            )
-        )
+    for own, prefix in enumerate(prefixes):
+        seen_keys, seen_values, mask = keys[own], values[own], None
+        if prefix >= 0:
+            seen_keys = torch.cat([keys[prefix], keys[own]], dim=2)
+            seen_values = torch.cat([values[prefix], values[own]], dim=2)
+            mask = query.new_ones(lengths[own], seen_keys.shape[2], dtype=torch.bool).tril(lengths[prefix])
+        options = {"attn_mask": mask, "is_causal": mask is None, "enable_gqa": True}
+        options |= {"scale": kwargs["scaling"], "dropout_p": kwargs["dropout"]}
+        outputs.append(scaled_dot_product_attention(queries[own], seen_keys, seen_values, **options))
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
-
-
-def _spans(segments: Tensor) -> Iterator[tuple[tuple[int, int], slice]]:
-    for start, end, prefix_start, prefix_end in segments.tolist():
-        yield (start, end), slice(prefix_start, prefix_end)
-
-
-def _suffix_mask(queries: int, keys: int, device: torch.device) -> Tensor:
-    """Causal, aligned at the end: the whole prefix, then one's own past. bool [queries, keys]."""
-    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
 def _block_mask(segments: Tensor, tokens: int) -> BlockMask:
     """The same visibility for flex_attention, from each token's segment and that segment's prefix."""
-    starts, ends, prefix_starts, prefix_ends = segments.unbind(1)
-    segment_of = torch.arange(len(segments), device=segments.device).repeat_interleave(
-        ends - starts, output_size=tokens
-    )
+    lengths, prefixes = segments.unbind(1)
+    numbers = torch.arange(len(segments), device=segments.device)
+    segment_of = numbers.repeat_interleave(lengths, output_size=tokens)
 
     def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        mine = segment_of[query]
-        own = (segment_of[key] == mine) & (key <= query)
-        return own | ((key >= prefix_starts[mine]) & (key < prefix_ends[mine]))
+        mine, other = segment_of[query], segment_of[key]
+        return ((other == mine) & (key <= query)) | (other == prefixes[mine])
 
     return create_block_mask(visible, None, None, tokens, tokens, device=segments.device)

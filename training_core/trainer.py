@@ -173,7 +173,6 @@ def _batches(loaded: LoadedModel, data: TrainingData, config: RunConfig) -> tupl
     use_shared_prefix_attention(loaded.model)
     # The memory that the batch size allows for rows of full length is the room a pack may fill.
     plan = plan_packing(train, rows * config.max_seq_length, rows * accumulation, config.seed)
-    logger.info("Packing: %s", plan.reason)
     in_turn = plan_packing(held_out, rows * config.max_seq_length, len(held_out), config.seed)
     steps = Steps.of(config, len(plan.packs), 1, plan.packs_per_step)
     return packed_dataset(train, plan), packed_dataset(held_out, in_turn), steps
@@ -219,7 +218,7 @@ class KeepJournal(TrainerCallback):
             if name in _CURVE and (state.global_step, name) not in self.known
         }
         if new:
-            append_point(self.path, Point(state.global_step, time.time(), new))
+            append_point(self.path, Point(state.global_step, state.max_steps, time.time(), new))
             logger.info(
                 "Step %d of %d: %s, %s left",
                 state.global_step,

@@ -36,7 +36,7 @@ def setup_logging(level: int = logging.INFO) -> None:
     """Show the log lines of ``training_core`` on the terminal; other loggers are left alone."""
     core = logging.getLogger("training_core")
     core.setLevel(level)
-    if not core.handlers:
+    if not any(isinstance(handler, RichHandler) for handler in core.handlers):
         core.addHandler(RichHandler(show_path=False, omit_repeated_times=False))
         core.propagate = False
 
@@ -64,7 +64,7 @@ def setup_cache(cache_dir: str | None) -> Path | None:
 def pick_precision() -> Precision:
     """Decide once, for this machine, in which number format a run computes."""
     if not torch.cuda.is_available():
-        return Precision("fp32", "fp32: no GPU here, and CPUs emulate shorter formats at a fraction of the speed")
+        return Precision("fp32", "fp32: no GPU here, and most CPUs emulate shorter formats at a fraction of the speed")
     card, capability = torch.cuda.get_device_name(), "{}.{}".format(*torch.cuda.get_device_capability())
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return Precision("bf16", f"bf16: {card} has it (compute capability {capability})")

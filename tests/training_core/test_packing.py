@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from torch.nn.attention.flex_attention import create_mask
 from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForCausalLM,
@@ -25,6 +26,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
+from training_core import packing
 from training_core.packing import (
     PackingPlan,
     collate_pack,
@@ -55,7 +57,8 @@ def _one_thread() -> None:
 
 
 def random_rows(seed: int, policies: int = 3, cases: int = 4, policy_tokens: int = 60) -> Dataset:
-    """A random tree: a system text, policies, sometimes a shared opening of the cases, then case and answer."""
+    """A random tree: a system text, policies, sometimes a shared opening of the cases, then case and
+    answer."""
     random = np.random.default_rng(seed)
 
     def text(low: int, high: int) -> list[int]:
@@ -135,7 +138,9 @@ def assert_same_gradients(model: PeftModel, rows: Dataset, packs: Dataset) -> No
 @pytest.mark.parametrize("seed", range(6))
 def test_packed_gradients_equal_those_of_separate_rows(architecture: str, seed: int) -> None:
     rows = random_rows(seed)
-    packs = packed(rows, seed=seed, token_budget=200 + 100 * seed)
+    plan = planned(rows, seed=seed, token_budget=200 + 100 * seed)
+    packs = packed_dataset(rows, plan)
+    assert plan.gain > 1.1
     assert_same_gradients(adapted(BUILDERS[architecture](), seed), rows, packs)
 
 
@@ -178,6 +183,21 @@ def test_bf16_differs_no_more_than_another_order_of_summation() -> None:
     assert largest_difference(as_float[0], truth) < 1.5 * largest_difference(as_float[1], truth)
 
 
+def test_the_mask_for_cuda_shows_what_the_segments_show() -> None:
+    """flex_attention itself needs a GPU; its mask does not."""
+    segments = collate_pack([packed(random_rows(2))[0]])["segments"]
+    lengths = segments[:, 0].tolist()
+    starts = [0, *itertools.accumulate(lengths)]
+    tokens = starts.pop()
+    expected = torch.zeros(tokens, tokens, dtype=torch.bool)
+    for start, length, prefix in zip(starts, lengths, segments[:, 1].tolist(), strict=True):
+        expected[start : start + length, start : start + length] = torch.ones(length, length).tril().bool()
+        if prefix >= 0:
+            expected[start : start + length, starts[prefix] : starts[prefix] + lengths[prefix]] = True
+    block_mask = packing._block_mask(segments, tokens)
+    assert torch.equal(create_mask(block_mask.mask_mod, 1, 1, tokens, tokens, device="cpu")[0, 0], expected)
+
+
 def test_a_row_does_not_see_its_neighbours() -> None:
     """Change one case: every other row's logits stay equal bit for bit."""
     rows = random_rows(5, policies=1, cases=12)
@@ -188,7 +208,7 @@ def test_a_row_does_not_see_its_neighbours() -> None:
     model = adapted(BUILDERS["qwen3"]()).eval()
     use_shared_prefix_attention(model)
     inputs = collate_pack([packed_dataset(rows, plan)[0]])
-    start, end = inputs["segments"][1 + changed, :2].tolist()
+    start, end = inputs["segments"][:, 0].cumsum(0)[changed : changed + 2].tolist()
     before = model(**inputs).logits[0]
     inputs["input_ids"][0, start:end] = (inputs["input_ids"][0, start:end] + 1) % VOCABULARY
     after = model(**inputs).logits[0]
@@ -207,7 +227,8 @@ def test_a_prefix_ends_before_the_labels_and_no_target_crosses_a_segment() -> No
     packs = packed_dataset(rows, plan)
     assert {piece.prefix_tokens for pack in plan.packs for piece in pack} == {49}
     inputs = collate_pack([packs[0]])
-    assert (inputs["labels"][0, inputs["segments"][:, 0]] == -100).all()
+    first_tokens = inputs["segments"][:, 0].cumsum(0) - inputs["segments"][:, 0]
+    assert (inputs["labels"][0, first_tokens] == -100).all()
     assert_same_gradients(adapted(BUILDERS["qwen2"]()), rows, packs)
 
 
@@ -229,6 +250,24 @@ def test_a_plan_covers_every_row_once_within_the_budget(seed: int) -> None:
         assert all(len(piece.rows) <= max(1, per_step // 2) for piece in pack)
     if len(rows) > 8 * per_step:
         assert len(rows) / len(plan.packs) * plan.packs_per_step == pytest.approx(per_step, rel=0.12)
+
+
+def test_pieces_of_several_policies_and_plain_rows_stand_in_one_pack() -> None:
+    rows = random_rows(2, policies=4, cases=8)
+    plan = planned(rows, rows_per_step=2 * len(rows), token_budget=10_000)
+    (pack,) = plan.packs
+    assert len({piece.prefix_tokens for piece in pack}) > 1
+    assert_same_gradients(adapted(BUILDERS["qwen3"]()), rows, packed_dataset(rows, plan))
+
+
+def test_rows_of_one_policy_are_spread_over_steps() -> None:
+    """32 rows of each of 4 policies, 8 rows a step: no pack is made of one policy alone."""
+    rows = random_rows(1, policies=4, cases=1)
+    many = concatenate_datasets([rows] * 32)
+    plan = planned(many, rows_per_step=8, token_budget=10_000)
+    assert plan.packs_per_step == 1
+    alone = sum(len({row % len(rows) for piece in pack for row in piece.rows}) == 1 for pack in plan.packs)
+    assert alone <= len(plan.packs) // 4
 
 
 def test_the_same_seed_gives_the_same_plan() -> None:
@@ -341,7 +380,7 @@ class _StopAt(TrainerCallback):
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def on_step_end(self, args, state, control, **kwargs):  # noqa: ANN001, ANN003, ANN201
+    def on_step_end(self, args, state, control, **kwargs):
         control.should_training_stop = control.should_training_stop or state.global_step == self.step
 
 

@@ -1,0 +1,40 @@
+# Every command sets itself up: nothing but Python >= 3.11, make and git has to be on the machine.
+# PYTHON=python3.12 make demo   chooses the interpreter
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$python && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+# pip has to see torch's exact pin before anything else asks for torch, or it may fetch another build of it first.
+TORCH := $(shell sed -n 's/^torch==.*/&/p' constraints.txt)
+
+.PHONY: demo test check lint types fix clean
+
+demo: $(VENV)/.installed
+	$(BIN)/sft-flow demo
+
+test: $(VENV)/.installed lint types
+	$(BIN)/pytest
+
+check: $(VENV)/.installed lint types
+	$(BIN)/pytest -m "not slow"
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed
+	$(BIN)/mypy
+
+fix: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "sft-flow needs Python 3.11, 3.12 or 3.13 on the PATH" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet --constraint constraints.txt $(TORCH) --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,102 @@
+"""The `sft-flow` command: `run`, `demo` and `ui` on one machine, with no server to set up."""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from flows.embedded import mlflow_server, prefect_server
+from training_core.config import RunConfig, SettingsError, config_from_command_line, read_settings
+from training_core.rows import DataError
+
+ROOT = Path(__file__).parent.parent
+DEMO_CONFIG = ROOT / "configs" / "demo.yaml"
+DEMO_ROWS, DEMO_SEED, DEMO_BAD_SHARE = 1500, 7, 0.02
+USAGE = """usage:
+  sft-flow run  [--config FILE.yaml] [--setting value …]   fine-tune, judge, register (all settings: run --help)
+  sft-flow demo [--setting value …]                        the same on sample rows and a tiny base model
+  sft-flow ui   [--output_dir DIR]                         open the Prefect and the MLflow UI on what was made
+"""
+
+console = Console()
+
+
+def main() -> None:
+    """Exit with 0 when all went well, with 2 when settings or rows cannot be used; other failures travel."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    command = {"run": run, "demo": demo, "ui": ui}.get(name)
+    if command is None:
+        sys.stdout.write(USAGE)
+        sys.exit(0 if name in ("-h", "--help") else 2)
+    try:
+        command(arguments)
+    except (SettingsError, DataError) as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(2)
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run `sft-flow` with the settings of the command line."""
+    run_flow(read_settings(config_from_command_line(arguments, "sft-flow run")))
+
+
+def demo(arguments: Sequence[str]) -> None:
+    """Run `sft-flow` on sample rows and the tiny base model, both of the project's own making."""
+    from samples.cases import write_rows
+
+    given = config_from_command_line(["--config", str(DEMO_CONFIG), *arguments], "sft-flow demo")
+    # The paths in the file are those of a checkout; the demo runs from any folder.
+    config = read_settings(given | {"model_name": str(ROOT / "samples" / "tiny_qwen")})
+    rows = Path(config.dataset_path)
+    if not rows.exists():
+        rows.parent.mkdir(parents=True, exist_ok=True)
+        write_rows(rows, DEMO_ROWS, DEMO_SEED, DEMO_BAD_SHARE)
+    run_flow(config)
+
+
+def run_flow(config: RunConfig) -> None:
+    """Run the flow in this process and print what came out."""
+    from training_core.utils import validate_args
+
+    validate_args(config)
+    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "training_core")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    with prefect_api(Path(config.output_dir)) as wait:
+        # Prefect reads its environment when it is imported; and the server starts meanwhile.
+        from flows.one_machine import run_and_show
+
+        wait()
+        run_and_show(config)
+
+
+@contextlib.contextmanager
+def prefect_api(output_dir: Path) -> Iterator[Callable[[], object]]:
+    """Point Prefect to the server of `PREFECT_API_URL`, or to one that lives as long as this process.
+
+    Yields a function that waits until the server answers.
+    """
+    if "PREFECT_API_URL" in os.environ:
+        yield lambda: None
+        return
+    home = output_dir.resolve() / "prefect"
+    with prefect_server(home) as server:
+        os.environ |= {"PREFECT_API_URL": f"{server.address}/api", "PREFECT_HOME": str(home)}
+        yield server.wait
+
+
+def ui(arguments: Sequence[str]) -> None:
+    """Serve both UIs on what was made in `output_dir`, until Ctrl-C."""
+    config = read_settings(config_from_command_line(arguments, "sft-flow ui"))
+    from tasks.registry import tracking_uri
+
+    home = Path(config.output_dir).resolve() / "prefect"
+    with prefect_server(home) as prefect, mlflow_server(tracking_uri(config)) as mlflow:
+        console.print(f"Prefect: {prefect.wait()}/runs")
+        console.print(f"MLflow:  {mlflow.wait()}/#/experiments?workflowType=machine_learning")
+        console.print("Ctrl-C ends both.")
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.pause()

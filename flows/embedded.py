@@ -1,0 +1,109 @@
+"""Servers for one machine: started for a command, and gone with it however the command ends, SIGKILL included."""
+
+import contextlib
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+START_TIMEOUT_SECONDS = 180
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that was started; it answers at ``address`` once ``wait`` has returned."""
+
+    process: subprocess.Popen[bytes]
+    address: str
+    health: str
+
+    def wait(self) -> str:
+        """Return the address once the server answers. Raises ``RuntimeError`` when it died or takes too long."""
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        while time.monotonic() < deadline and self.process.poll() is None:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{self.address}{self.health}", timeout=5).is_success:
+                    return self.address
+            time.sleep(0.2)
+        raise RuntimeError(f"the server at {self.address} did not start; exit code {self.process.poll()}")
+
+
+@contextlib.contextmanager
+def prefect_server(home: Path, preferred_port: int = 4200) -> Iterator[Server]:
+    """A Prefect server with its UI and its database in ``home``.
+
+    Prefect's own temporary server outlives a killed parent and goes on holding the database; this one does not.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    port = free_port(preferred_port)
+    environment = {
+        "PREFECT_HOME": str(home),
+        "PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
+    }
+    command = ["uvicorn", "--factory", "prefect.server.api.server:create_app", "--log-level", "error"]
+    with _running([*command, "--host", "127.0.0.1", "--port", str(port)], environment) as process:
+        yield Server(process, f"http://127.0.0.1:{port}", "/api/health")
+
+
+@contextlib.contextmanager
+def mlflow_server(tracking_uri: str, preferred_port: int = 5000) -> Iterator[Server]:
+    """An MLflow server with its UI over a store on this machine."""
+    port = free_port(preferred_port)
+    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    command = ["mlflow", "server", "--backend-store-uri", tracking_uri, "--workers", "1"]
+    with _running([*command, "--host", "127.0.0.1", "--port", str(port)], environment) as process:
+        yield Server(process, f"http://127.0.0.1:{port}", "/health")
+
+
+def free_port(preferred: int) -> int:
+    """The preferred port where it is free, else any free one."""
+    for port in (preferred, 0):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
+    raise OSError("no port is free on 127.0.0.1")
+
+
+@contextlib.contextmanager
+def _running(arguments: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.embedded", str(os.getpid()), *arguments], env=os.environ | environment
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main() -> None:
+    """Run a Python module as ``python -m module arguments`` would, for as long as the parent process lives."""
+    parent, module, *arguments = sys.argv[1:]
+    threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

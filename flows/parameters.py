@@ -1,0 +1,35 @@
+"""Flow parameters made from RunConfig: flat, in its order, with its help, bounds and choices."""
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import Annotated, Any, TypeVar
+
+from pydantic.fields import FieldInfo
+
+from training_core.config import RunConfig, read_settings, settings_info
+
+Result = TypeVar("Result")
+
+
+def takes_settings(body: Callable[[RunConfig], Result]) -> Callable[..., Result]:
+    """Let a function of a ``RunConfig`` be called with the settings as flat keyword arguments.
+
+    Prefect derives a flow's form, its validation and its API from signature and docstring; both are derived from
+    RunConfig here, so that ``-p learning_rate=1e-4`` changes one setting and keeps a deployment's others.
+    """
+
+    @wraps(body)
+    def with_flat_settings(**settings: Any) -> Result:
+        return body(read_settings(settings))
+
+    signature = inspect.Signature([_parameter(name, info) for name, info in settings_info().items()])
+    with_flat_settings.__signature__ = signature  # type: ignore[attr-defined]
+    lines = [f"    {name}: {info.description}" for name, info in settings_info().items()]
+    with_flat_settings.__doc__ = "\n".join([inspect.getdoc(body) or "", "", "Args:", *lines])
+    return with_flat_settings
+
+
+def _parameter(name: str, info: FieldInfo) -> inspect.Parameter:
+    annotation = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=info.default, annotation=annotation)

@@ -1,0 +1,19 @@
+"""The GPU stage: from encoded rows to a judged adapter. The GPU is held only while this flow runs."""
+
+from prefect import flow
+
+from tasks.evaluation import evaluate
+from tasks.refs import DatasetRef, TrainedRef
+from tasks.training import finetune, load_model, open_run, save_adapter
+from training_core.config import RunConfig
+
+
+@flow(name="train-flow", retries=2, retry_delay_seconds=10)
+def train_flow(config: RunConfig, dataset: DatasetRef) -> TrainedRef:
+    """Train one adapter and judge it; a retry loads the model anew and goes on from the last complete checkpoint."""
+    run = open_run(config, dataset)
+    loaded = load_model(config, run)
+    finetune(loaded, config, run, dataset)
+    adapter = save_adapter(loaded, config, run)
+    report = evaluate(loaded, config, run, adapter, dataset)
+    return TrainedRef(run, adapter, report)

@@ -1,0 +1,25 @@
+"""Loads a registered model in a process of its own and compares it, token for token, with the model in memory."""
+
+import json
+import sys
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+
+
+def compare(model_uri: str, probe_file: Path) -> str | None:
+    """What is wrong with the registered model's answers to the probe of an evaluation; ``None`` when all is well."""
+    probe = json.loads(probe_file.read_text(encoding="utf-8"))
+    records = [json.loads(record) for record in probe["records"]]
+    rows = pd.DataFrame([{"instruction": r["instruction"], "input": json.dumps(r["input"])} for r in records])
+    served = mlflow.pyfunc.load_model(model_uri)
+    answers = [list(tokens) for tokens in served.predict(rows)["token_ids"]]
+    differing = [i for i, (got, expected) in enumerate(zip(answers, probe["answers"], strict=True)) if got != expected]
+    return f"{len(differing)} of {len(records)} answers differ: {differing}" if differing else None
+
+
+if __name__ == "__main__":
+    problem = compare(sys.argv[1], Path(sys.argv[2]))
+    sys.stdout.write(f"{problem or 'the same tokens'}\n")
+    sys.exit(1 if problem else 0)

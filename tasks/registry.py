@@ -1,0 +1,252 @@
+"""MLflow: one run per training identity, one registered version per adapter, one champion."""
+
+import importlib.metadata
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import mlflow
+from filelock import FileLock
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModel, Metric, Param
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.tracking import MlflowClient
+from mlflow.types import ColSpec, Schema
+from mlflow.types.schema import Array, DataType
+
+import training_core
+from tasks.refs import DatasetRef, TrainedRef
+from training_core.checkpoints import seal_digest
+from training_core.config import RunConfig
+from training_core.journal import Point
+from training_core.model_setup import fetch_base_model
+
+EXPERIMENT = "sft-flow"
+IDENTITY_TAG = "sft_flow.identity"
+CANDIDATE, CHAMPION = "candidate", "champion"
+
+_SERVED_BY = ("mlflow", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
+_SERVED_BY_TOO = ("pydantic", "pyyaml", "scikit-learn", "scipy", "rich", "pandas")
+_LONGEST_PARAM = 6000
+_LARGEST_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The adapter that answers customers now, on this machine's disk."""
+
+    version: str
+    adapter: Path
+    digest: str
+    base: Path
+
+
+def tracking_uri(config: RunConfig) -> str:
+    """``MLFLOW_TRACKING_URI`` where it is set, else a SQLite file in ``output_dir``, created when missing."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if uri:
+        return uri
+    store = Path(config.output_dir).resolve() / "mlflow.db"
+    store.parent.mkdir(parents=True, exist_ok=True)
+    # A store that two processes create at once, or one killed half-way, is broken for good.
+    with FileLock(store.with_suffix(".lock")):
+        if not store.exists():
+            draft = store.with_suffix(".draft")
+            draft.unlink(missing_ok=True)
+            MlflowClient(f"sqlite:///{draft}").search_experiments()
+            draft.rename(store)
+    return f"sqlite:///{store}"
+
+
+def open_tracking_run(config: RunConfig, identity: str, dataset: DatasetRef) -> str:
+    """The id of the one run of this identity, created with its parameters and dataset when it is new."""
+    client = MlflowClient(tracking_uri(config))
+    experiment = _experiment(client, config)
+    found = client.search_runs([experiment], f"tags.`{IDENTITY_TAG}` = '{identity}'", order_by=["start_time ASC"])
+    tags = {IDENTITY_TAG: identity, "mlflow.runName": identity[:12]}
+    run = found[0] if found else client.create_run(experiment, tags=tags)
+    known = run.data.params
+    params = {name: str(value)[:_LONGEST_PARAM] for name, value in asdict(config).items() if name not in known}
+    client.log_batch(run.info.run_id, params=[Param(name, value) for name, value in params.items()])
+    if not run.inputs.dataset_inputs:
+        client.log_inputs(run.info.run_id, [_dataset_input(config, dataset)])
+    if not found:
+        client.log_dict(run.info.run_id, asdict(config), "run_config.json")
+        client.log_artifact(run.info.run_id, f"{dataset.path}/report.json", "data")
+        client.log_artifact(run.info.run_id, f"{dataset.path}/refused.jsonl", "data")
+    return str(run.info.run_id)
+
+
+def send_points(config: RunConfig, run_id: str, points: Sequence[Point]) -> None:
+    """Log points of the curve with the times they were measured at; sending a point twice changes nothing.
+
+    Raises ``ConnectionError`` when the tracking server does not take them.
+    """
+    metrics = [
+        Metric(name, value, round(point.time * 1000), point.step)
+        for point in points
+        for name, value in point.values.items()
+    ]
+    client = MlflowClient(tracking_uri(config))
+    for start in range(0, len(metrics), _LARGEST_BATCH):
+        try:
+            client.log_batch(run_id, metrics=metrics[start : start + _LARGEST_BATCH])
+        except MlflowException as error:
+            raise ConnectionError(f"the tracking server did not take the curve: {error}") from error
+
+
+def log_results(config: RunConfig, trained: TrainedRef) -> None:
+    """Log scores, predictions and pictures to the training's run and close it."""
+    client, run_id = MlflowClient(tracking_uri(config)), trained.run.tracking_run_id
+    scores_file = Path(trained.report.path) / "scores.json"
+    measured_at = round(scores_file.stat().st_mtime * 1000)
+    metrics = [
+        Metric(f"{name}/{measure}".replace(" ", "_"), value, measured_at, 0)
+        for name, scores in json.loads(scores_file.read_text(encoding="utf-8")).items()
+        for measure, value in scores.items()
+        if isinstance(value, int | float)
+    ]
+    client.log_batch(run_id, metrics=metrics)
+    client.log_artifacts(run_id, trained.report.path, "evaluation")
+    client.set_terminated(run_id, "FINISHED")
+
+
+def find_or_create_version(config: RunConfig, trained: TrainedRef, description: str) -> str:
+    """The number of the one registered version of this training; creates it, once, whatever crashed before."""
+    client, run = MlflowClient(tracking_uri(config)), trained.run
+    version = _find_version(client, config, run.identity) or _create_version(client, config, trained)
+    client.update_model_version(config.registered_model_name, version.version, description)
+    return str(version.version)
+
+
+def point_alias(config: RunConfig, alias: str, version: str) -> None:
+    """Let an alias of the registered model point to a version."""
+    MlflowClient(tracking_uri(config)).set_registered_model_alias(config.registered_model_name, alias, version)
+
+
+def champion_version(config: RunConfig) -> ModelVersion | None:
+    """The version that the alias ``champion`` points to, if any."""
+    client = MlflowClient(tracking_uri(config))
+    try:
+        return client.get_model_version_by_alias(config.registered_model_name, CHAMPION)
+    except MlflowException as error:
+        # An unknown alias is an invalid parameter to some stores, a missing resource to others.
+        if error.error_code in ("INVALID_PARAMETER_VALUE", ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)):
+            return None
+        raise
+
+
+def fetch_champion(config: RunConfig, but_not: str) -> Champion | None:
+    """The champion's files, checked against the digest it was registered with, unless its identity is ``but_not``.
+
+    Raises ``ValueError`` when the registry's files are not those that were registered.
+    """
+    version = champion_version(config)
+    if version is None or version.tags[IDENTITY_TAG] == but_not:
+        return None
+    folder = Path(config.output_dir).resolve() / "champions" / f"{version.name}-{version.version}"
+    adapter, digest = folder / "artifacts" / "adapter", version.tags["sft_flow.adapter_digest"]
+    if seal_digest(adapter) != digest:
+        folder.mkdir(parents=True, exist_ok=True)
+        mlflow.artifacts.download_artifacts(
+            f"models:/{version.name}/{version.version}", dst_path=str(folder), tracking_uri=tracking_uri(config)
+        )
+    if seal_digest(adapter) != digest:
+        raise ValueError(f"the files of {version.name} version {version.version} are not those that were registered")
+    base = fetch_base_model(version.tags["sft_flow.base_model"], config.cache_dir)
+    return Champion(version.version, adapter, digest, base)
+
+
+def _experiment(client: MlflowClient, config: RunConfig) -> str:
+    found = client.get_experiment_by_name(EXPERIMENT)
+    if found:
+        return str(found.experiment_id)
+    local = "MLFLOW_TRACKING_URI" not in os.environ
+    location = (Path(config.output_dir).resolve() / "mlartifacts").as_uri() if local else None
+    try:
+        return str(client.create_experiment(EXPERIMENT, artifact_location=location))
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+            raise
+        return str(client.get_experiment_by_name(EXPERIMENT).experiment_id)
+
+
+def _dataset_input(config: RunConfig, dataset: DatasetRef) -> DatasetInput:
+    source = json.dumps({"train": config.dataset_path, "held_out": config.eval_path})
+    profile = json.dumps({"train_rows": dataset.train_rows, "held_out_rows": dataset.held_out_rows})
+    name = Path(config.dataset_path).name
+    return DatasetInput(
+        Dataset(name, dataset.digest[:36], "local", source, profile=profile), [InputTag("mlflow.data.context", "train")]
+    )
+
+
+def _find_version(client: MlflowClient, config: RunConfig, identity: str) -> ModelVersion | None:
+    name = config.registered_model_name
+    found = client.search_model_versions(f"name = '{name}' and tags.`{IDENTITY_TAG}` = '{identity}'")
+    return min(found, key=lambda version: int(version.version), default=None)
+
+
+def _create_version(client: MlflowClient, config: RunConfig, trained: TrainedRef) -> ModelVersion:
+    name, run = config.registered_model_name, trained.run
+    model = _find_or_log_model(client, config, trained)
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+            raise
+    tags = {
+        IDENTITY_TAG: run.identity,
+        "sft_flow.adapter_digest": trained.adapter.digest,
+        "sft_flow.base_model": config.model_name,
+        "sft_flow.base_digest": run.base_digest,
+    }
+    own = client.create_model_version(
+        name, f"models:/{model.model_id}", run.tracking_run_id, tags=tags, model_id=model.model_id
+    )
+    first = _find_version(client, config, run.identity) or own
+    if first.version != own.version:  # another process was faster by a moment
+        client.delete_model_version(name, own.version)
+    return first
+
+
+def _find_or_log_model(client: MlflowClient, config: RunConfig, trained: TrainedRef) -> LoggedModel:
+    """The packaged adapter in the tracking store; one that a killed process left half-uploaded is completed."""
+    run, experiment = trained.run, _experiment(client, config)
+    found = client.search_logged_models([experiment], f"tags.`{IDENTITY_TAG}` = '{run.identity}'")
+    if found and found[0].status == "READY":
+        return found[0]
+    model = (
+        found[0]
+        if found
+        else client.create_logged_model(experiment, "adapter", run.tracking_run_id, tags={IDENTITY_TAG: run.identity})
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder) / "model"
+        _package(trained, package)
+        client.log_model_artifacts(model.model_id, str(package))
+    return client.finalize_logged_model(model.model_id, "READY")
+
+
+def _package(trained: TrainedRef, folder: Path) -> None:
+    """Write the adapter as a model made of source files: no pickle, no copy of the base."""
+    requirements = [f"{name}=={_version(name)}" for name in (*_SERVED_BY, *_SERVED_BY_TOO)]
+    text = ColSpec(DataType.string, "instruction"), ColSpec(DataType.string, "input")
+    answer = ColSpec(DataType.string, "answer"), ColSpec(Array(DataType.long), "token_ids")
+    mlflow.pyfunc.save_model(
+        folder,
+        python_model=str(Path(__file__).parent / "served_adapter.py"),
+        artifacts={"adapter": trained.adapter.path},
+        model_config={"base_model": trained.run.base_path, "base_digest": trained.run.base_digest},
+        code_paths=[str(Path(training_core.__file__).parent)],
+        signature=ModelSignature(inputs=Schema(list(text)), outputs=Schema(list(answer))),
+        pip_requirements=requirements,
+    )
+
+
+def _version(package: str) -> str:
+    return importlib.metadata.version(package).partition("+")[0]

@@ -1,0 +1,52 @@
+"""The task that shows a finished run to people: an artifact in the Prefect UI, tables for the terminal."""
+
+import base64
+import json
+from pathlib import Path
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+
+from tasks.refs import DatasetRef, ModelVersionRef, TrainedRef
+from training_core.config import RunConfig
+from training_core.contest import load_scores
+from training_core.data_store import load_training_data
+from training_core.report import Grid, account_grid, group_grid, score_grid
+
+
+@task(tags=["report"])
+def publish_report(config: RunConfig, dataset: DatasetRef, trained: TrainedRef, version: ModelVersionRef) -> None:
+    """Put tables, pictures and the verdict into one artifact of the run."""
+    pictures = [
+        f"![{name}]({_as_data_url(Path(trained.report.path) / name)})" for name in ("loss_curve.png", "confusion.png")
+    ]
+    heading = f"# {version.name} version {version.version} {version.verdict}"
+    tables = [grid.markdown() for grid in run_grids(config, dataset, trained)]
+    create_markdown_artifact("\n\n".join([heading, *tables, *pictures]), key="sft-flow-report", description=heading[2:])
+
+
+def run_grids(config: RunConfig, dataset: DatasetRef, trained: TrainedRef) -> list[Grid]:
+    """The tables that a run ends with: scores, scores by group, row accounting, time and memory."""
+    scores = load_scores(Path(trained.report.path))
+    return [
+        score_grid(scores),
+        group_grid(scores, config.group_by),
+        account_grid(load_training_data(Path(dataset.path)).report.accounts),
+        _cost_grid(Path(trained.run.path)),
+    ]
+
+
+def _cost_grid(run_dir: Path) -> Grid:
+    cost = json.loads((run_dir / "training.json").read_text(encoding="utf-8"))
+    row = (
+        str(cost["steps"]),
+        str(cost["resumed_from_step"]),
+        f"{cost['seconds']:.0f} s",
+        f"{cost['peak_memory_gib']:.2f} GiB",
+        f"{cost['train_loss']:.4f}",
+    )
+    return Grid("Training", ("steps", "resumed from step", "time since", "peak memory", "mean loss"), [row])
+
+
+def _as_data_url(picture: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"

@@ -1,0 +1,49 @@
+"""The registered model: what `models:/<name>@champion` runs. Logged to MLflow as this very file, without pickle.
+
+One row of input: `instruction` (text) and `input` (the case with its `policy_document`, as JSON text). One row of
+output: `answer` (text) and `token_ids`. Rows become tokens by the functions that training used.
+"""
+
+import json
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+
+from training_core.chat_encoding import ChatEncoder
+from training_core.config import RunConfig
+from training_core.data_loader import format_as_chat
+from training_core.evaluation import generate
+from training_core.model_setup import digest_base_model, fetch_base_model, load_adapted_model
+
+
+class ServedAdapter(mlflow.pyfunc.PythonModel):
+    """Loads the adapter on its four-bit base and answers cases greedily.
+
+    ``model_config`` holds ``base_model`` (a folder or a name on the hub; override it to move the model elsewhere) and
+    ``base_digest``. Raises ``ValueError`` when the base found there is another one: the same shapes with other weights
+    would answer nonsense without a word.
+    """
+
+    def load_context(self, context: Any) -> None:
+        adapter = Path(context.artifacts["adapter"])
+        self.config = RunConfig.load(adapter)
+        base = fetch_base_model(context.model_config["base_model"], self.config.cache_dir)
+        if digest_base_model(base) != context.model_config["base_digest"]:
+            raise ValueError(f"{base} is not the base model this adapter was trained on; its files differ")
+        self.loaded = load_adapted_model(base, adapter)
+        self.encoder = ChatEncoder.of(self.loaded.tokenizer)
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        prompts = [self._prompt(row) for row in model_input.to_dict("records")]
+        answers = generate(self.loaded, prompts, self.config)
+        return pd.DataFrame({"answer": [self.encoder.decode_answer(a) for a in answers], "token_ids": answers})
+
+    def _prompt(self, row: dict[Hashable, Any]) -> list[int]:
+        case = {"instruction": row["instruction"], "input": json.loads(row["input"])}
+        return self.encoder.encode_prompt(format_as_chat(case))
+
+
+mlflow.models.set_model(ServedAdapter())

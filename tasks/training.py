@@ -1,0 +1,76 @@
+"""Tasks from a base model to a saved adapter. The live model passes between them inside one process only."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.progress import follow_journal
+from tasks.refs import AdapterRef, DatasetRef, RunRef
+from tasks.registry import open_tracking_run
+from training_core import checkpoints
+from training_core.config import RunConfig
+from training_core.data_store import load_training_data
+from training_core.identity import training_identity
+from training_core.model_setup import (
+    LoadedModel,
+    digest_base_model,
+    fetch_base_model,
+    load_adapted_model,
+    load_model_and_tokenizer,
+)
+from training_core.trainer import train_model
+
+
+@task(tags=["training"], retries=3, retry_delay_seconds=[5, 30, 120])
+def open_run(config: RunConfig, dataset: DatasetRef) -> RunRef:
+    """Find or create the folder and the tracking run of this training identity.
+
+    Retried because the base model and the tracking server are reached over the network.
+    """
+    base = fetch_base_model(config.model_name, config.cache_dir)
+    base_digest = digest_base_model(base)
+    identity = training_identity(config, dataset.digest, base_digest)
+    folder = Path(config.output_dir).resolve() / identity[:12]
+    folder.mkdir(parents=True, exist_ok=True)
+    run_id = open_tracking_run(config, identity, dataset)
+    return RunRef(identity, str(folder), str(base), base_digest, run_id)
+
+
+@task(tags=["training"], cache_policy=NO_CACHE, persist_result=False)
+def load_model(config: RunConfig, run: RunRef) -> LoadedModel:
+    """The four-bit base with this run's finished adapter, or with a fresh one to be trained."""
+    adapter = _adapter_folder(run)
+    if checkpoints.seal_digest(adapter):
+        return load_adapted_model(Path(run.base_path), adapter)
+    return load_model_and_tokenizer(config)
+
+
+@task(tags=["training"], cache_policy=NO_CACHE, persist_result=False)
+def finetune(loaded: LoadedModel, config: RunConfig, run: RunRef, dataset: DatasetRef) -> None:
+    """Train from the last complete checkpoint; nothing to do when the adapter is finished.
+
+    Not retried by itself: a half-trained model must be loaded anew, so the flow is retried as a whole.
+    """
+    if checkpoints.seal_digest(_adapter_folder(run)):
+        return
+    folder = Path(run.path)
+    with follow_journal(config, run.tracking_run_id, folder / "journal.jsonl"):
+        summary = train_model(loaded, load_training_data(Path(dataset.path)), config, folder)
+    (folder / "training.json").write_text(json.dumps(dataclasses.asdict(summary), indent=2) + "\n", encoding="utf-8")
+
+
+@task(tags=["training"], cache_policy=NO_CACHE)
+def save_adapter(loaded: LoadedModel, config: RunConfig, run: RunRef) -> AdapterRef:
+    """Write the adapter folder, unless it is there already and complete."""
+    folder = _adapter_folder(run)
+    digest = checkpoints.seal_digest(folder)
+    if not digest:
+        digest = checkpoints.save_adapter(loaded.model, loaded.tokenizer, config, folder)
+    return AdapterRef(str(folder), digest)
+
+
+def _adapter_folder(run: RunRef) -> Path:
+    return Path(run.path) / "adapter"
