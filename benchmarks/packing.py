@@ -36,7 +36,8 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from training_core.packing import collate_pack, packed_dataset, plan_packing, use_shared_prefix_attention
+from training_core.packing import collate_pack, packed_dataset, plan_packing
+from training_core.prefix_attention import use_shared_prefix_attention
 
 VOCABULARY = 8_192
 SIZES = {
@@ -154,17 +155,13 @@ def measure(trainer: SFTTrainer, row_tokens: int) -> Cost:
     return Cost(row_tokens, batch["input_ids"].numel(), cpu, wall, peak_memory_mb(), loss.item())
 
 
-def run_policy_length(
-    models: dict[str, PeftModel], policy_tokens: int, shares: list[int], repeats: int
-) -> list[dict]:
+def run_policy_length(models: dict[str, PeftModel], policy_tokens: int, shares: list[int], repeats: int) -> list[dict]:
     """Each layout once per repeat, in turn, so that a busy machine is busy for all of them."""
     few = 2 if policy_tokens > 1_000 else 4
     plain = make_rows(policy_tokens, 1, few)
     cases = [(layout, plain, 1) for layout in (*TRL_LAYOUTS, "ours, nothing shared")]
     for share in shares:
-        cases.append(
-            (f"ours, {share} rows per policy", make_rows(policy_tokens, share, max(share, few)), share)
-        )
+        cases.append((f"ours, {share} rows per policy", make_rows(policy_tokens, share, max(share, few)), share))
     trainers = []
     for layout, rows, share in cases:
         trainers.append(make_trainer(layout, models[layout.split(",")[0]], rows, share))

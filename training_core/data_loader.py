@@ -139,11 +139,11 @@ def build_datasets(config: RunConfig, tokenizer: PreTrainedTokenizerFast) -> Tra
     fitting, overlong = _set_overlong_apart(config, whole)
     held_out, train = _partition(fitting, lambda item: _is_held_out(config, item.row))
     _demand_rows(train, held_out)
-    fates: dict[str, Sequence[Row | _Item]] = {
-        "trained": train,
-        "held_out": held_out,
+    fates = {
+        "trained": [item.row for item in train],
+        "held_out": [item.row for item in held_out],
         "duplicates": duplicates,
-        "overlong": overlong,
+        "overlong": [item.row for item in overlong],
     }
     report = DataReport(
         accounts=[_account(source, fates, broken) for source in sources],

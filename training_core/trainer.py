@@ -22,7 +22,8 @@ from training_core.data_loader import TrainingData
 from training_core.evaluation import held_out_sample
 from training_core.journal import Point, append_point, mend_journal
 from training_core.model_setup import LoadedModel
-from training_core.packing import collate_pack, packed_dataset, plan_packing, use_shared_prefix_attention
+from training_core.packing import collate_pack, packed_dataset, plan_packing
+from training_core.prefix_attention import use_shared_prefix_attention
 from training_core.utils import Precision, set_seed
 
 logger = logging.getLogger(__name__)

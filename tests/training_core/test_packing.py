@@ -23,17 +23,20 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
     TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
 )
 from trl import SFTConfig, SFTTrainer
 
-from training_core import packing
+from training_core import prefix_attention
 from training_core.packing import (
     PackingPlan,
     collate_pack,
     packed_dataset,
     plan_packing,
-    use_shared_prefix_attention,
 )
+from training_core.prefix_attention import use_shared_prefix_attention
 
 VOCABULARY = 96
 SIZES = {
@@ -194,7 +197,7 @@ def test_the_mask_for_cuda_shows_what_the_segments_show() -> None:
         expected[start : start + length, start : start + length] = torch.ones(length, length).tril().bool()
         if prefix >= 0:
             expected[start : start + length, starts[prefix] : starts[prefix] + lengths[prefix]] = True
-    block_mask = packing._block_mask(segments, tokens)
+    block_mask = prefix_attention._block_mask(segments, tokens)
     assert torch.equal(create_mask(block_mask.mask_mod, 1, 1, tokens, tokens, device="cpu")[0, 0], expected)
 
 
@@ -239,9 +242,7 @@ def test_a_plan_covers_every_row_once_within_the_budget(seed: int) -> None:
     budget, per_step = int(random.integers(60, 900)), int(random.integers(1, 33))
     plan = plan_packing(rows, budget, per_step, seed)
     packs = packed_dataset(rows, plan)
-    assert sorted(row for pack in plan.packs for piece in pack for row in piece.rows) == list(
-        range(len(rows))
-    )
+    assert sorted(row for pack in plan.packs for piece in pack for row in piece.rows) == list(range(len(rows)))
     assert plan.row_tokens == sum(map(len, rows["input_ids"]))
     assert plan.computed_tokens == sum(len(pack["input_ids"]) for pack in packs)
     for pack, content in zip(plan.packs, packs, strict=True):
@@ -308,10 +309,7 @@ def test_the_model_still_answers_unpacked_batches() -> None:
         "attention_mask": torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]),
     }
     assert torch.equal(plain(**batch).logits, switched(**batch).logits)
-    tokens = [
-        model.generate(**batch, max_new_tokens=5, do_sample=False, pad_token_id=0)
-        for model in (plain, switched)
-    ]
+    tokens = [model.generate(**batch, max_new_tokens=5, do_sample=False, pad_token_id=0) for model in (plain, switched)]
     assert torch.equal(*tokens)
 
 
@@ -345,9 +343,7 @@ def make_trainer(model: PeftModel, rows: Dataset, folder: Path, **settings: obje
 
 
 def lora_weights(model: PeftModel) -> dict[str, torch.Tensor]:
-    return {
-        name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad
-    }
+    return {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def test_an_accumulated_optimiser_step_equals_the_unpacked_one(tmp_path: Path) -> None:
@@ -380,7 +376,7 @@ class _StopAt(TrainerCallback):
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         control.should_training_stop = control.should_training_stop or state.global_step == self.step
 
 

@@ -1,0 +1,53 @@
+"""What all tests share: no network, no home folder, a tiny base model, sample rows, and untouched loggers."""
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Libraries read these when they are imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="sft-flow-prefect-")
+
+
+@pytest.fixture(autouse=True)
+def _loggers_stay_as_they_were() -> Iterator[None]:
+    loggers = [logging.getLogger(), logging.getLogger("training_core")]
+    before = [(logger, logger.level, logger.handlers[:], logger.propagate) for logger in loggers]
+    yield
+    for logger, level, handlers, propagate in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
+        logger.propagate = propagate
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny untrained Qwen2 base with a tokenizer of its own."""
+    import torch
+
+    from samples.cases import generate_rows
+    from samples.tiny_base import build_model, train_tokenizer
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tiny_base")
+    texts = (json.dumps(row, ensure_ascii=False).replace("\\n", "\n") for row in generate_rows(200, seed=1))
+    tokenizer = train_tokenizer(texts, vocabulary=1000)
+    tokenizer.save_pretrained(folder)
+    build_model(len(tokenizer)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sample_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of 120 sample rows, a few of them bad."""
+    from samples.cases import write_rows
+
+    path = tmp_path_factory.mktemp("sample_rows") / "rows.jsonl"
+    write_rows(path, count=120, seed=7, bad_share=0.08)
+    return path

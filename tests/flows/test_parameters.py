@@ -1,0 +1,84 @@
+"""The settings as flow parameters: flat, in RunConfig's order, with its help, bounds and choices, from one home."""
+
+import dataclasses
+import inspect
+from typing import Any
+
+import pytest
+from prefect import Flow
+from prefect.utilities.callables import parameter_schema
+
+from flows.parameters import takes_settings
+from training_core.config import RunConfig, SettingsError, settings_info
+
+
+@takes_settings
+def body(config: RunConfig) -> RunConfig:
+    """Do it."""
+    return config
+
+
+@pytest.fixture(scope="module")
+def schema() -> dict[str, Any]:
+    return parameter_schema(body).model_dump()
+
+
+def test_settings_given_flat_arrive_as_one_config() -> None:
+    assert body() == RunConfig()
+    assert body(learning_rate=1e-4, favourable_decisions=["x"]) == RunConfig(
+        learning_rate=1e-4, favourable_decisions=("x",)
+    )
+    assert body(**vars(RunConfig(seed=9))) == RunConfig(seed=9)
+
+
+def test_wrong_settings_are_reported_all_at_once() -> None:
+    with pytest.raises(SettingsError) as caught:
+        body(learning_rate=-1, lora_rr=3)
+    assert {line.partition(":")[0] for line in caught.value.problems} == {"learning_rate", "lora_rr"}
+
+
+def test_parameters_are_the_settings_in_their_order_with_their_defaults() -> None:
+    parameters = inspect.signature(body).parameters
+    config = RunConfig()
+    assert [(p.name, p.default) for p in parameters.values()] == [
+        (field.name, getattr(config, field.name)) for field in dataclasses.fields(RunConfig)
+    ]
+
+
+def test_the_form_has_every_setting_in_order_with_its_help(schema: dict[str, Any]) -> None:
+    properties = schema["properties"]
+    in_order = sorted(properties, key=lambda name: properties[name]["position"])
+    assert in_order == list(settings_info())
+    for name, info in settings_info().items():
+        assert properties[name]["description"] == info.description
+        assert not schema.get("required")
+
+
+def test_the_form_has_bounds_choices_and_defaults(schema: dict[str, Any]) -> None:
+    properties = schema["properties"]
+    assert properties["learning_rate"]["exclusiveMinimum"] == 0
+    assert (properties["val_split"]["minimum"], properties["val_split"]["exclusiveMaximum"]) == (0, 1)
+    assert properties["optim"]["enum"][0] == "adamw_torch_fused"
+    assert properties["packing"]["type"] == "boolean"
+    assert properties["registered_model_name"]["pattern"]
+    assert properties["lora_r"]["default"] == RunConfig().lora_r
+
+
+def test_no_setting_hides_a_method_of_the_model_that_prefect_builds() -> None:
+    """https://docs.pydantic.dev: a field named `schema` or `json` shadows one of BaseModel's."""
+    assert not settings_info().keys() & {"register", "schema", "json", "copy", "validate", "dict", "construct"}
+
+
+def test_prefect_takes_and_judges_the_flat_settings() -> None:
+    flow = Flow(body, name="probe")
+    judged = flow.validate_parameters({"learning_rate": "2e-4", "val_split": 0.2, "favourable_decisions": ["a"]})
+    assert (judged["learning_rate"], judged["val_split"]) == (2e-4, 0.2)
+    assert body(**judged) == RunConfig(learning_rate=2e-4, val_split=0.2, favourable_decisions=("a",))
+    for wrong in ({"learning_rate": -1}, {"optim": "x"}, {"seed": 2**32}, {"model_name": ""}):
+        with pytest.raises(Exception, match=next(iter(wrong))):
+            flow.validate_parameters(wrong)
+
+
+def test_a_wrapped_function_keeps_its_name_and_its_first_line() -> None:
+    assert body.__name__ == "body"
+    assert (body.__doc__ or "").startswith("Do it.")

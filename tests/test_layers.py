@@ -1,0 +1,80 @@
+"""Imports go one way: deployments → flows → tasks → training_core, and samples → training_core."""
+
+import ast
+import importlib.metadata
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MAY_IMPORT = {
+    "training_core": set(),
+    "samples": {"training_core"},
+    "tasks": {"training_core"},
+    "flows": {"training_core", "samples", "tasks"},
+    "deployments": {"training_core", "samples", "tasks", "flows"},
+}
+MLFLOW_IMPORTERS = {"tasks/registry.py", "tasks/served_adapter.py", "tasks/check_served.py"}
+
+
+def modules_of(room: str) -> list[Path]:
+    return sorted((ROOT / room).rglob("*.py"))
+
+
+def imports_of(path: Path) -> set[str]:
+    """Top-level names of all imports of a module, those inside functions too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide the arrows between rooms"
+            found.add(str(node.module).partition(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_a_room_imports_only_from_rooms_below_it(room: str) -> None:
+    modules = modules_of(room)
+    assert modules
+    for module in modules:
+        other_rooms = imports_of(module) & MAY_IMPORT.keys() - {room}
+        assert other_rooms <= MAY_IMPORT[room], f"{module.relative_to(ROOT)} imports {other_rooms - MAY_IMPORT[room]}"
+
+
+@pytest.mark.parametrize("room", ["training_core", "samples"])
+def test_the_core_knows_no_orchestrator_and_no_tracker(room: str) -> None:
+    for module in [*modules_of(room), ROOT / "train_qlora_sft.py"]:
+        assert not imports_of(module) & {"prefect", "mlflow"}, module
+
+
+def test_the_plain_script_stands_on_the_core_alone() -> None:
+    assert imports_of(ROOT / "train_qlora_sft.py") & MAY_IMPORT.keys() == {"training_core"}
+
+
+def test_mlflow_is_imported_where_the_registry_is_and_nowhere_else() -> None:
+    importers = {
+        module.relative_to(ROOT).as_posix()
+        for room in MAY_IMPORT
+        for module in modules_of(room)
+        if "mlflow" in imports_of(module)
+    }
+    assert importers <= MLFLOW_IMPORTERS
+
+
+def test_no_module_is_named_like_a_package_that_it_could_hide() -> None:
+    installed = {
+        name
+        for name, distributions in importlib.metadata.packages_distributions().items()
+        if set(distributions) != {"sft-flow"}
+    }
+    for room in MAY_IMPORT:
+        names = {room, *(module.stem for module in modules_of(room)), *(m.parent.name for m in modules_of(room))}
+        assert not names & installed, room
+        assert not names & sys.stdlib_module_names, room
+
+
+def test_no_two_test_files_share_a_name() -> None:
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names)), "pytest imports tests without packages by their bare names"

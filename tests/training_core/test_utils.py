@@ -1,0 +1,192 @@
+"""What every run needs before it starts does what it says, and nothing besides."""
+
+import importlib.metadata
+import json
+import logging
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from training_core.config import RunConfig, SettingsError
+from training_core.utils import log_system_info, pick_precision, set_seed, setup_cache, setup_logging, validate_args
+
+
+@pytest.fixture
+def usable(tiny_base: Path, tmp_path: Path) -> dict[str, Any]:
+    """Settings with which nothing is wrong."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("{}\n", encoding="utf-8")
+    return {"model_name": str(tiny_base), "dataset_path": str(rows), "output_dir": str(tmp_path / "out")}
+
+
+def problems_of(values: dict[str, Any]) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        validate_args(RunConfig(**values))
+    return caught.value.problems
+
+
+def names_of(problems: list[str]) -> list[str]:
+    return [problem.partition(":")[0] for problem in problems]
+
+
+def test_usable_settings_pass_and_nothing_is_written(usable: dict[str, Any], tmp_path: Path) -> None:
+    validate_args(RunConfig(**usable))
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_all_problems_are_reported_at_once_and_nothing_is_written(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "base").mkdir()
+    problems = problems_of(
+        {
+            "dataset_path": str(tmp_path / "empty.jsonl"),
+            "eval_path": str(tmp_path / "nowhere.jsonl"),
+            "model_name": str(tmp_path / "base"),
+            "output_dir": str(tmp_path / "empty.jsonl" / "out"),
+            "target_modules": "q_proj,,v_proj",
+        }
+    )
+    assert set(names_of(problems)) == {"dataset_path", "eval_path", "model_name", "output_dir", "target_modules"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "empty.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["dataset_path", "eval_path"])
+@pytest.mark.parametrize(
+    ("kind", "words"), [("missing", "does not exist"), ("folder", "is a folder"), ("empty", "is empty")]
+)
+def test_a_file_of_rows_must_be_a_file_with_rows(
+    usable: dict[str, Any], tmp_path: Path, name: str, kind: str, words: str
+) -> None:
+    path = tmp_path / kind
+    if kind == "folder":
+        path.mkdir()
+    if kind == "empty":
+        path.touch()
+    (problem,) = problems_of(usable | {name: str(path)})
+    assert problem.startswith(f"{name}: ")
+    assert words in problem
+
+
+@pytest.mark.parametrize("lost", ["config.json", "tokenizer_config.json", "model.safetensors"])
+def test_an_incomplete_base_model_is_named_with_what_it_lacks(
+    usable: dict[str, Any], tiny_base: Path, tmp_path: Path, lost: str
+) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    for path in tiny_base.iterdir():
+        if path.name != lost:
+            (base / path.name).symlink_to(path)
+    (problem,) = problems_of(usable | {"model_name": str(base)})
+    assert problem.startswith("model_name: ")
+    assert (lost if lost.endswith("json") else "safetensors") in problem
+
+
+@pytest.mark.parametrize("name", ["nobody/no-such-model", "./no/such/folder", "a b c", "x" * 300, "/etc/hostname"])
+def test_a_base_model_that_cannot_be_had_is_one_problem(usable: dict[str, Any], name: str) -> None:
+    (problem,) = problems_of(usable | {"model_name": name})
+    assert problem.startswith("model_name: ")
+
+
+def test_a_base_model_that_cannot_be_had_leaves_no_cache_folder(usable: dict[str, Any], tmp_path: Path) -> None:
+    problems_of(usable | {"model_name": "nobody/no-such-model", "cache_dir": str(tmp_path / "cache")})
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_base_model_without_chat_template_is_a_wrong_setting(
+    usable: dict[str, Any], tiny_base: Path, tmp_path: Path
+) -> None:
+    """A base model that was never taught to chat is the likeliest wrong choice on the hub."""
+    base = tmp_path / "base"
+    base.mkdir()
+    for path in tiny_base.iterdir():
+        if path.suffix != ".jinja":
+            (base / path.name).symlink_to(path)
+    assert names_of(problems_of(usable | {"model_name": str(base)})) == ["model_name"]
+
+
+def test_layers_the_base_model_does_not_have_are_a_wrong_setting(usable: dict[str, Any]) -> None:
+    assert names_of(problems_of(usable | {"target_modules": "q_proj,query_proj"})) == ["target_modules"]
+
+
+@pytest.mark.parametrize("eval_path", [None, ""])
+def test_a_run_without_rows_to_evaluate_on_is_a_contradiction(usable: dict[str, Any], eval_path: str | None) -> None:
+    assert names_of(problems_of(usable | {"val_split": 0, "eval_path": eval_path})) == ["val_split"]
+
+
+def test_the_rows_trained_on_cannot_be_the_rows_evaluated_on(usable: dict[str, Any], tmp_path: Path) -> None:
+    """Whatever the file is called the second time."""
+    (tmp_path / "link.jsonl").symlink_to(usable["dataset_path"])
+    for same in (usable["dataset_path"], f"{tmp_path}/./rows.jsonl", str(tmp_path / "link.jsonl")):
+        assert names_of(problems_of(usable | {"eval_path": same})) == ["eval_path"]
+
+
+def test_an_output_folder_that_cannot_be_made_is_named(usable: dict[str, Any], tmp_path: Path) -> None:
+    assert names_of(problems_of(usable | {"output_dir": usable["dataset_path"]})) == ["output_dir"]
+    validate_args(RunConfig(**usable | {"output_dir": str(tmp_path / "a" / "b" / "c")}))
+
+
+def test_logging_shows_the_core_once_and_leaves_the_root_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    before = (root.level, root.handlers[:])
+    setup_logging()
+    setup_logging()
+    logging.getLogger("training_core.somewhere").info("one line from the core")
+    logging.getLogger("elsewhere").info("one line from elsewhere")
+    shown = capsys.readouterr()
+    assert (shown.out + shown.err).count("one line from the core") == 1
+    assert "elsewhere" not in shown.out + shown.err
+    assert (root.level, root.handlers) == before
+
+
+def test_a_log_line_is_shown_to_the_letter(capsys: pytest.CaptureFixture[str]) -> None:
+    """Paths and policies hold square brackets, which rich could take for its own."""
+    setup_logging()
+    logging.getLogger("training_core.somewhere").info("rows[bold].jsonl [/x]")
+    shown = capsys.readouterr()
+    assert "rows[bold].jsonl [/x]" in shown.out + shown.err
+
+
+def test_equal_seeds_draw_equal_numbers_everywhere() -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.random()), float(torch.rand(1))
+
+    set_seed(5)
+    first = draw()
+    set_seed(5)
+    assert draw() == first
+    set_seed(6)
+    assert all(a != b for a, b in zip(draw(), first, strict=True))
+
+
+@pytest.mark.parametrize("seed", [0, 2**32 - 1])
+def test_every_seed_that_a_config_takes_can_be_set(seed: int) -> None:
+    set_seed(RunConfig(seed=seed).seed)
+
+
+def test_the_cache_folder_is_made_and_returned_and_the_environment_left_alone(tmp_path: Path) -> None:
+    before = dict(os.environ)
+    assert setup_cache(str(tmp_path / "a" / "b")) == tmp_path / "a" / "b"
+    assert (tmp_path / "a" / "b").is_dir()
+    assert setup_cache(None) is None
+    assert dict(os.environ) == before
+
+
+def test_the_precision_says_why_it_was_chosen() -> None:
+    precision = pick_precision()
+    assert precision == pick_precision()
+    assert precision.reason.startswith(f"{precision.name}: ")
+    assert precision.dtype == {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision.name]
+    if not torch.cuda.is_available():
+        assert precision.name == "fp32"
+
+
+def test_the_system_facts_hold_the_versions_a_result_depends_on() -> None:
+    facts = log_system_info()
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["torch"] == importlib.metadata.version("torch")
+    assert {"python", "platform", "gpu", "transformers", "peft", "trl", "bitsandbytes"} <= facts.keys()
