@@ -22,6 +22,15 @@ USAGE = """usage:
   sft-flow ui   [--output_dir DIR]                         open the Prefect and the MLflow UI on what was made
 """
 
+# Libraries read these when they are imported.
+ENVIRONMENT = {
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "training_core",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    # Threads that wait by spinning take the core from the server beside them: measured, a step cost ten times as much.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+
 console = Console()
 
 
@@ -60,11 +69,11 @@ def demo(arguments: Sequence[str]) -> None:
 
 def run_flow(config: RunConfig) -> None:
     """Run the flow in this process and print what came out."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     from training_core.utils import validate_args
 
     validate_args(config)
-    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "training_core")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     with prefect_api(Path(config.output_dir)) as wait:
         # Prefect reads its environment when it is imported; and the server starts meanwhile.
         from flows.one_machine import run_and_show

@@ -5,6 +5,7 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+from prefect.logging.handlers import APILogWorker
 from rich.console import Console
 
 from flows.sft_flow import sft_flow
@@ -14,7 +15,7 @@ from tasks.reporting import run_grids
 from training_core.config import RunConfig
 from training_core.utils import setup_logging
 
-console = Console()
+console = Console(highlight=False)
 
 
 def run_and_show(config: RunConfig) -> None:
@@ -22,16 +23,23 @@ def run_and_show(config: RunConfig) -> None:
     setup_logging()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     started = time.monotonic()
-    finished: FinishedRun = sft_flow(**vars(config))
+    try:
+        finished: FinishedRun = sft_flow(**vars(config))
+    finally:
+        APILogWorker.drain_all(timeout=10)  # the server may be gone when this process ends
     for grid in run_grids(config, finished.dataset, finished.trained):
         console.print(grid.terminal())
     _say_where(config, finished, timedelta(seconds=round(time.monotonic() - started)))
 
 
 def _say_where(config: RunConfig, finished: FinishedRun, took: timedelta) -> None:
-    version, run = finished.version, finished.trained.run
-    console.print(f"[bold]{version.name} version {version.version}[/] {version.verdict} ({took})")
-    console.print(f"Adapter  {finished.trained.adapter.path}")
-    console.print(f"Model    models:/{version.name}@candidate in {tracking_uri(config)}")
-    console.print(f"Refused  {Path(finished.dataset.path) / 'refused.jsonl'}")
-    console.print(f"UIs      sft-flow ui --output_dir {config.output_dir}   (MLflow run {run.tracking_run_id})")
+    version, trained = finished.version, finished.trained
+    lines = [
+        f"{version.name} version {version.version} {version.verdict} ({took})",
+        f"Adapter  {trained.adapter.path}",
+        f"Model    models:/{version.name}@candidate in {tracking_uri(config)}, run {trained.run.tracking_run_id}",
+        f"Refused  {Path(finished.dataset.path) / 'refused.jsonl'}",
+        f"UIs      sft-flow ui --output_dir {config.output_dir}",
+    ]
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)

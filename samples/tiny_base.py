@@ -33,7 +33,7 @@ from training_core.chat_encoding import ChatEncoder
 from training_core.data_loader import IGNORED_LABEL, format_as_chat
 from training_core.packing import collate_pack, packed_dataset, plan_packing
 from training_core.prefix_attention import use_shared_prefix_attention
-from training_core.utils import set_seed, setup_logging
+from training_core.utils import set_seed
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +202,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=3072, help="size of the tokenizer's vocabulary")
     parser.add_argument("--seed", type=int, default=20_000, help="equal seeds give equal models on equal machines")
     arguments = parser.parse_args()
-    setup_logging()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     set_seed(arguments.seed)
     texts = (json.dumps(row).replace("\\n", "\n") for row in other_shop_rows(2_000, arguments.seed, arguments.jitter))
     tokenizer = train_tokenizer(texts, arguments.vocabulary)

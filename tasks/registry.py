@@ -63,9 +63,17 @@ def tracking_uri(config: RunConfig) -> str:
     return f"sqlite:///{store}"
 
 
+def connect(config: RunConfig) -> MlflowClient:
+    """A client of the tracking server and the registry; MLflow's own look-ups of `models:/…` go there too."""
+    uri = tracking_uri(config)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    return MlflowClient()
+
+
 def open_tracking_run(config: RunConfig, identity: str, dataset: DatasetRef) -> str:
     """The id of the one run of this identity, created with its parameters and dataset when it is new."""
-    client = MlflowClient(tracking_uri(config))
+    client = connect(config)
     experiment = _experiment(client, config)
     found = client.search_runs([experiment], f"tags.`{IDENTITY_TAG}` = '{identity}'", order_by=["start_time ASC"])
     tags = {IDENTITY_TAG: identity, "mlflow.runName": identity[:12]}
@@ -92,7 +100,7 @@ def send_points(config: RunConfig, run_id: str, points: Sequence[Point]) -> None
         for point in points
         for name, value in point.values.items()
     ]
-    client = MlflowClient(tracking_uri(config))
+    client = connect(config)
     for start in range(0, len(metrics), _LARGEST_BATCH):
         try:
             client.log_batch(run_id, metrics=metrics[start : start + _LARGEST_BATCH])
@@ -102,7 +110,7 @@ def send_points(config: RunConfig, run_id: str, points: Sequence[Point]) -> None
 
 def log_results(config: RunConfig, trained: TrainedRef) -> None:
     """Log scores, predictions and pictures to the training's run and close it."""
-    client, run_id = MlflowClient(tracking_uri(config)), trained.run.tracking_run_id
+    client, run_id = connect(config), trained.run.tracking_run_id
     scores_file = Path(trained.report.path) / "scores.json"
     measured_at = round(scores_file.stat().st_mtime * 1000)
     metrics = [
@@ -118,7 +126,7 @@ def log_results(config: RunConfig, trained: TrainedRef) -> None:
 
 def find_or_create_version(config: RunConfig, trained: TrainedRef, description: str) -> str:
     """The number of the one registered version of this training; creates it, once, whatever crashed before."""
-    client, run = MlflowClient(tracking_uri(config)), trained.run
+    client, run = connect(config), trained.run
     version = _find_version(client, config, run.identity) or _create_version(client, config, trained)
     client.update_model_version(config.registered_model_name, version.version, description)
     return str(version.version)
@@ -126,12 +134,12 @@ def find_or_create_version(config: RunConfig, trained: TrainedRef, description: 
 
 def point_alias(config: RunConfig, alias: str, version: str) -> None:
     """Let an alias of the registered model point to a version."""
-    MlflowClient(tracking_uri(config)).set_registered_model_alias(config.registered_model_name, alias, version)
+    connect(config).set_registered_model_alias(config.registered_model_name, alias, version)
 
 
 def champion_version(config: RunConfig) -> ModelVersion | None:
     """The version that the alias ``champion`` points to, if any."""
-    client = MlflowClient(tracking_uri(config))
+    client = connect(config)
     try:
         return client.get_model_version_by_alias(config.registered_model_name, CHAMPION)
     except MlflowException as error:
@@ -153,9 +161,7 @@ def fetch_champion(config: RunConfig, but_not: str) -> Champion | None:
     adapter, digest = folder / "artifacts" / "adapter", version.tags["sft_flow.adapter_digest"]
     if seal_digest(adapter) != digest:
         folder.mkdir(parents=True, exist_ok=True)
-        mlflow.artifacts.download_artifacts(
-            f"models:/{version.name}/{version.version}", dst_path=str(folder), tracking_uri=tracking_uri(config)
-        )
+        mlflow.artifacts.download_artifacts(f"models:/{version.name}/{version.version}", dst_path=str(folder))
     if seal_digest(adapter) != digest:
         raise ValueError(f"the files of {version.name} version {version.version} are not those that were registered")
     base = fetch_base_model(version.tags["sft_flow.base_model"], config.cache_dir)

@@ -15,8 +15,8 @@ class ChatEncoder:
     """Encodes conversations so that nothing typed inside a message can become a control token.
 
     The chat template is rendered around placeholders; each message's text is encoded by a tokenizer that knows no
-    control tokens at all. For texts without look-alikes of control tokens the result equals
-    ``apply_chat_template(..., enable_thinking=False)`` token for token.
+    control tokens at all. For texts that hold no look-alike of a control token and do not begin
+    with white space, the result equals ``apply_chat_template(..., enable_thinking=False)`` token for token.
     """
 
     tokenizer: PreTrainedTokenizerFast

@@ -36,24 +36,33 @@ def seal_digest(folder: Path) -> str | None:
     manifest = folder / MANIFEST
     if not manifest.is_file():
         return None
-    text = manifest.read_text(encoding="utf-8")
-    intact = all(
-        (folder / name).is_file() and _sha256(folder / name) == digest for name, digest in json.loads(text).items()
-    )
-    return hashlib.sha256(text.encode()).hexdigest() if intact else None
+    content = manifest.read_bytes()
+    try:
+        digests = dict(json.loads(content))
+    except (ValueError, TypeError):  # cut off, or not a manifest
+        return None
+    intact = all((folder / name).is_file() and _sha256(folder / name) == digest for name, digest in digests.items())
+    return hashlib.sha256(content).hexdigest() if intact and digests else None
 
 
 def latest_complete_checkpoint(folder: Path) -> Path | None:
     """The complete checkpoint of the highest step; incomplete ones beside it are deleted, for a resumed training
     would otherwise find them in its way."""
     latest = None
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])):
+    checkpoints = [path for path in folder.glob("checkpoint-*") if path.is_dir() and step_of(path) is not None]
+    for checkpoint in sorted(checkpoints, key=lambda path: step_of(path) or 0):
         if seal_digest(checkpoint):
             latest = checkpoint
         else:
             logger.warning("Checkpoint %s is incomplete or damaged; it is deleted", checkpoint.name)
             shutil.rmtree(checkpoint)
     return latest
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """The optimiser step in the name of a checkpoint folder; ``None`` when the name is of another kind."""
+    number = checkpoint.name.removeprefix("checkpoint-")
+    return int(number) if number.isdecimal() else None
 
 
 def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerFast, config: RunConfig, folder: Path) -> str:

@@ -182,14 +182,26 @@ def read_settings_file(path: Path | str) -> dict[str, Any]:
     if not path.is_file():
         raise SettingsError([f"config: {str(path)!r} is not a file; give a YAML file with settings"])
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError([f"config: {path} is not YAML: {error}"]) from error
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix == ".json" else yaml.load(text, _UniqueKeyLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise SettingsError([f"config: {path} cannot be read: {error}"]) from error
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise SettingsError([f"config: {path} holds a {type(values).__name__}; it must hold `setting: value` lines"])
-    return values
+    return {str(name): value for name, value in values.items()}
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML's own loader lets the last of two equal keys win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"{key!r} stands twice; keep one of the two")
+        return super().construct_mapping(node, deep)
 
 
 def read_settings(values: dict[str, Any]) -> RunConfig:
@@ -226,11 +238,17 @@ def config_from_command_line(arguments: Sequence[str], prog: str) -> dict[str, A
     flags = vars(parser.parse_args(arguments))
     config_file = flags.pop("config")
     from_file = read_settings_file(config_file) if config_file else {}
-    return from_file | {name: _flag_value(text) for name, text in flags.items()}
+    return from_file | {name: _flag_value(name, text) for name, text in flags.items()}
 
 
-def _flag_value(text: str) -> Any:
+def _flag_value(name: str, text: str) -> Any:
+    """Texts are taken to the letter; anything else is read as YAML would."""
+    kind = settings_info()[name].annotation
+    if kind == str | None:
+        return None if text in ("", "null") else text
+    if kind is str:
+        return text
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         return text

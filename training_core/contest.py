@@ -69,8 +69,9 @@ def hold_contest(
 def contest_key(config: RunConfig, data: TrainingData, adapter_digests: list[str]) -> str:
     """SHA-256 over what a contest's outcome depends on: contestants, held-out rows, settings of the evaluation."""
     settings = {name: getattr(config, name) for name in _SETTINGS}
+    code = (Path(__file__).parent / "evaluation.py").read_text(encoding="utf-8")
     records = hashlib.sha256("\n".join(data.held_out["record"][:]).encode()).hexdigest()
-    return hashlib.sha256(json.dumps([adapter_digests, records, settings]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([adapter_digests, records, settings, code]).encode()).hexdigest()
 
 
 def save_contest(contest: Contest, journal: Path, folder: Path) -> str:

@@ -1,9 +1,9 @@
 """From lines in a file to token ids: every line ends in exactly one account."""
 
+import codecs
 import hashlib
 import json
 import logging
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -97,7 +97,7 @@ def load_jsonl(path: Path | str) -> LoadedRows:
 def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
-            if raw.strip(b" \t\r\n\xef\xbb\xbf"):
+            if raw.removeprefix(codecs.BOM_UTF8).strip(b" \t\r\n"):  # JSON's white space, nothing else
                 yield number, raw
 
 
@@ -105,8 +105,8 @@ def build_user_message(record: Record) -> str:
     """Policy first, then what differs from row to row: rows of one policy share a long run of first tokens."""
     case = {name: value for name, value in record["input"].items() if name != "policy_document"}
     return (
-        f"## Policy document\n\n{record['input']['policy_document'].strip()}\n\n"
-        f"## Instruction\n\n{record['instruction'].strip()}\n\n"
+        f"## Policy document\n\n{record['input']['policy_document']}\n\n"
+        f"## Instruction\n\n{record['instruction']}\n\n"
         f"## Case\n\n{json.dumps(case, ensure_ascii=False)}"
     )
 
@@ -156,7 +156,7 @@ def build_datasets(config: RunConfig, tokenizer: PreTrainedTokenizerFast) -> Tra
         train=Dataset.from_list([item.columns for item in train]),
         held_out=Dataset.from_list([item.columns | {"record": json.dumps(item.row.record)} for item in held_out]),
         report=report,
-        refused=[raw for source in sources for raw in source.refused],
+        refused=[*(raw for source in sources for raw in source.refused), *(_line(problem) for problem in broken)],
     )
 
 
@@ -184,7 +184,9 @@ def _describe_unfit(config: RunConfig, source: LoadedRows) -> str:
     return "\n".join(
         [
             f"{source.file}: {len(source.refused)} of {source.lines} lines cannot be used; at most "
-            f"{config.max_refused_share:.0%} may be (max_refused_share), and one row at least must be left.",
+            f"{config.max_refused_share:.0%} may be (max_refused_share), and one row at least must be left."
+            if source.lines
+            else f"{source.file}: there are no rows in it; it needs one JSON object a line.",
             *(f"  - {problem}" for problem in source.problems[:MOST_LISTED]),
             *([f"  … and {len(source.problems) - MOST_LISTED} more"] if len(source.problems) > MOST_LISTED else []),
         ]
@@ -217,8 +219,7 @@ def _encode_rows(config: RunConfig, encoder: ChatEncoder, rows: list[Row]) -> tu
     for row in rows:
         messages = format_as_chat(row.record)
         prompt, answer = encoder.encode_prompt(messages[:-1]), encoder.encode_answer(messages[-1]["content"])
-        # Qwen's tokenizers compose accents (NFC): the same text to a reader, another string to Python.
-        if encoder.decode_answer(answer) != unicodedata.normalize("NFC", messages[-1]["content"]):
+        if encoder.decode_answer(answer) != messages[-1]["content"]:
             broken.append(Problem(row.file, row.line, "output", "does not survive tokenisation", "use plain Unicode"))
             continue
         columns = {
@@ -249,7 +250,7 @@ def _is_held_out(config: RunConfig, row: Row) -> bool:
     if config.eval_path:
         return row.file == config.eval_path
     case = {name: value for name, value in row.record["input"].items() if name != "policy_document"}
-    return int(_digest(config.seed, case)[:8], 16) / 16**8 < config.val_split
+    return int(_digest(config.seed, case or row.record["instruction"])[:8], 16) / 16**8 < config.val_split
 
 
 def _demand_rows(train: list[_Item], held_out: list[_Item]) -> None:
@@ -263,6 +264,10 @@ def _account(source: LoadedRows, fates: Mapping[str, Sequence[Row]], broken: lis
     counts = {fate: sum(row.file == source.file for row in rows) for fate, rows in fates.items()}
     refused = len(source.refused) + sum(problem.file == source.file for problem in broken)
     return Account(file=source.file, lines=source.lines, refused=refused, **counts)
+
+
+def _line(problem: Problem) -> bytes:
+    return next(raw for number, raw in _numbered_lines(Path(problem.file)) if number == problem.line)
 
 
 def _partition(items: list[_Item], belongs: Callable[[_Item], bool]) -> tuple[list[_Item], list[_Item]]:

@@ -13,16 +13,17 @@ from training_core.config import RunConfig
 from training_core.data_loader import Account, DataReport, TrainingData
 from training_core.rows import Problem
 
-_SETTINGS = ("val_split", "max_seq_length", "overlong", "max_refused_share", "group_by", "seed")
+_SETTINGS = ("dataset_path", "eval_path", "val_split", "seed", "max_seq_length", "overlong", "group_by")
 _CODE = ("rows.py", "data_loader.py", "chat_encoding.py")
 
 
 def data_key(config: RunConfig, base: Path) -> str:
     """SHA-256 over all that encoded rows are made from: files, settings, tokenizer, and the code that makes them."""
     sources = [Path(path).read_bytes() for path in (config.dataset_path, config.eval_path) if path]
-    tokenizer = [path.read_bytes() for path in sorted(base.glob("*token*")) + sorted(base.glob("*.jinja"))]
+    small_files = {path for pattern in ("*.json", "*.txt", "*.jinja") for path in base.glob(pattern)}
+    tokenizer = [path.read_bytes() for path in sorted(small_files)]
     code = [(Path(__file__).parent / name).read_bytes() for name in _CODE]
-    settings = json.dumps({name: getattr(config, name) for name in _SETTINGS}).encode()
+    settings = repr({name: getattr(config, name) for name in _SETTINGS}).encode()
     digests = [hashlib.sha256(part).digest() for part in (*sources, *tokenizer, *code, settings)]
     return hashlib.sha256(b"".join(digests)).hexdigest()
 

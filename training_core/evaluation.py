@@ -134,7 +134,8 @@ def _predict(encoder: ChatEncoder, row: dict[str, Any], answer: list[int]) -> Pr
 def parse_answer(text: str) -> dict[str, Any] | None:
     """The answer's JSON object, or ``None`` when the text is anything but one object of unique keys."""
     try:
-        found = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        found = json.loads(text, object_pairs_hook=_unique_keys)
+        json.dumps(found, ensure_ascii=False, allow_nan=False).encode("utf-8")  # no NaN, 1e999, lone surrogate
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
@@ -144,10 +145,6 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(dict(pairs)) < len(pairs):
         raise ValueError("a key stands twice in one object")
     return dict(pairs)
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
 
 
 def score(predictions: Sequence[Prediction], config: RunConfig) -> Scores:

@@ -20,7 +20,7 @@ def read_journal(path: Path) -> list[Point]:
     """All whole points of a journal; a last line cut off by a crash is passed over."""
     if not path.exists():
         return []
-    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
+    whole = path.read_bytes().rpartition(b"\n")[0]
     return [Point(**json.loads(line)) for line in whole.splitlines()]
 
 

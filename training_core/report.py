@@ -1,12 +1,15 @@
 """A run in tables and pictures: what came in, what came out, and how good it is."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 import matplotlib
 from matplotlib.figure import Figure
 from rich.table import Table
+from rich.text import Text
 from sklearn.metrics import ConfusionMatrixDisplay
 
 from training_core.data_loader import Account
@@ -14,6 +17,8 @@ from training_core.evaluation import Prediction, Scores
 from training_core.journal import Point
 
 matplotlib.use("agg")
+
+MOST_DECISIONS_DRAWN = 20
 
 
 @dataclass(frozen=True)
@@ -25,16 +30,20 @@ class Grid:
     rows: Sequence[Sequence[str]]
 
     def terminal(self) -> Table:
-        table = Table(title=self.title, title_justify="left", title_style="bold")
+        table = Table(title=Text(self.title), title_justify="left", title_style="bold")
         for i, name in enumerate(self.head):
-            table.add_column(name, justify="left" if i == 0 else "right")
+            table.add_column(Text(name), justify="left" if i == 0 else "right")
         for row in self.rows:
-            table.add_row(*row)
+            table.add_row(*(Text(cell) for cell in row))
         return table
 
     def markdown(self) -> str:
         rows = [self.head, ["---", *(["---:"] * (len(self.head) - 1))], *self.rows]
-        return "\n".join([f"**{self.title}**", "", *(f"| {' | '.join(row)} |" for row in rows)])
+        return "\n".join([f"**{self.title}**", "", *(f"| {' | '.join(map(_in_one_cell, row))} |" for row in rows)])
+
+
+def _in_one_cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def score_grid(scores: Mapping[str, Scores]) -> Grid:
@@ -76,11 +85,12 @@ def account_grid(accounts: Sequence[Account]) -> Grid:
 
 
 def draw_confusion(predictions: Sequence[Prediction], path: Path) -> None:
-    """Write a picture of expected against given decisions."""
+    """Write a picture of expected against given decisions: the commonest expected ones by name, all others as one."""
+    named = {name for name, _ in Counter(found.expected for found in predictions).most_common(MOST_DECISIONS_DRAWN)}
     figure = Figure(figsize=(6, 5), layout="constrained")
     ConfusionMatrixDisplay.from_predictions(
-        [found.expected for found in predictions],
-        [found.decision for found in predictions],
+        [_as_label(found.expected, named) for found in predictions],
+        [_as_label(found.decision, named) for found in predictions],
         ax=figure.subplots(),
         xticks_rotation=35,
         colorbar=False,
@@ -88,6 +98,12 @@ def draw_confusion(predictions: Sequence[Prediction], path: Path) -> None:
     )
     figure.axes[0].set(xlabel="given", ylabel="expected", title="Decisions on held-out rows")
     figure.savefig(path)
+
+
+def _as_label(decision: str, named: set[str]) -> str:
+    if decision not in named:
+        return "(other)"
+    return shorten(decision, 40, placeholder="…").replace("$", r"\$")  # between dollars it would be a formula
 
 
 def draw_curve(points: Sequence[Point], path: Path) -> None:

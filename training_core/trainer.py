@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from training_core.checkpoints import latest_complete_checkpoint, seal
+from training_core.checkpoints import latest_complete_checkpoint, seal, step_of
 from training_core.config import RunConfig
 from training_core.data_loader import TrainingData
 from training_core.evaluation import held_out_sample
@@ -132,7 +132,7 @@ def train_model(loaded: LoadedModel, data: TrainingData, config: RunConfig, run_
         set_seed(config.seed)
         trainer = _create_trainer(loaded, data, config, run_dir)
         checkpoint = latest_complete_checkpoint(run_dir / "checkpoints")
-        resumed_from = int(checkpoint.name.split("-")[1]) if checkpoint else 0
+        resumed_from = (step_of(checkpoint) if checkpoint else 0) or 0
         logger.info("Training starts from %s", f"checkpoint {resumed_from}" if checkpoint else "the beginning")
         started = time.monotonic()
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

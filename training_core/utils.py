@@ -1,5 +1,6 @@
 """What every run needs before it starts: logging, seed, cache, precision, checked settings, system facts."""
 
+import json
 import logging
 import os
 import platform
@@ -14,6 +15,7 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from rich.logging import RichHandler
+from safetensors import safe_open
 
 from training_core.config import RunConfig, SettingsError
 
@@ -89,7 +91,7 @@ def validate_args(config: RunConfig) -> None:
 
 def _file_problems(name: str, value: str) -> list[str]:
     path = Path(value)
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110  unlike Path.exists, it takes a name of any length
         return [f"{name}: {value!r} does not exist; give --{name} a JSONL file (here: {Path.cwd()})"]
     if not path.is_file():
         return [f"{name}: {value!r} is a folder; give a JSONL file"]
@@ -102,16 +104,38 @@ def _file_problems(name: str, value: str) -> list[str]:
 
 def _base_model_problems(config: RunConfig) -> list[str]:
     folder = Path(config.model_name)
-    if folder.is_dir():
-        lacking = [name for name in ("config.json", "tokenizer_config.json") if not (folder / name).is_file()]
-        lacking += [] if any(folder.glob("*.safetensors")) else ["*.safetensors"]
-        return [f"model_name: {config.model_name!r} lacks {name}; it is no complete base model" for name in lacking]
+    if os.path.isdir(folder):  # noqa: PTH112  unlike Path.is_dir, it takes a name of any length
+        return _base_folder_problems(config, folder)
     try:
-        hf_hub_download(config.model_name, "config.json", cache_dir=setup_cache(config.cache_dir))
+        hf_hub_download(config.model_name, "config.json", cache_dir=config.cache_dir)
     except (HFValidationError, OSError) as error:
         cause = str(error).splitlines()[0]
         return [f"model_name: {config.model_name!r} is no local folder and cannot be had from the hub ({cause})"]
     return []
+
+
+def _base_folder_problems(config: RunConfig, folder: Path) -> list[str]:
+    lacking = [name for name in ("config.json", "tokenizer_config.json") if not (folder / name).is_file()]
+    weights = sorted(folder.glob("*.safetensors"))
+    lacking += [] if weights else ["*.safetensors"]
+    if lacking:
+        return [f"model_name: {config.model_name!r} lacks {name}; it is no complete base model" for name in lacking]
+    problems = []
+    template = (folder / "chat_template.jinja").is_file() or "chat_template" in json.loads(
+        (folder / "tokenizer_config.json").read_text(encoding="utf-8")
+    )
+    if not template:
+        problems.append(f"model_name: {config.model_name!r} has no chat template; use an instruct model")
+    if config.target_modules != "auto":
+        layers = {part for path in weights for name in _tensor_names(path) for part in name.split(".")}
+        unknown = [name for name in map(str.strip, config.target_modules.split(",")) if name and name not in layers]
+        problems += [f"target_modules: {config.model_name!r} has no layer called {name!r}" for name in unknown]
+    return problems
+
+
+def _tensor_names(path: Path) -> list[str]:
+    with safe_open(path, framework="pt") as file:
+        return list(file.keys())
 
 
 def _folder_problems(name: str, value: str) -> list[str]:
@@ -126,7 +150,7 @@ def _folder_problems(name: str, value: str) -> list[str]:
 
 def _contradictions(config: RunConfig) -> list[str]:
     problems = []
-    if config.eval_path is None and config.val_split == 0:
+    if not config.eval_path and config.val_split == 0:
         problems.append("val_split: 0 without eval_path leaves no rows to evaluate on; give one of the two")
     if config.eval_path and Path(config.eval_path).resolve() == Path(config.dataset_path).resolve():
         problems.append(f"eval_path: {config.eval_path!r} is dataset_path itself; held-out rows must be other rows")

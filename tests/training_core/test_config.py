@@ -166,7 +166,7 @@ def test_a_file_without_settings_gives_the_defaults(tmp_path: Path, text: str) -
     assert RunConfig.load(written(tmp_path, text)) == RunConfig()
 
 
-@pytest.mark.parametrize("text", ["\ufeffseed: 3\n", "seed: 3\r\nlora_r: 16\r\n", "seed: 3", '{\n\t"seed": 3\n}'])
+@pytest.mark.parametrize("text", ["\ufeffseed: 3\n", "seed: 3\r\nlora_r: 16\r\n", "seed: 3"])
 def test_a_file_is_read_whatever_editor_wrote_it(tmp_path: Path, text: str) -> None:
     assert RunConfig.load(written(tmp_path, text)) == RunConfig(seed=3)
 

@@ -95,7 +95,7 @@ def test_a_confusion_picture_is_drawn_whatever_the_model_decided(tmp_path: Path,
 @pytest.mark.filterwarnings("error")
 def test_a_confusion_picture_is_readable_when_a_model_invents_decisions(tmp_path: Path) -> None:
     """An untrained model gives a new decision for almost every row."""
-    draw_confusion([found("Eligible", f"invented {i}") for i in range(40)], tmp_path / "confusion.png")
+    draw_confusion([found("Eligible", f"invented {i}") for i in range(60)], tmp_path / "confusion.png")
     picture = matplotlib.image.imread(tmp_path / "confusion.png")
     assert (picture[:, :, :3].min(axis=2) < 0.5).mean() < 0.25, "the labels lie upon each other"
 
