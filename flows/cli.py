@@ -1,6 +1,7 @@
 """The `sft-flow` command: `run`, `demo` and `ui` on one machine, with no server to set up."""
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -27,6 +28,9 @@ ENVIRONMENT = {
     "PREFECT_LOGGING_EXTRA_LOGGERS": "training_core",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     # Threads that wait by spinning take the core from the server beside them: measured, a step cost ten times as much.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
@@ -71,6 +75,7 @@ def run_flow(config: RunConfig) -> None:
     """Run the flow in this process and print what came out."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # recommends a hub download
     from training_core.utils import validate_args
 
     validate_args(config)

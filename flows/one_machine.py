@@ -2,6 +2,7 @@
 
 import logging
 import time
+import warnings
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,7 +22,7 @@ console = Console(highlight=False)
 def run_and_show(config: RunConfig) -> None:
     """Run the flow with these settings; end with the tables, the verdict, and where to look."""
     setup_logging()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    _quieten_libraries()
     started = time.monotonic()
     try:
         finished: FinishedRun = sft_flow(**vars(config))
@@ -30,6 +31,16 @@ def run_and_show(config: RunConfig) -> None:
     for grid in run_grids(config, finished.dataset, finished.trained):
         console.print(grid.terminal())
     _say_where(config, finished, timedelta(seconds=round(time.monotonic() - started)))
+
+
+def _quieten_libraries() -> None:
+    """Silence what nobody who reads a run's output can act on."""
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    # Renamed for transformers 6; the ranges in pyproject.toml end before it.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
+    # An input example would load the base model a second time; the signature is given instead.
+    warnings.filterwarnings("ignore", message=r"[\s\S]*input example was not provided", module=r"mlflow\.")
 
 
 def _say_where(config: RunConfig, finished: FinishedRun, took: timedelta) -> None:

@@ -13,7 +13,10 @@ from training_core.config import RunConfig
 from training_core.data_loader import Account, DataReport, TrainingData
 from training_core.rows import Problem
 
-_SETTINGS = ("dataset_path", "eval_path", "val_split", "seed", "max_seq_length", "overlong", "group_by")
+_SETTINGS = (
+    *("dataset_path", "eval_path", "val_split", "seed"),
+    *("max_seq_length", "overlong", "max_refused_share", "group_by"),
+)
 _CODE = ("rows.py", "data_loader.py", "chat_encoding.py")
 
 

@@ -81,7 +81,8 @@ def load_quantised_base(base: Path, precision: Precision) -> PreTrainedModel:
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
     # A base brings advice for sampling (Qwen2.5: repetition_penalty 1.05) that would bend greedy answers unasked.
-    model.generation_config = GenerationConfig()
+    ends = {name: getattr(model.generation_config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model.generation_config = GenerationConfig(**ends)
     return model
 
 

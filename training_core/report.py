@@ -48,20 +48,20 @@ def _in_one_cell(text: str) -> str:
 
 def score_grid(scores: Mapping[str, Scores]) -> Grid:
     """Models and baselines side by side, all over the same held-out rows."""
-    head = ("", "decision accuracy", "95% interval", "macro F1", "valid JSON", "wrongly favourable", "rows")
+    head = ("", "accuracy", "95% interval", "right", "macro F1", "valid JSON", "wrongly favourable")
     rows = [
         (
             name,
             f"{s.accuracy:.1%}",
-            f"{s.accuracy_low:.1%} – {s.accuracy_high:.1%}",
+            f"{s.accuracy_low:.0%}–{s.accuracy_high:.0%}",
+            f"{round(s.accuracy * s.rows)}/{s.rows}",
             f"{s.macro_f1:.3f}",
             f"{s.json_validity:.1%}",
             f"{s.wrongly_favourable:.1%}",
-            f"{round(s.accuracy * s.rows)} of {s.rows}",
         )
         for name, s in scores.items()
     ]
-    return Grid("Scores on held-out rows", head, rows)
+    return Grid("Decisions on held-out rows", head, rows)
 
 
 def group_grid(scores: Mapping[str, Scores], group_by: str) -> Grid:

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
-from rich.logging import RichHandler
 from safetensors import safe_open
 
 from training_core.config import RunConfig, SettingsError
@@ -38,9 +37,12 @@ def setup_logging(level: int = logging.INFO) -> None:
     """Show the log lines of ``training_core`` on the terminal; other loggers are left alone."""
     core = logging.getLogger("training_core")
     core.setLevel(level)
-    if not any(isinstance(handler, RichHandler) for handler in core.handlers):
-        core.addHandler(RichHandler(show_path=False, omit_repeated_times=False))
-        core.propagate = False
+    core.propagate = False
+    if not any(handler.get_name() == "terminal" for handler in core.handlers):
+        terminal = logging.StreamHandler()
+        terminal.set_name("terminal")
+        terminal.setFormatter(logging.Formatter("%(asctime)s | %(levelname)-7s | %(message)s", "%H:%M:%S"))
+        core.addHandler(terminal)
 
 
 def set_seed(seed: int) -> None:
