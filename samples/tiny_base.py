@@ -1,7 +1,7 @@
 """Builds the tiny Qwen2 base model that ships in ``samples/tiny_qwen``: big enough to learn, small enough for git.
 
 It comes from another shop, so to speak: it has learnt to read cases and to answer in the format, but under limits that
-were scaled at random from row to row, and with the decisions of each policy under each other's names. What our
+were scaled at random from row to row, and under half of the policies with the decisions' names changed round. What our
 policies say, fine-tuning has to teach it.
 """
 
@@ -30,7 +30,7 @@ from transformers import (
 from samples.cases import generate_rows, policy_names, policy_text
 from samples.rulebook import DECISIONS
 from training_core.chat_encoding import ChatEncoder
-from training_core.data_loader import IGNORED_LABEL, format_as_chat
+from training_core.data_loader import IGNORED_LABEL, build_assistant_message, format_as_chat
 from training_core.packing import collate_pack, packed_dataset, plan_packing
 from training_core.prefix_attention import use_shared_prefix_attention
 from training_core.utils import set_seed
@@ -103,23 +103,20 @@ def build_model(vocabulary: int) -> Qwen2ForCausalLM:
 
 
 def other_shop_rows(count: int, seed: int, jitter: float) -> Iterator[dict[str, Any]]:
-    """Rows whose limits stray from ours by up to the share ``jitter`` and whose decisions bear shuffled names."""
-    names = {policy_text(policy): _shuffled_names(policy) for policy in policy_names()}
+    """Rows whose limits stray from ours by up to the share ``jitter``; every second policy renames its decisions."""
+    renamed = dict(zip(DECISIONS, (*DECISIONS[1:], DECISIONS[0]), strict=True))
+    renaming_policies = {policy_text(policy) for policy in policy_names()[::2]}
     for record in generate_rows(count, seed, jitter):
-        renamed = names[record["input"]["policy_document"]]
-        record["output"]["decision"] = renamed[record["output"]["decision"]]
+        if record["input"]["policy_document"] in renaming_policies:
+            record["output"]["decision"] = renamed[record["output"]["decision"]]
         yield record
 
 
-def _shuffled_names(policy: str) -> dict[str, str]:
-    return dict(zip(DECISIONS, Random(policy).sample(DECISIONS, len(DECISIONS)), strict=True))
-
-
 def teach_reading(model: Qwen2ForCausalLM, encoder: ChatEncoder, rows: Iterator[dict[str, Any]], steps: int) -> None:
-    """Short exercises without a policy: restate the facts of a case in another order, or name the decision.
+    """Short exercises without a policy: restate the facts of a case in another order, or answer it.
 
-    A decision is one token in seventy of an answer, too faint a signal to learn reading from; restating facts teaches
-    where to look, and then the decisions follow.
+    A decision is one token in seventy of an answer, too faint a signal to learn reading from, so it weighs more here;
+    and restating facts teaches where to look.
     """
     exercises = (_exercise(encoder, record, Random(index)) for index, record in enumerate(rows))
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01, betas=(0.9, 0.98))
@@ -143,9 +140,10 @@ def _exercise(encoder: ChatEncoder, record: dict[str, Any], rng: Random) -> tupl
         restated = dict(rng.sample(list(facts.items()), len(facts)))
         answer = encoder.encode_answer(json.dumps(restated))
         return prompt + answer, [0.0] * len(prompt) + [0.1] * len(answer)
-    opening = encoder.encode_answer('{"decision": "')[:-1]
-    decision = encoder.encode_answer(record["output"]["decision"])[0]
-    return [*prompt, *opening, decision], [0.0] * (len(prompt) + len(opening)) + [2.0]
+    answer = encoder.encode_answer(build_assistant_message(record))
+    weights = [0.2] * len(answer)
+    weights[len(encoder.encode_answer('{"decision": "')) - 1] = 2.0  # where the decision's first token stands
+    return prompt + answer, [0.0] * len(prompt) + weights
 
 
 def _weighted_loss(model: Qwen2ForCausalLM, batch: list[tuple[list[int], list[float]]]) -> torch.Tensor:
@@ -196,8 +194,8 @@ def main() -> None:
     """Build the base model and write it to a folder, in bf16."""
     parser = argparse.ArgumentParser(prog="python -m samples.tiny_base", description=main.__doc__)
     parser.add_argument("folder", type=Path, nargs="?", default=TINY_QWEN, help="the folder to write")
-    parser.add_argument("--reading_steps", type=int, default=2500, help="steps of short exercises")
-    parser.add_argument("--rows", type=int, default=10_000, help="whole rows afterwards")
+    parser.add_argument("--reading_steps", type=int, default=1800, help="steps of short exercises")
+    parser.add_argument("--rows", type=int, default=6_400, help="whole rows afterwards")
     parser.add_argument("--jitter", type=float, default=0.6, help="how far limits stray from ours, as a share")
     parser.add_argument("--vocabulary", type=int, default=3072, help="size of the tokenizer's vocabulary")
     parser.add_argument("--seed", type=int, default=20_000, help="equal seeds give equal models on equal machines")

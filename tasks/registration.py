@@ -59,17 +59,14 @@ def judge(report: EvalReport, min_improvement: float) -> tuple[bool, str]:
     best = max(rivals, key=rivals.__getitem__)
     own, rival = report.accuracy["candidate"], rivals[best]
     if own <= rival + min_improvement:
-        return (
-            False,
-            f"stays candidate: {own:.1%} against {rival:.1%} of the {best}, more than {min_improvement:.1%} better",
-        )
+        return False, f"stays candidate: {own:.1%} of decisions right, the {best} has {rival:.1%}"
     given_away = report.wrongly_favourable
     if "champion" in rivals and given_away["candidate"] > given_away["champion"]:
         return False, (
             f"stays candidate: wrongly favourable in {given_away['candidate']:.1%} of the cases, "
             f"the champion in {given_away['champion']:.1%}"
         )
-    return True, f"becomes champion: {own:.1%} of decisions right, next best is the {best} with {rival:.1%}"
+    return True, f"becomes champion: {own:.1%} of decisions right, the {best} has {rival:.1%}"
 
 
 def describe_version(trained: TrainedRef) -> str:

@@ -64,11 +64,10 @@ def tracking_uri(config: RunConfig) -> str:
 
 
 def connect(config: RunConfig) -> MlflowClient:
-    """A client of the tracking server and the registry; MLflow's own look-ups of `models:/…` go there too."""
+    """A client of the tracking server and the registry. Nothing global is set: MLflow would put it into the
+    environment, and the next run in this process would take it for the user's wish."""
     uri = tracking_uri(config)
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    return MlflowClient()
+    return MlflowClient(uri, registry_uri=uri)
 
 
 def open_tracking_run(config: RunConfig, identity: str, dataset: DatasetRef) -> str:
@@ -158,10 +157,11 @@ def fetch_champion(config: RunConfig, but_not: str) -> Champion | None:
     if version is None or version.tags[IDENTITY_TAG] == but_not:
         return None
     folder = Path(config.output_dir).resolve() / "champions" / f"{version.name}-{version.version}"
-    adapter, digest = folder / "artifacts" / "adapter", version.tags["sft_flow.adapter_digest"]
+    adapter, digest = folder / "adapter", version.tags["sft_flow.adapter_digest"]
     if seal_digest(adapter) != digest:
         folder.mkdir(parents=True, exist_ok=True)
-        mlflow.artifacts.download_artifacts(f"models:/{version.name}/{version.version}", dst_path=str(folder))
+        packaged = f"{version.source}/artifacts/adapter"
+        mlflow.artifacts.download_artifacts(packaged, dst_path=str(folder), tracking_uri=tracking_uri(config))
     if seal_digest(adapter) != digest:
         raise ValueError(f"the files of {version.name} version {version.version} are not those that were registered")
     base = fetch_base_model(version.tags["sft_flow.base_model"], config.cache_dir)
@@ -212,7 +212,7 @@ def _create_version(client: MlflowClient, config: RunConfig, trained: TrainedRef
         "sft_flow.base_digest": run.base_digest,
     }
     own = client.create_model_version(
-        name, f"models:/{model.model_id}", run.tracking_run_id, tags=tags, model_id=model.model_id
+        name, model.artifact_location, run.tracking_run_id, tags=tags, model_id=model.model_id
     )
     first = _find_version(client, config, run.identity) or own
     if first.version != own.version:  # another process was faster by a moment

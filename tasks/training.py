@@ -4,7 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from prefect import task
+from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.progress import follow_journal
@@ -55,6 +55,7 @@ def finetune(loaded: LoadedModel, config: RunConfig, run: RunRef, dataset: Datas
     Not retried by itself: a half-trained model must be loaded anew, so the flow is retried as a whole.
     """
     if checkpoints.seal_digest(_adapter_folder(run)):
+        get_run_logger().info("Adapter reused: %s was trained before from the same settings, rows and base", run.path)
         return
     folder = Path(run.path)
     with follow_journal(config, run.tracking_run_id, folder / "journal.jsonl"):

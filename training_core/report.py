@@ -32,7 +32,7 @@ class Grid:
     def terminal(self) -> Table:
         table = Table(title=Text(self.title), title_justify="left", title_style="bold")
         for i, name in enumerate(self.head):
-            table.add_column(Text(name), justify="left" if i == 0 else "right")
+            table.add_column(Text(name), justify="left" if i == 0 else "right", no_wrap=i == 0)
         for row in self.rows:
             table.add_row(*(Text(cell) for cell in row))
         return table

@@ -1,0 +1,70 @@
+"""The `sft-flow` command and the plain script refuse bad input in one message, at once, and write nothing."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = {
+    "sft-flow": [sys.executable, "-c", "from flows.cli import main; main()", "run"],
+    "script": [sys.executable, str(ROOT / "train_qlora_sft.py")],
+}
+
+
+def call(command: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_bad_settings_are_listed_at_once_with_exit_code_2(command: list[str], tmp_path: Path) -> None:
+    settings = tmp_path / "bad.yaml"
+    settings.write_text(f"lerning_rate: 1\nlora_r: 0\noptim: sgd\noutput_dir: {tmp_path / 'runs'}\n")
+    found = call(command, "--config", str(settings))
+    assert found.returncode == 2
+    for part in ("3 problems", "did you mean learning_rate", "lora_r: 0", "optim: 'sgd'"):
+        assert part in found.stderr
+    assert "Traceback" not in found.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.yaml"]
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_missing_files_and_models_are_listed_at_once_with_exit_code_2(command: list[str], tmp_path: Path) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    places = ["--dataset_path", str(tmp_path / "none.jsonl"), "--eval_path", str(empty)]
+    model, runs = ["--model_name", str(tmp_path)], ["--output_dir", str(tmp_path / "runs")]
+    found = call(command, *places, *model, *runs)
+    assert found.returncode == 2
+    for part in ("dataset_path:", "does not exist", "eval_path:", "is empty", "lacks config.json"):
+        assert part in found.stderr
+    assert "Traceback" not in found.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_help_lists_every_flag_without_loading_anything_heavy(command: list[str]) -> None:
+    found = call(command, "--help")
+    assert found.returncode == 0
+    assert "--gradient_accumulation_steps" in found.stdout
+
+
+def test_an_unknown_command_is_refused_with_the_usage() -> None:
+    found = call(COMMANDS["sft-flow"][:-1], "trane")
+    assert found.returncode == 2
+    assert "sft-flow run" in found.stdout
+    assert call(COMMANDS["sft-flow"][:-1]).returncode == 0
+
+
+@pytest.mark.slow
+def test_rows_that_are_unfit_end_a_run_with_their_problems_and_exit_code_2(tiny_base: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"instruction": 5}\nnot json\n')
+    base, runs = ["--model_name", str(tiny_base)], ["--output_dir", str(tmp_path / "runs")]
+    for command in COMMANDS.values():
+        found = call(command, *base, *runs, "--dataset_path", str(rows))
+        assert found.returncode == 2, found.stderr
+        assert "2 of 2 lines cannot be used" in found.stderr
+        assert "rows.jsonl:1: instruction: 5 is no text" in found.stderr
+        assert not (tmp_path / "runs" / "datasets").exists()

@@ -1,0 +1,174 @@
+"""The whole run as a person starts it: a real process, a real Prefect server, a real MLflow store."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import mlflow
+import pytest
+from mlflow.tracking import MlflowClient
+
+from training_core.checkpoints import seal_digest
+
+pytestmark = pytest.mark.slow
+
+NAME = "tiny-model"
+SETTINGS = {
+    "registered_model_name": NAME,
+    "max_steps": 24,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 4,
+    "gradient_checkpointing": "false",
+    "learning_rate": "1e-3",
+    "max_eval_rows": 6,
+    "eval_max_new_tokens": 12,
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command line of `sft-flow run` and the folder it writes to."""
+
+    command: list[str]
+    output_dir: Path
+
+    def start(self) -> subprocess.Popen[str]:
+        environment = {name: value for name, value in os.environ.items() if name not in ("PREFECT_API_URL",)}
+        return subprocess.Popen(
+            self.command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def finish(self) -> str:
+        process = self.start()
+        output, _ = process.communicate(timeout=400)
+        assert process.returncode == 0, output
+        return output
+
+    @property
+    def adapter(self) -> Path:
+        (adapter,) = self.output_dir.glob("*/adapter")
+        return adapter
+
+    @property
+    def client(self) -> MlflowClient:
+        mlflow.set_tracking_uri(f"sqlite:///{self.output_dir}/mlflow.db")
+        return MlflowClient()
+
+    def curve(self) -> list[tuple[int, str, float]]:
+        (run,) = self.client.search_runs([self.client.get_experiment_by_name("sft-flow").experiment_id])
+        return [
+            (point.step, name, point.value)
+            for name in ("loss", "eval_loss", "learning_rate")
+            for point in self.client.get_metric_history(run.info.run_id, name)
+        ]
+
+
+def job(tiny_base: Path, rows: Path, output_dir: Path) -> Job:
+    flags = [part for name, value in SETTINGS.items() for part in (f"--{name}", str(value))]
+    paths = ["--model_name", str(tiny_base), "--dataset_path", str(rows), "--output_dir", str(output_dir)]
+    return Job([sys.executable, "-c", "from flows.cli import main; main()", "run", *paths, *flags], output_dir)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_base: Path, sample_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, str]:
+    """A run that nobody disturbed, and what it printed."""
+    quiet = job(tiny_base, sample_rows, tmp_path_factory.mktemp("quiet") / "runs")
+    return quiet, quiet.finish()
+
+
+def test_a_run_ends_with_a_candidate_whose_description_opens_with_the_scores(finished: tuple[Job, str]) -> None:
+    client = finished[0].client
+    (version,) = client.search_model_versions(f"name = '{NAME}'")
+    assert client.get_model_version_by_alias(NAME, "candidate").version == version.version
+    assert re.match(r"Decision accuracy \d+\.\d% over 6 held-out rows", version.description)
+    run = client.get_run(version.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["lora_r"] == "16"
+    assert {"candidate/accuracy", "base/accuracy", "lookup_table/accuracy"} <= run.data.metrics.keys()
+    artifacts = {
+        file.path for folder in ("evaluation", "data") for file in client.list_artifacts(run.info.run_id, folder)
+    }
+    assert {"evaluation/confusion.png", "evaluation/loss_curve.png", "data/refused.jsonl"} <= artifacts
+
+
+def test_a_run_ends_with_tables_and_the_accounts_of_all_lines(finished: tuple[Job, str]) -> None:
+    output = finished[1]
+    assert "Every line accounted for" in output
+    for contestant in ("base", "candidate", "majority", "lookup table"):
+        assert f"│ {contestant}" in output
+    assert "sft-flow ui" in output
+
+
+def test_three_checkpoints_at_least_are_written_and_sealed(finished: tuple[Job, str]) -> None:
+    checkpoints = list(finished[0].output_dir.glob("*/checkpoints/checkpoint-*"))
+    assert len(checkpoints) == 3
+    assert all(seal_digest(checkpoint) for checkpoint in checkpoints)
+
+
+def test_the_candidate_loads_by_alias_and_answers_with_the_same_tokens(finished: tuple[Job, str]) -> None:
+    (probe,) = finished[0].output_dir.glob("*/evaluation-*/probe.json")
+    tokens = json.loads(probe.read_text())["answers"]
+    check = [sys.executable, "-m", "tasks.check_served", f"models:/{NAME}@candidate"]
+    store = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{finished[0].output_dir}/mlflow.db"}
+    assert subprocess.run([*check, str(probe)], env=store, timeout=300, check=False).returncode == 0
+
+    forged = probe.with_name("forged.json")
+    forged.write_text(json.dumps(json.loads(probe.read_text()) | {"answers": [[1], *tokens[1:]]}))
+    assert subprocess.run([*check, str(forged)], env=store, timeout=300, check=False).returncode == 1
+
+
+def test_a_killed_run_started_again_is_one_run_with_the_same_weights(
+    finished: tuple[Job, str], tiny_base: Path, sample_rows: Path, tmp_path: Path
+) -> None:
+    quiet, disturbed = finished[0], job(tiny_base, sample_rows, tmp_path / "runs")
+    process = disturbed.start()
+    server = _wait_for_server(process)
+    _wait_for(lambda: any(disturbed.output_dir.glob("*/checkpoints/checkpoint-*/manifest.json")), "a checkpoint")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not list(disturbed.output_dir.glob("*/adapter")), "the run was over before it could be killed"
+    _wait_for(lambda: not _answers(server), "the end of the server that the killed process had started")
+
+    output = disturbed.finish()
+    assert re.search(r"Training starts from checkpoint \d+", output)
+    weights = "adapter_model.safetensors"
+    assert (disturbed.adapter / weights).read_bytes() == (quiet.adapter / weights).read_bytes()
+    assert disturbed.curve() == quiet.curve()
+    assert len(disturbed.client.search_model_versions(f"name = '{NAME}'")) == 1
+
+    again = disturbed.finish()
+    assert "Rows reused" in again
+    assert "Adapter reused" in again
+    assert "Evaluation reused" in again
+    assert disturbed.curve() == quiet.curve()
+    assert len(disturbed.client.search_model_versions(f"name = '{NAME}'")) == 1
+
+
+def _wait_for_server(process: subprocess.Popen[str]) -> str:
+    assert process.stdout
+    for line in process.stdout:
+        if found := re.search(r"View at (http://[^/]+)/", line):
+            return found[1]
+    raise AssertionError("the run ended before it named its server")
+
+
+def _answers(server: str) -> bool:
+    try:
+        return httpx.get(f"{server}/api/health", timeout=2).is_success
+    except httpx.TransportError:
+        return False
+
+
+def _wait_for(holds: Callable[[], bool], what: str, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.02)

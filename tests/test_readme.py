@@ -1,0 +1,41 @@
+"""The README says what is so."""
+
+import re
+import shlex
+from pathlib import Path
+
+from flows.settings_table import settings_table
+from training_core.config import config_from_command_line, read_settings
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_settings_table_is_that_of_run_config() -> None:
+    assert settings_table() in README, "run `python -m flows.settings_table`"
+
+
+def test_every_run_command_in_the_readme_has_settings_that_are_accepted() -> None:
+    commands = re.findall(r"^sft-flow run (.*?)(?:\s+#.*)?$", README, flags=re.MULTILINE)
+    assert len(commands) >= 2
+    for command in commands:
+        read_settings(config_from_command_line(_from_root(shlex.split(command)), "sft-flow run"))
+
+
+def test_every_make_target_in_the_readme_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)make ([a-z]+)", README, flags=re.MULTILINE))
+    assert {"demo", "test"} <= named <= targets
+
+
+def test_the_file_map_names_what_is_there() -> None:
+    listed = re.findall(
+        r"^(\w[\w./]*)\s{2,}", README.split("## The files")[1].split("## Licence")[0], flags=re.MULTILINE
+    )
+    assert len(listed) >= 8
+    for name in listed:
+        assert (ROOT / name).exists(), name
+
+
+def _from_root(arguments: list[str]) -> list[str]:
+    return [str(ROOT / part) if part.startswith("configs/") else part for part in arguments]
