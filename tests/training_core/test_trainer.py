@@ -1,0 +1,100 @@
+"""Training changes the adapter and nothing else, in full precision, from where it was."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from training_core.checkpoints import seal_digest
+from training_core.config import RunConfig
+from training_core.contest import hold_contest
+from training_core.data_loader import build_datasets
+from training_core.journal import read_journal
+from training_core.model_setup import LoadedModel, load_model_and_tokenizer, load_tokenizer
+from training_core.trainer import Cadence, Steps, create_training_arguments, train_model
+from training_core.utils import Precision
+
+
+@pytest.fixture
+def config(tiny_base: Path, sample_rows: Path, tmp_path: Path) -> RunConfig:
+    return RunConfig(
+        model_name=str(tiny_base),
+        dataset_path=str(sample_rows),
+        output_dir=str(tmp_path / "runs"),
+        max_steps=4,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        gradient_checkpointing=False,
+        learning_rate=1e-2,
+        max_eval_rows=4,
+        eval_max_new_tokens=4,
+    )
+
+
+def weights(loaded: LoadedModel, trained: bool) -> dict[str, torch.Tensor]:
+    return {
+        name: parameter.detach().clone()
+        for name, parameter in loaded.model.named_parameters()
+        if parameter.requires_grad == trained
+    }
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_every_adapter_weight_changes_in_fp32_and_no_base_weight_does(
+    config: RunConfig, tmp_path: Path, packing: bool
+) -> None:
+    config = RunConfig(**vars(config) | {"packing": packing, "gradient_checkpointing": packing})
+    loaded = load_model_and_tokenizer(config)
+    data = build_datasets(config, loaded.tokenizer)
+    adapter, base = weights(loaded, trained=True), weights(loaded, trained=False)
+    summary = train_model(loaded, data, config, tmp_path / "run")
+    after = weights(loaded, trained=True)
+    assert summary.steps == 4
+    assert all(weight.dtype == torch.float32 for weight in after.values())
+    assert [name for name, weight in after.items() if torch.equal(weight, adapter[name])] == []
+    assert all(torch.equal(weight, base[name]) for name, weight in weights(loaded, trained=False).items())
+
+
+def test_a_training_resumed_from_any_checkpoint_ends_with_the_same_weights(config: RunConfig, tmp_path: Path) -> None:
+    data = build_datasets(config, load_tokenizer(Path(config.model_name)))
+    whole, resumed = load_model_and_tokenizer(config), load_model_and_tokenizer(config)
+    train_model(whole, data, config, tmp_path / "run")
+    curve = read_journal(tmp_path / "run" / "journal.jsonl")
+    for later in (tmp_path / "run" / "checkpoints").glob("checkpoint-[34]"):
+        (later / "manifest.json").unlink()  # as if the process had died while it was written
+    summary = train_model(resumed, data, config, tmp_path / "run")
+    assert summary.resumed_from_step == 2
+    expected = weights(whole, trained=True)
+    assert all(torch.equal(weight, expected[name]) for name, weight in weights(resumed, trained=True).items())
+    assert read_journal(tmp_path / "run" / "journal.jsonl") == curve
+    assert all(seal_digest(path) for path in (tmp_path / "run" / "checkpoints").glob("checkpoint-*"))
+
+
+def test_a_model_that_has_answered_still_trains_as_one_that_has_not(config: RunConfig, tmp_path: Path) -> None:
+    """On CPUs with AVX512-bf16 bitsandbytes repacks weights at the first evaluation, for a kernel without gradient."""
+    data = build_datasets(config, load_tokenizer(Path(config.model_name)))
+    fresh, used = load_model_and_tokenizer(config), load_model_and_tokenizer(config)
+    hold_contest(used, None, data, config)
+    for loaded, folder in ((fresh, "fresh"), (used, "used")):
+        train_model(loaded, data, config, tmp_path / folder)
+    expected = weights(fresh, trained=True)
+    assert all(torch.equal(weight, expected[name]) for name, weight in weights(used, trained=True).items())
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 7, 12, 39, 255, 10_000])
+def test_a_run_of_any_length_has_a_curve_and_three_checkpoints_on_its_points(steps: int) -> None:
+    cadence = Cadence.of(RunConfig(save_steps=500, logging_steps=10, eval_steps=500), steps)
+    assert steps // cadence.saving >= min(3, steps)
+    assert cadence.saving % cadence.logging == 0
+    assert cadence.saving <= 500 and cadence.logging <= 10 and cadence.evaluation <= 500
+
+
+def test_the_trainer_gets_every_setting_under_its_own_name_and_may_not_cut_rows(tmp_path: Path) -> None:
+    config = RunConfig(warmup_ratio=0.25, weight_decay=0.5, lr_scheduler_type="linear", seed=9, max_grad_norm=0.3)
+    arguments = create_training_arguments(config, Precision("fp32", ""), Steps.of(config, 64, 4, 8), tmp_path)
+    assert arguments.max_length is None
+    assert arguments.get_warmup_steps(100) == 25
+    assert (arguments.seed, arguments.data_seed, arguments.weight_decay, arguments.max_grad_norm) == (9, 9, 0.5, 0.3)
+    assert str(arguments.lr_scheduler_type.value) == "linear"
+    assert not arguments.bf16 and not arguments.fp16
+    assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == (4, 8)
