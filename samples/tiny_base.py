@@ -194,7 +194,7 @@ def main() -> None:
     """Build the base model and write it to a folder, in bf16."""
     parser = argparse.ArgumentParser(prog="python -m samples.tiny_base", description=main.__doc__)
     parser.add_argument("folder", type=Path, nargs="?", default=TINY_QWEN, help="the folder to write")
-    parser.add_argument("--reading_steps", type=int, default=1800, help="steps of short exercises")
+    parser.add_argument("--reading_steps", type=int, default=1500, help="steps of short exercises")
     parser.add_argument("--rows", type=int, default=6_400, help="whole rows afterwards")
     parser.add_argument("--jitter", type=float, default=0.6, help="how far limits stray from ours, as a share")
     parser.add_argument("--vocabulary", type=int, default=3072, help="size of the tokenizer's vocabulary")
