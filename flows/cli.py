@@ -16,7 +16,7 @@ from training_core.rows import DataError
 
 ROOT = Path(__file__).parent.parent
 DEMO_CONFIG = ROOT / "configs" / "demo.yaml"
-DEMO_ROWS, DEMO_SEED, DEMO_BAD_SHARE = 1500, 7, 0.02
+DEMO_ROWS, DEMO_SEED, DEMO_BAD_SHARE = 1300, 7, 0.02
 USAGE = """usage:
   sft-flow run  [--config FILE.yaml] [--setting value …]   fine-tune, judge, register (all settings: run --help)
   sft-flow demo [--setting value …]                        the same on sample rows and a tiny base model
