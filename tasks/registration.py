@@ -43,7 +43,7 @@ def register_adapter(config: RunConfig, trained: TrainedRef) -> ModelVersionRef:
 def promote(config: RunConfig, version: ModelVersionRef, report: EvalReport) -> ModelVersionRef:
     """Make the version champion when it has earned it, and say why or why not."""
     reigning = champion_version(config)
-    if reigning and reigning.version == version.version:
+    if reigning and str(reigning.version) == version.version:
         return dataclasses.replace(version, champion=True, verdict="is the champion already")
     earned, verdict = judge(report, config.min_improvement)
     if earned:

@@ -165,7 +165,7 @@ def fetch_champion(config: RunConfig, but_not: str) -> Champion | None:
     if seal_digest(adapter) != digest:
         raise ValueError(f"the files of {version.name} version {version.version} are not those that were registered")
     base = fetch_base_model(version.tags["sft_flow.base_model"], config.cache_dir)
-    return Champion(version.version, adapter, digest, base)
+    return Champion(str(version.version), adapter, digest, base)
 
 
 def _experiment(client: MlflowClient, config: RunConfig) -> str:

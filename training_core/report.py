@@ -8,6 +8,7 @@ from textwrap import shorten
 
 import matplotlib
 from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 from sklearn.metrics import ConfusionMatrixDisplay
@@ -30,7 +31,7 @@ class Grid:
     rows: Sequence[Sequence[str]]
 
     def terminal(self) -> Table:
-        table = Table(title=Text(self.title), title_justify="left", title_style="bold")
+        table = Table(title=Text(self.title), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
         for i, name in enumerate(self.head):
             table.add_column(Text(name), justify="left" if i == 0 else "right", no_wrap=i == 0)
         for row in self.rows:

@@ -8,7 +8,8 @@ import pytest
 from mlflow.entities.model_registry import ModelVersion
 
 from tasks import registry
-from tasks.refs import AdapterRef, DatasetRef, EvalReport, RunRef, TrainedRef
+from tasks.refs import AdapterRef, DatasetRef, EvalReport, ModelVersionRef, RunRef, TrainedRef
+from tasks.registration import promote
 from training_core.checkpoints import seal
 from training_core.config import RunConfig
 from training_core.journal import Point
@@ -101,6 +102,15 @@ def test_of_two_versions_made_at_the_same_moment_the_first_stays(config: RunConf
     registry._create_version(registry.connect(config), config, trained)
     kept = registry._create_version(registry.connect(config), config, trained)
     assert [version.version for version in versions(config)] == [kept.version]
+
+
+def test_a_champion_that_is_judged_again_stays_champion(config: RunConfig, trained: TrainedRef) -> None:
+    number = registry.find_or_create_version(config, trained, "")
+    registry.point_alias(config, registry.CHAMPION, number)
+    judged = promote.fn(
+        config, ModelVersionRef(config.registered_model_name, number, champion=False, verdict=""), trained.report
+    )
+    assert judged.champion and judged.verdict == "is the champion already"
 
 
 def test_without_a_champion_there_is_none(config: RunConfig, trained: TrainedRef) -> None:
