@@ -36,7 +36,7 @@ def test_the_score_table_shows_everyone_side_by_side() -> None:
     grid = score_grid({"base": scores_of(found("A", NO_DECISION)), "candidate": mixed})
     assert [row[0] for row in grid.rows] == ["base", "candidate"]
     for text in (grid.markdown(), shown(grid)):
-        for cell in ("75.0%", "30%–95%", "0.500", "25.0%", "3 of 4", "0 of 1"):
+        for cell in ("75.0%", "30%–95%", "0.500", "25.0%", "3/4", "0/1"):
             assert cell in text
 
 
