@@ -26,6 +26,7 @@ USAGE = """usage:
 # Libraries read these when they are imported.
 ENVIRONMENT = {
     "PREFECT_LOGGING_EXTRA_LOGGERS": "training_core",
+    "DO_NOT_TRACK": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -61,11 +62,15 @@ def demo(arguments: Sequence[str]) -> None:
     """Run `sft-flow` on sample rows and the tiny base model, both of the project's own making."""
     from samples.cases import write_rows
 
-    given = config_from_command_line(["--config", str(DEMO_CONFIG), *arguments], "sft-flow demo")
-    # The paths in the file are those of a checkout; the demo runs from any folder.
-    config = read_settings(given | {"model_name": str(ROOT / "samples" / "tiny_qwen")})
+    # The file's own paths are those of a checkout; the demo runs from any folder.
+    own_paths = ["--model_name", str(ROOT / "samples" / "tiny_qwen")]
+    config = read_settings(
+        config_from_command_line(["--config", str(DEMO_CONFIG), *own_paths, *arguments], "sft-flow demo")
+    )
     rows = Path(config.dataset_path)
-    if not rows.exists():
+    if rows.exists():
+        console.print(f"Sample rows reused: {rows}", markup=False)
+    else:
         rows.parent.mkdir(parents=True, exist_ok=True)
         write_rows(rows, DEMO_ROWS, DEMO_SEED, DEMO_BAD_SHARE)
     run_flow(config)
@@ -76,9 +81,11 @@ def run_flow(config: RunConfig) -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # recommends a hub download
+    from training_core.data_loader import load_sources
     from training_core.utils import validate_args
 
     validate_args(config)
+    load_sources(config)  # rows that are unfit end the run here, before a server starts or a folder is made
     with prefect_api(Path(config.output_dir)) as wait:
         # Prefect reads its environment when it is imported; and the server starts meanwhile.
         from flows.one_machine import run_and_show

@@ -1,8 +1,9 @@
 """Tasks from files of rows to a folder of encoded rows."""
 
 from pathlib import Path
+from typing import Any
 
-from prefect import get_run_logger, task
+from prefect import State, get_run_logger, task
 
 from tasks.refs import DatasetRef
 from training_core.config import RunConfig
@@ -21,7 +22,12 @@ def validate_data(config: RunConfig) -> None:
         get_run_logger().info("%s: %d usable rows of %d lines", source.file, len(source.rows), source.lines)
 
 
-@task(tags=["data"], retries=2, retry_delay_seconds=[5, 30])
+def _may_pass(_task: object, _run: object, state: State[Any]) -> bool:
+    """Retry what the network did, not what the rows are."""
+    return not isinstance(state.data, ValueError)
+
+
+@task(tags=["data"], retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=_may_pass)
 def build_dataset(config: RunConfig) -> DatasetRef:
     """Encode the rows into a folder named after all they are made from, or reuse it when it is there.
 

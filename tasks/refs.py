@@ -15,10 +15,14 @@ class DatasetRef:
 
 @dataclass(frozen=True)
 class RunRef:
-    """A training: its identity (see ``training_core.identity``), its folder, its run in the tracking server."""
+    """A training: its identity (see ``training_core.identity``), its folder, its run in the tracking server.
+
+    ``base_model`` is the base's name on the hub or its absolute folder; ``base_path`` the folder on this machine.
+    """
 
     identity: str
     path: str
+    base_model: str
     base_path: str
     base_digest: str
     tracking_run_id: str

@@ -24,7 +24,7 @@ from tasks.refs import DatasetRef, TrainedRef
 from training_core.checkpoints import seal_digest
 from training_core.config import RunConfig
 from training_core.journal import Point
-from training_core.model_setup import fetch_base_model
+from training_core.model_setup import digest_base_model, fetch_base_model
 
 EXPERIMENT = "sft-flow"
 IDENTITY_TAG = "sft_flow.identity"
@@ -82,7 +82,7 @@ def open_tracking_run(config: RunConfig, identity: str, dataset: DatasetRef) -> 
     client.log_batch(run.info.run_id, params=[Param(name, value) for name, value in params.items()])
     if not run.inputs.dataset_inputs:
         client.log_inputs(run.info.run_id, [_dataset_input(config, dataset)])
-    if not found:
+    if not client.list_artifacts(run.info.run_id, "data/refused.jsonl"):  # the last of them
         client.log_dict(run.info.run_id, asdict(config), "run_config.json")
         client.log_artifact(run.info.run_id, f"{dataset.path}/report.json", "data")
         client.log_artifact(run.info.run_id, f"{dataset.path}/refused.jsonl", "data")
@@ -120,7 +120,8 @@ def log_results(config: RunConfig, trained: TrainedRef) -> None:
     ]
     client.log_batch(run_id, metrics=metrics)
     client.log_artifacts(run_id, trained.report.path, "evaluation")
-    client.set_terminated(run_id, "FINISHED")
+    if client.get_run(run_id).info.status != "FINISHED":
+        client.set_terminated(run_id, "FINISHED")
 
 
 def find_or_create_version(config: RunConfig, trained: TrainedRef, description: str) -> str:
@@ -165,6 +166,8 @@ def fetch_champion(config: RunConfig, but_not: str) -> Champion | None:
     if seal_digest(adapter) != digest:
         raise ValueError(f"the files of {version.name} version {version.version} are not those that were registered")
     base = fetch_base_model(version.tags["sft_flow.base_model"], config.cache_dir)
+    if digest_base_model(base) != version.tags["sft_flow.base_digest"]:
+        raise ValueError(f"{base} is not the base model of {version.name} version {version.version}; its files differ")
     return Champion(str(version.version), adapter, digest, base)
 
 
@@ -172,7 +175,7 @@ def _experiment(client: MlflowClient, config: RunConfig) -> str:
     found = client.get_experiment_by_name(EXPERIMENT)
     if found:
         return str(found.experiment_id)
-    local = "MLFLOW_TRACKING_URI" not in os.environ
+    local = not os.environ.get("MLFLOW_TRACKING_URI")
     location = (Path(config.output_dir).resolve() / "mlartifacts").as_uri() if local else None
     try:
         return str(client.create_experiment(EXPERIMENT, artifact_location=location))
@@ -208,7 +211,7 @@ def _create_version(client: MlflowClient, config: RunConfig, trained: TrainedRef
     tags = {
         IDENTITY_TAG: run.identity,
         "sft_flow.adapter_digest": trained.adapter.digest,
-        "sft_flow.base_model": config.model_name,
+        "sft_flow.base_model": run.base_model,
         "sft_flow.base_digest": run.base_digest,
     }
     own = client.create_model_version(
@@ -233,12 +236,12 @@ def _find_or_log_model(client: MlflowClient, config: RunConfig, trained: Trained
     )
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "model"
-        _package(trained, package)
+        _package(trained, config.eval_max_new_tokens, package)
         client.log_model_artifacts(model.model_id, str(package))
     return client.finalize_logged_model(model.model_id, "READY")
 
 
-def _package(trained: TrainedRef, folder: Path) -> None:
+def _package(trained: TrainedRef, max_new_tokens: int, folder: Path) -> None:
     """Write the adapter as a model made of source files: no pickle, no copy of the base."""
     requirements = [f"{name}=={_version(name)}" for name in (*_SERVED_BY, *_SERVED_BY_TOO)]
     text = ColSpec(DataType.string, "instruction"), ColSpec(DataType.string, "input")
@@ -247,7 +250,11 @@ def _package(trained: TrainedRef, folder: Path) -> None:
         folder,
         python_model=str(Path(__file__).parent / "served_adapter.py"),
         artifacts={"adapter": trained.adapter.path},
-        model_config={"base_model": trained.run.base_path, "base_digest": trained.run.base_digest},
+        model_config={
+            "base_model": trained.run.base_model,
+            "base_digest": trained.run.base_digest,
+            "max_new_tokens": max_new_tokens,
+        },
         code_paths=[str(Path(training_core.__file__).parent)],
         signature=ModelSignature(inputs=Schema(list(text)), outputs=Schema(list(answer))),
         pip_requirements=requirements,

@@ -43,9 +43,9 @@ def _cost_grid(run_dir: Path) -> Grid:
         str(cost["resumed_from_step"]),
         f"{cost['seconds']:.0f} s",
         f"{cost['peak_memory_gib']:.2f} GiB",
-        f"{cost['train_loss']:.4f}",
+        f"{cost['final_loss']:.4f}",
     )
-    return Grid("Training", ("steps", "resumed from step", "time since", "peak memory", "mean loss"), [row])
+    return Grid("Training", ("steps", "resumed from step", "seconds since", "peak memory", "final loss"), [row])
 
 
 def _as_data_url(picture: Path) -> str:

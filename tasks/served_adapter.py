@@ -6,6 +6,7 @@ output: `answer` (text) and `token_ids`. Rows become tokens by the functions tha
 
 import json
 from collections.abc import Hashable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,23 @@ from training_core.config import RunConfig
 from training_core.data_loader import format_as_chat
 from training_core.evaluation import generate
 from training_core.model_setup import digest_base_model, fetch_base_model, load_adapted_model
+from training_core.rows import normalise
+
+BATCH_SIZE = 16
 
 
 class ServedAdapter(mlflow.pyfunc.PythonModel):
     """Loads the adapter on its four-bit base and answers cases greedily.
 
-    ``model_config`` holds ``base_model`` (a folder or a name on the hub; override it to move the model elsewhere) and
-    ``base_digest``. Raises ``ValueError`` when the base found there is another one: the same shapes with other weights
-    would answer nonsense without a word.
+    ``model_config`` holds ``base_model`` (a folder or a name on the hub; override it to move the model elsewhere),
+    ``base_digest``, and ``max_new_tokens``, the length at which an answer is given up. Raises ``ValueError`` when the
+    base found there is another one: the same shapes with other weights would answer nonsense without a word.
     """
 
     def load_context(self, context: Any) -> None:
         adapter = Path(context.artifacts["adapter"])
-        self.config = RunConfig.load(adapter)
+        limit = context.model_config["max_new_tokens"]
+        self.config = replace(RunConfig.load(adapter), eval_max_new_tokens=limit, eval_batch_size=BATCH_SIZE)
         base = fetch_base_model(context.model_config["base_model"], self.config.cache_dir)
         if digest_base_model(base) != context.model_config["base_digest"]:
             raise ValueError(f"{base} is not the base model this adapter was trained on; its files differ")
@@ -42,7 +47,7 @@ class ServedAdapter(mlflow.pyfunc.PythonModel):
         return pd.DataFrame({"answer": [self.encoder.decode_answer(a) for a in answers], "token_ids": answers})
 
     def _prompt(self, row: dict[Hashable, Any]) -> list[int]:
-        case = {"instruction": row["instruction"], "input": json.loads(row["input"])}
+        case = normalise({"instruction": row["instruction"], "input": json.loads(row["input"])})
         return self.encoder.encode_prompt(format_as_chat(case))
 
 

@@ -1,7 +1,5 @@
 """Tasks from a base model to a saved adapter. The live model passes between them inside one process only."""
 
-import dataclasses
-import json
 from pathlib import Path
 
 from prefect import get_run_logger, task
@@ -9,11 +7,12 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.progress import follow_journal
 from tasks.refs import AdapterRef, DatasetRef, RunRef
-from tasks.registry import open_tracking_run
+from tasks.registry import open_tracking_run, send_points
 from training_core import checkpoints
 from training_core.config import RunConfig
 from training_core.data_store import load_training_data
 from training_core.identity import training_identity
+from training_core.journal import read_journal
 from training_core.model_setup import (
     LoadedModel,
     digest_base_model,
@@ -36,7 +35,8 @@ def open_run(config: RunConfig, dataset: DatasetRef) -> RunRef:
     folder = Path(config.output_dir).resolve() / identity[:12]
     folder.mkdir(parents=True, exist_ok=True)
     run_id = open_tracking_run(config, identity, dataset)
-    return RunRef(identity, str(folder), str(base), base_digest, run_id)
+    base_model = str(base) if Path(config.model_name).is_dir() else config.model_name
+    return RunRef(identity, str(folder), base_model, str(base), base_digest, run_id)
 
 
 @task(tags=["training"], cache_policy=NO_CACHE, persist_result=False)
@@ -54,13 +54,14 @@ def finetune(loaded: LoadedModel, config: RunConfig, run: RunRef, dataset: Datas
 
     Not retried by itself: a half-trained model must be loaded anew, so the flow is retried as a whole.
     """
+    journal = Path(run.path) / "journal.jsonl"
     if checkpoints.seal_digest(_adapter_folder(run)):
+        send_points(config, run.tracking_run_id, read_journal(journal))
         get_run_logger().info("Adapter reused: %s was trained before from the same settings, rows and base", run.path)
         return
     folder = Path(run.path)
-    with follow_journal(config, run.tracking_run_id, folder / "journal.jsonl"):
-        summary = train_model(loaded, load_training_data(Path(dataset.path)), config, folder)
-    (folder / "training.json").write_text(json.dumps(dataclasses.asdict(summary), indent=2) + "\n", encoding="utf-8")
+    with follow_journal(config, run.tracking_run_id, journal):
+        train_model(loaded, load_training_data(Path(dataset.path)), config, folder)
 
 
 @task(tags=["training"], cache_policy=NO_CACHE)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from training_core.checkpoints import seal
@@ -32,11 +32,11 @@ _SETTINGS = ("max_eval_rows", "eval_batch_size", "eval_max_new_tokens", "group_b
 
 @dataclass(frozen=True)
 class Probe:
-    """A few held-out rows with the exact tokens they became and the exact tokens that came back, in one batch."""
+    """A few held-out rows and the exact tokens that came back, in one batch of answers up to so many tokens."""
 
     records: list[str]
-    prompts: list[list[int]]
     answers: list[list[int]]
+    max_new_tokens: int
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,9 @@ def hold_contest(
     predictions["majority"] = predict_by_majority(data.train, rows)
     predictions["lookup table"] = predict_by_lookup(data.train, rows)
     first = rows.select(range(min(PROBE_ROWS, len(rows))))
-    prompts = [prompt_of(row) for row in first]
-    probe = Probe(first["record"][:], prompts, generate(candidate, prompts, config))
+    one_batch = replace(config, eval_batch_size=PROBE_ROWS)  # as the registered model answers so few rows
+    answers = generate(candidate, [prompt_of(row) for row in first], one_batch)
+    probe = Probe(first["record"][:], answers, config.eval_max_new_tokens)
     return Contest(predictions, {name: score(found, config) for name, found in predictions.items()}, probe)
 
 

@@ -47,10 +47,7 @@ def parse_row(raw: bytes) -> Record:
     try:
         text = raw.decode("utf-8-sig")
         record = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
-        text = json.dumps(record, ensure_ascii=False, allow_nan=False)
-        text.encode("utf-8")
-        # Qwen's tokenizers compose accents; composed here, an answer is its own tokens to the letter.
-        record = json.loads(unicodedata.normalize("NFC", text))
+        json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except UnicodeDecodeError as error:
         raise BadLineError("line", f"byte {error.start} is not UTF-8", "save the file as UTF-8") from error
     except UnicodeEncodeError as error:
@@ -62,9 +59,18 @@ def parse_row(raw: bytes) -> Record:
     except RecursionError as error:
         raise BadLineError("line", "nested too deeply", "flatten the row") from error
     _check_fields(record)
-    record["instruction"] = record["instruction"].strip()
-    record["input"]["policy_document"] = record["input"]["policy_document"].strip()
-    return dict(record)
+    return normalise(record)
+
+
+def normalise(record: Record) -> Record:
+    """The row, or the case still without output, as training and serving see it: accents composed, edges stripped.
+
+    Qwen's tokenizers compose accents (NFC); composed here, an answer is its own tokens to the letter.
+    """
+    composed: Record = json.loads(unicodedata.normalize("NFC", json.dumps(record, ensure_ascii=False)))
+    composed["instruction"] = composed["instruction"].strip()
+    composed["input"]["policy_document"] = composed["input"]["policy_document"].strip()
+    return composed
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

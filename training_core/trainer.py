@@ -1,10 +1,11 @@
 """Training that can be killed at any time and goes on where it was."""
 
+import json
 import logging
 import math
 import resource
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from training_core.checkpoints import latest_complete_checkpoint, seal, step_of
 from training_core.config import RunConfig
 from training_core.data_loader import TrainingData
 from training_core.evaluation import held_out_sample
-from training_core.journal import Point, append_point, mend_journal
+from training_core.journal import Point, append_point, mend_journal, read_journal
 from training_core.model_setup import LoadedModel
 from training_core.packing import collate_pack, packed_dataset, plan_packing
 from training_core.prefix_attention import use_shared_prefix_attention
@@ -40,11 +41,12 @@ _CURVE = (
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """What a training took. Seconds are those of the last process alone; memory is its peak in GiB."""
+    """What a training took. Seconds are those of the last process alone; memory is its peak in GiB; the final loss is
+    the last point of the curve."""
 
     steps: int
     resumed_from_step: int
-    train_loss: float
+    final_loss: float
     seconds: float
     peak_memory_gib: float
 
@@ -91,7 +93,7 @@ def create_training_arguments(config: RunConfig, precision: Precision, steps: St
         seed=config.seed,
         data_seed=config.seed,
         num_train_epochs=config.num_train_epochs,
-        max_steps=config.max_steps or -1,
+        max_steps=steps.total,
         per_device_train_batch_size=steps.batch_size,
         per_device_eval_batch_size=1 if config.packing else config.per_device_eval_batch_size,
         gradient_accumulation_steps=steps.accumulation,
@@ -124,8 +126,8 @@ def create_training_arguments(config: RunConfig, precision: Precision, steps: St
 def train_model(loaded: LoadedModel, data: TrainingData, config: RunConfig, run_dir: Path) -> TrainingSummary:
     """Train the adapter from the last complete checkpoint in ``run_dir``, or from the start.
 
-    Writes ``checkpoints/`` and ``journal.jsonl``. A training killed at any time and started again ends with the same
-    weights, bit by bit. Raises ``filelock.Timeout`` when another process trains in the same folder.
+    Writes ``checkpoints/``, ``journal.jsonl`` and ``training.json``. A training killed at any time and started again
+    ends with the same weights, bit by bit. Raises ``filelock.Timeout`` when another process trains in the same folder.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(run_dir / "training.lock", timeout=1):
@@ -135,14 +137,22 @@ def train_model(loaded: LoadedModel, data: TrainingData, config: RunConfig, run_
         resumed_from = (step_of(checkpoint) if checkpoint else 0) or 0
         logger.info("Training starts from %s", f"checkpoint {resumed_from}" if checkpoint else "the beginning")
         started = time.monotonic()
-        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return TrainingSummary(
-        steps=result.global_step,
-        resumed_from_step=resumed_from,
-        train_loss=result.training_loss,
-        seconds=time.monotonic() - started,
-        peak_memory_gib=peak_memory_gib(),
-    )
+        if checkpoint and resumed_from >= trainer.args.max_steps:
+            # The trainer looks at max_steps only after a step, so it would take one too many.
+            loaded.model.load_adapter(str(checkpoint), "default", is_trainable=True)
+        else:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        losses = [point.values["loss"] for point in read_journal(run_dir / "journal.jsonl") if "loss" in point.values]
+        summary = TrainingSummary(
+            steps=trainer.args.max_steps,
+            resumed_from_step=resumed_from,
+            final_loss=losses[-1],
+            seconds=time.monotonic() - started,
+            peak_memory_gib=peak_memory_gib(),
+        )
+        text = json.dumps(asdict(summary), indent=2) + "\n"
+        (run_dir / "training.json").write_text(text, encoding="utf-8")
+    return summary
 
 
 def _create_trainer(loaded: LoadedModel, data: TrainingData, config: RunConfig, run_dir: Path) -> SFTTrainer:

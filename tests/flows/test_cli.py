@@ -67,4 +67,4 @@ def test_rows_that_are_unfit_end_a_run_with_their_problems_and_exit_code_2(tiny_
         assert found.returncode == 2, found.stderr
         assert "2 of 2 lines cannot be used" in found.stderr
         assert "rows.jsonl:1: instruction: 5 is no text" in found.stderr
-        assert not (tmp_path / "runs" / "datasets").exists()
+        assert not (tmp_path / "runs").exists()

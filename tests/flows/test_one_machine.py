@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import mlflow
 import pytest
 from mlflow.tracking import MlflowClient
 
@@ -59,8 +58,7 @@ class Job:
 
     @property
     def client(self) -> MlflowClient:
-        mlflow.set_tracking_uri(f"sqlite:///{self.output_dir}/mlflow.db")
-        return MlflowClient()
+        return MlflowClient(f"sqlite:///{self.output_dir}/mlflow.db")
 
     def curve(self) -> list[tuple[int, str, float]]:
         (run,) = self.client.search_runs([self.client.get_experiment_by_name("sft-flow").experiment_id])

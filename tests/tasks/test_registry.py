@@ -13,6 +13,7 @@ from tasks.registration import promote
 from training_core.checkpoints import seal
 from training_core.config import RunConfig
 from training_core.journal import Point
+from training_core.model_setup import digest_base_model
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +48,14 @@ def trained(config: RunConfig, dataset: DatasetRef, tmp_path: Path) -> TrainedRe
     identity = config.registered_model_name.ljust(64, "0")
     base = tmp_path / "base"
     base.mkdir()
-    run = RunRef(identity, str(tmp_path), str(base), "b" * 64, registry.open_tracking_run(config, identity, dataset))
+    run = RunRef(
+        identity,
+        str(tmp_path),
+        str(base),
+        str(base),
+        digest_base_model(base),
+        registry.open_tracking_run(config, identity, dataset),
+    )
     report = EvalReport(str(evaluation), "e", 2, {"candidate": 0.5}, {"candidate": 0.0})
     return TrainedRef(run, AdapterRef(str(adapter), seal(adapter)), report)
 
@@ -68,6 +76,10 @@ def test_an_identity_has_one_run_with_all_parameters_even_when_its_creator_was_k
     run = client.get_run(bare.info.run_id)
     assert run.data.params.keys() == dataclasses.asdict(config).keys()
     assert run.data.params["max_eval_rows"] == str(config.max_eval_rows)
+    assert {file.path for file in client.list_artifacts(run.info.run_id, "data")} == {
+        "data/report.json",
+        "data/refused.jsonl",
+    }
     assert [given.dataset.digest for given in run.inputs.dataset_inputs] == [dataset.digest[:36]]
 
 
@@ -121,8 +133,6 @@ def test_without_a_champion_there_is_none(config: RunConfig, trained: TrainedRef
 
 def test_the_champion_comes_with_the_files_that_were_registered(config: RunConfig, trained: TrainedRef) -> None:
     version = registry.find_or_create_version(config, trained, "")
-    client = registry.connect(config)
-    client.set_model_version_tag(config.registered_model_name, version, "sft_flow.base_model", trained.run.base_path)
     registry.point_alias(config, registry.CHAMPION, version)
     champion = registry.fetch_champion(config, but_not="x")
     assert champion

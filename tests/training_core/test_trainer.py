@@ -70,6 +70,20 @@ def test_a_training_resumed_from_any_checkpoint_ends_with_the_same_weights(confi
     assert all(seal_digest(path) for path in (tmp_path / "run" / "checkpoints").glob("checkpoint-*"))
 
 
+def test_a_training_that_is_over_takes_no_further_step(config: RunConfig, tmp_path: Path) -> None:
+    config = RunConfig(**vars(config) | {"lr_scheduler_type": "constant"})
+    data = build_datasets(config, load_tokenizer(Path(config.model_name)))
+    first, again = load_model_and_tokenizer(config), load_model_and_tokenizer(config)
+    train_model(first, data, config, tmp_path / "run")
+    before = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    curve = read_journal(tmp_path / "run" / "journal.jsonl")
+    assert train_model(again, data, config, tmp_path / "run").steps == 4
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == before
+    assert read_journal(tmp_path / "run" / "journal.jsonl") == curve
+    expected = weights(first, trained=True)
+    assert all(torch.equal(weight, expected[name]) for name, weight in weights(again, trained=True).items())
+
+
 def test_a_model_that_has_answered_still_trains_as_one_that_has_not(config: RunConfig, tmp_path: Path) -> None:
     """On CPUs with AVX512-bf16 bitsandbytes repacks weights at the first evaluation, for a kernel without gradient."""
     data = build_datasets(config, load_tokenizer(Path(config.model_name)))
