@@ -22,6 +22,12 @@ def test_every_run_command_in_the_readme_has_settings_that_are_accepted() -> Non
         read_settings(config_from_command_line(_from_root(shlex.split(command)), "sft-flow run"))
 
 
+def test_the_readme_shows_what_the_demo_prints() -> None:
+    shown = README.split("<!-- demo:begin -->")[1].split("<!-- demo:end -->")[0]
+    for part in ("Decisions on held-out rows", "lookup table", "Every line accounted for", "sft-flow ui"):
+        assert part in shown
+
+
 def test_every_make_target_in_the_readme_exists() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     named = set(re.findall(r"(?:^|`)make ([a-z]+)", README, flags=re.MULTILINE))

@@ -31,7 +31,14 @@ class Grid:
     rows: Sequence[Sequence[str]]
 
     def terminal(self) -> Table:
-        table = Table(title=Text(self.title), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+        table = Table(
+            title=Text(self.title),
+            title_justify="left",
+            title_style="bold",
+            box=SIMPLE_HEAD,
+            pad_edge=False,
+            collapse_padding=True,
+        )
         for i, name in enumerate(self.head):
             table.add_column(Text(name), justify="left" if i == 0 else "right", no_wrap=i == 0)
         for row in self.rows:
