@@ -35,6 +35,7 @@ def test_the_script_leaves_exactly_the_promised_files_and_prints_its_tables(
         "checkpoints",
         "evaluation",
         "journal.jsonl",
+        "training.json",
         "training.lock",
     }
     assert {path.name for path in (run / "adapter").iterdir()} == {
