@@ -12,12 +12,17 @@ COMMANDS = {
     "script": [sys.executable, str(ROOT / "train_qlora_sft.py")],
 }
 
+BOTH = [
+    pytest.param(COMMANDS["sft-flow"], id="sft-flow"),
+    pytest.param(COMMANDS["script"], id="script", marks=pytest.mark.slow),  # it imports torch whatever it is asked
+]
+
 
 def call(command: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=120, check=False)
 
 
-@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+@pytest.mark.parametrize("command", BOTH)
 def test_bad_settings_are_listed_at_once_with_exit_code_2(command: list[str], tmp_path: Path) -> None:
     settings = tmp_path / "bad.yaml"
     settings.write_text(f"lerning_rate: 1\nlora_r: 0\noptim: sgd\noutput_dir: {tmp_path / 'runs'}\n")
@@ -29,7 +34,7 @@ def test_bad_settings_are_listed_at_once_with_exit_code_2(command: list[str], tm
     assert [path.name for path in tmp_path.iterdir()] == ["bad.yaml"]
 
 
-@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+@pytest.mark.parametrize("command", BOTH)
 def test_missing_files_and_models_are_listed_at_once_with_exit_code_2(command: list[str], tmp_path: Path) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.touch()
@@ -43,7 +48,7 @@ def test_missing_files_and_models_are_listed_at_once_with_exit_code_2(command: l
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+@pytest.mark.parametrize("command", BOTH)
 def test_help_lists_every_flag_without_loading_anything_heavy(command: list[str]) -> None:
     found = call(command, "--help")
     assert found.returncode == 0

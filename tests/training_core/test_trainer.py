@@ -39,6 +39,7 @@ def weights(loaded: LoadedModel, trained: bool) -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", [True, False])
 def test_every_adapter_weight_changes_in_fp32_and_no_base_weight_does(
     config: RunConfig, tmp_path: Path, packing: bool
@@ -55,6 +56,7 @@ def test_every_adapter_weight_changes_in_fp32_and_no_base_weight_does(
     assert all(torch.equal(weight, base[name]) for name, weight in weights(loaded, trained=False).items())
 
 
+@pytest.mark.slow
 def test_a_training_resumed_from_any_checkpoint_ends_with_the_same_weights(config: RunConfig, tmp_path: Path) -> None:
     data = build_datasets(config, load_tokenizer(Path(config.model_name)))
     whole, resumed = load_model_and_tokenizer(config), load_model_and_tokenizer(config)
@@ -70,6 +72,7 @@ def test_a_training_resumed_from_any_checkpoint_ends_with_the_same_weights(confi
     assert all(seal_digest(path) for path in (tmp_path / "run" / "checkpoints").glob("checkpoint-*"))
 
 
+@pytest.mark.slow
 def test_a_training_that_is_over_takes_no_further_step(config: RunConfig, tmp_path: Path) -> None:
     config = RunConfig(**vars(config) | {"lr_scheduler_type": "constant"})
     data = build_datasets(config, load_tokenizer(Path(config.model_name)))
@@ -84,6 +87,7 @@ def test_a_training_that_is_over_takes_no_further_step(config: RunConfig, tmp_pa
     assert all(torch.equal(weight, expected[name]) for name, weight in weights(again, trained=True).items())
 
 
+@pytest.mark.slow
 def test_a_model_that_has_answered_still_trains_as_one_that_has_not(config: RunConfig, tmp_path: Path) -> None:
     """On CPUs with AVX512-bf16 bitsandbytes repacks weights at the first evaluation, for a kernel without gradient."""
     data = build_datasets(config, load_tokenizer(Path(config.model_name)))
