@@ -8,9 +8,9 @@ from rich.console import Console
 from training_core.checkpoints import save_adapter
 from training_core.config import RunConfig, SettingsError, config_from_command_line, read_settings
 from training_core.contest import hold_contest, save_contest
-from training_core.data_loader import build_datasets
+from training_core.data_store import load_training_data, prepare_data
 from training_core.identity import digest_rows, training_identity
-from training_core.model_setup import digest_base_model, fetch_base_model, load_model_and_tokenizer, load_tokenizer
+from training_core.model_setup import digest_base_model, fetch_base_model, load_model_and_tokenizer
 from training_core.report import account_grid, score_grid
 from training_core.rows import DataError
 from training_core.trainer import train_model
@@ -22,7 +22,7 @@ def run(config: RunConfig) -> None:
     validate_args(config)
     log_system_info()
     base = fetch_base_model(config.model_name, config.cache_dir)
-    data = build_datasets(config, load_tokenizer(base))
+    data = load_training_data(prepare_data(config, base))
     identity = training_identity(config, digest_rows(data.train), digest_base_model(base))
     run_dir = Path(config.output_dir).resolve() / identity[:12]
     loaded = load_model_and_tokenizer(config)

@@ -12,12 +12,14 @@ from rich.console import Console
 
 from flows.embedded import mlflow_server, prefect_server
 from training_core.config import RunConfig, SettingsError, config_from_command_line, read_settings
+from training_core.data_report import DataReport
 from training_core.rows import DataError
 
 ROOT = Path(__file__).parent.parent
 DEMO_CONFIG = ROOT / "configs" / "demo.yaml"
 DEMO_ROWS, DEMO_SEED, DEMO_BAD_SHARE = 1300, 7, 0.02
 USAGE = """usage:
+  sft-flow check ROWS [--config FILE.yaml] [--setting …]   what is right and wrong with the rows, without training
   sft-flow run  [--config FILE.yaml] [--setting value …]   fine-tune, judge, register (all settings: run --help)
   sft-flow demo [--setting value …]                        the same on sample rows and a tiny base model
   sft-flow ui   [--output_dir DIR]                         open the Prefect and the MLflow UI on what was made
@@ -42,7 +44,7 @@ console = Console()
 def main() -> None:
     """Exit with 0 when all went well, with 2 when settings or rows cannot be used; other failures travel."""
     name, *arguments = sys.argv[1:] or ["--help"]
-    command = {"run": run, "demo": demo, "ui": ui}.get(name)
+    command = {"check": check, "run": run, "demo": demo, "ui": ui}.get(name)
     if command is None:
         sys.stdout.write(USAGE)
         sys.exit(0 if name in ("-h", "--help") else 2)
@@ -51,6 +53,33 @@ def main() -> None:
     except (SettingsError, DataError) as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(2)
+
+
+def check(arguments: Sequence[str]) -> None:
+    """Report on rows in the terminal, as JSON and as a page; exit with 1 when they are not fit to train on."""
+    rows = [] if not arguments or arguments[0].startswith("-") else ["--dataset_path", arguments[0]]
+    settings = config_from_command_line([*rows, *arguments[bool(rows) :]], "sft-flow check")
+    config = read_settings(settings)
+    set_environment()
+    from training_core.utils import setup_logging, validate_args
+
+    setup_logging()
+    validate_args(config)
+    folder, report = report_on_rows(config)
+    from training_core.report import data_grids
+
+    console.print(*(grid.terminal() for grid in data_grids(report)))
+    console.print(f"JSON  {folder / 'report.json'}\nPage  {folder / 'report.html'}", markup=False, highlight=False)
+    sys.exit(1 if report.failures else 0)
+
+
+def report_on_rows(config: RunConfig) -> tuple[Path, DataReport]:
+    """Prepare the rows as the flow's first task does, and return their folder and the report on them."""
+    from training_core.data_store import load_report, prepare_data
+    from training_core.model_setup import fetch_base_model
+
+    folder = prepare_data(config, fetch_base_model(config.model_name, config.cache_dir))
+    return folder, load_report(folder)
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -78,20 +107,25 @@ def demo(arguments: Sequence[str]) -> None:
 
 def run_flow(config: RunConfig) -> None:
     """Run the flow in this process and print what came out."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # recommends a hub download
-    from training_core.data_loader import load_sources
+    set_environment()
+    from training_core.data_store import demand_fitness
     from training_core.utils import validate_args
 
     validate_args(config)
-    load_sources(config)  # rows that are unfit end the run here, before a server starts or a folder is made
+    demand_fitness(report_on_rows(config)[1])  # rows that are unfit end the run here, before a server starts
     with prefect_api(Path(config.output_dir)) as wait:
         # Prefect reads its environment when it is imported; and the server starts meanwhile.
         from flows.one_machine import run_and_show
 
         wait()
         run_and_show(config)
+
+
+def set_environment() -> None:
+    """Quiet libraries and threads that share a core; what is set already stays."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # recommends a hub download
 
 
 @contextlib.contextmanager

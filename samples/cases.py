@@ -71,6 +71,13 @@ def decide(policy: str, case: Case) -> Ruling:
     return rulebook.decide(case, rulebook.limits)
 
 
+def audit(record: Row) -> str | None:
+    """Return the decision that a row's policy demands, or None when the policy is none of ours: for `label_audit`."""
+    policy = record.get("input", {}).get("policy_document")
+    name = {policy_text(name).strip(): name for name in RULEBOOKS}.get(policy)
+    return decide(name, record["input"]).decision if name else None
+
+
 def generate_rows(count: int, seed: int, jitter: float = 0.0) -> Iterator[Row]:
     """Yield `count` good rows, every issue type equally often; equal arguments give equal rows.
 

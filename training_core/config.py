@@ -18,7 +18,8 @@ from pydantic.fields import FieldInfo
 NOT_OF_TRAINING = frozenset(
     {
         # in the training identity as digests of files and rows
-        *("model_name", "dataset_path", "eval_path", "val_split", "overlong", "max_refused_share"),
+        *("model_name", "dataset_path", "eval_path", "val_split", "overlap", "entity_fields"),
+        *("overlong", "allowed_decisions", "max_refused_share", "label_audit"),
         # how often a training reports and saves
         *("logging_steps", "save_steps", "eval_steps", "save_total_limit", "per_device_eval_batch_size"),
         # how a finished adapter is judged
@@ -55,7 +56,9 @@ class RunConfig:
 
     # Data
     dataset_path: str = Field(
-        "data/train.jsonl", min_length=1, description="Training rows: a JSONL file, one row a line."
+        "data/train.jsonl",
+        min_length=1,
+        description="Training rows: a file, glob, folder or URL; JSONL, a JSON array or Parquet, also compressed.",
     )
     eval_path: str | None = Field(
         None, description="Rows to hold out for evaluation; empty: a share of the training rows (val_split)."
@@ -64,16 +67,33 @@ class RunConfig:
         0.1,
         ge=0,
         lt=1,
-        description="Share of rows held out when eval_path is empty; a row's side never changes.",
+        description="Share of every decision's rows held out when eval_path is empty.",
+    )
+    entity_fields: tuple[str, ...] = Field(
+        ("order_id", "user_id", "customer_id"),
+        description="Fields of the case that name somebody or something: never on both sides of the split.",
+    )
+    overlap: Literal["error", "drop", "allow"] = Field(
+        "error",
+        description="A training row whose case or entity is in eval_path too ends the run, is dropped, or is kept.",
     )
     max_seq_length: int = Field(
-        2048, ge=16, description="Longest row, in tokens, prompt and answer together. Nothing is ever cut."
+        2048, ge=16, description="Longest row, in tokens, prompt and answer together. No answer is ever cut."
     )
-    overlong: Literal["drop", "error"] = Field(
-        "drop", description="A row above max_seq_length is dropped (counted and listed) or ends the run."
+    overlong: Literal["drop", "trim_policy", "error"] = Field(
+        "drop",
+        description="A row above max_seq_length is dropped and listed, loses sections of its policy, or ends the run.",
+    )
+    allowed_decisions: tuple[str, ...] = Field(
+        (), description="Decisions a row may hold; empty: all that occur, rare ones are pointed out."
     )
     max_refused_share: float = Field(
         0.1, ge=0, le=1, description="Share of unusable lines above which the rows are not fit to train on."
+    )
+    label_audit: str | None = Field(
+        None,
+        pattern=r"^[\w.]+:\w+$",
+        description="Your rules as code, module:function: it gets a row and returns the right decision, or None.",
     )
     seed: int = Field(
         42,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from training_core.checkpoints import seal
 from training_core.config import RunConfig
-from training_core.data_loader import TrainingData
+from training_core.data_store import TrainingData
 from training_core.evaluation import (
     GroupScore,
     Prediction,

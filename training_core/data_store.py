@@ -1,28 +1,74 @@
-"""Encoded rows on disk: written once, found again by what they were made from."""
+"""Encoded rows on disk: made once, found again by what they were made from."""
 
 import hashlib
-import json
+import logging
 import shutil
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 
-from datasets import Dataset, load_from_disk
+from datasets import Dataset
+from filelock import FileLock
 
 from training_core.checkpoints import seal, seal_digest
 from training_core.config import RunConfig
-from training_core.data_loader import Account, DataReport, TrainingData
-from training_core.rows import Problem
+from training_core.data_loader import HELD_OUT_FILE, REPORT_FILE, TRAIN_FILE, build_datasets
+from training_core.data_report import DataReport
+from training_core.model_setup import load_tokenizer
+from training_core.row_files import digest_files
+from training_core.rows import DataError
 
+logger = logging.getLogger(__name__)
+
+_MOST_SHOWN = 20
 _SETTINGS = (
-    *("dataset_path", "eval_path", "val_split", "seed"),
-    *("max_seq_length", "overlong", "max_refused_share", "group_by"),
+    *("dataset_path", "eval_path", "val_split", "entity_fields", "overlap", "seed", "max_seq_length", "overlong"),
+    *("allowed_decisions", "max_refused_share", "label_audit", "group_by"),
+    *("packing", "per_device_train_batch_size", "gradient_accumulation_steps"),  # the gain that the report expects
 )
-_CODE = ("rows.py", "data_loader.py", "chat_encoding.py")
+_CODE = (
+    *("rows.py", "row_files.py", "row_formats.py", "row_reader.py", "row_encoding.py", "row_survey.py", "splits.py"),
+    *("messages.py", "chat_encoding.py", "policy_trimming.py", "data_loader.py", "data_findings.py"),
+)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Encoded rows, memory-mapped, and the report on them.
+
+    Columns: ``input_ids`` and ``labels`` (int32 lists of one length; the answer carries labels, the prompt does not),
+    ``line``, ``decision``, and ``group``, the value of the case's field ``group_by``; held-out rows also have
+    ``record``, the row as JSON.
+    """
+
+    train: Dataset
+    held_out: Dataset
+    report: DataReport
+
+
+def prepare_data(config: RunConfig, base: Path) -> Path:
+    """The folder of a run's rows, encoded by the base's tokenizer and reported on: made now, or found.
+
+    Raises ``OSError`` when the rows cannot be found. Whether they are fit to train on, the report says.
+    """
+    folder = Path(config.output_dir).resolve() / "datasets" / data_key(config, base)[:12]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if seal_digest(folder):
+            logger.info("Rows reused: nothing they are made from has changed since %s was written", folder)
+            return folder
+        draft = folder.with_name(f"{folder.name}.draft")
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        build_datasets(config, load_tokenizer(base), draft)
+        seal(draft)
+        shutil.rmtree(folder, ignore_errors=True)
+        draft.rename(folder)
+    return folder
 
 
 def data_key(config: RunConfig, base: Path) -> str:
     """SHA-256 over all that encoded rows are made from: files, settings, tokenizer, and the code that makes them."""
-    sources = [Path(path).read_bytes() for path in (config.dataset_path, config.eval_path) if path]
+    sources = [digest_files(path) for path in (config.dataset_path, config.eval_path) if path]
     small_files = {path for pattern in ("*.json", "*.txt", "*.jinja") for path in base.glob(pattern)}
     tokenizer = [path.read_bytes() for path in sorted(small_files)]
     code = [(Path(__file__).parent / name).read_bytes() for name in _CODE]
@@ -31,37 +77,37 @@ def data_key(config: RunConfig, base: Path) -> str:
     return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
-def save_training_data(data: TrainingData, folder: Path) -> None:
-    """Write ``train/``, ``held_out/``, ``report.json`` and ``refused.jsonl``: the whole folder, or none of it."""
-    draft = folder.with_name(f"{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    data.train.save_to_disk(draft / "train")
-    data.held_out.save_to_disk(draft / "held_out")
-    (draft / "report.json").write_text(json.dumps(asdict(data.report), indent=1) + "\n", encoding="utf-8")
-    (draft / "refused.jsonl").write_bytes(b"".join(data.refused))
-    seal(draft)
-    shutil.rmtree(folder, ignore_errors=True)
-    draft.rename(folder)
+def load_report(folder: Path) -> DataReport:
+    """The report in a folder of ``prepare_data``."""
+    return DataReport.load(folder / REPORT_FILE)
 
 
 def load_training_data(folder: Path) -> TrainingData:
-    """What ``save_training_data`` wrote. Raises ``FileNotFoundError`` when the folder is not complete."""
+    """The rows in a folder of ``prepare_data``.
+
+    Raises ``FileNotFoundError`` when it is not complete, and ``DataError`` when its rows are not fit to train on.
+    """
     if not seal_digest(folder):
         raise FileNotFoundError(f"{folder} is missing, incomplete or damaged; build the dataset again")
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    return TrainingData(
-        train=_load(folder / "train"),
-        held_out=_load(folder / "held_out"),
-        report=DataReport(
-            accounts=[Account(**account) for account in report["accounts"]],
-            decisions=report["decisions"],
-            problems=[Problem(**problem) for problem in report["problems"]],
-        ),
-        refused=[raw + b"\n" for raw in (folder / "refused.jsonl").read_bytes().split(b"\n")[:-1]],
-    )
+    report = load_report(folder)
+    demand_fitness(report)
+    return TrainingData(_load(folder / TRAIN_FILE), _load(folder / HELD_OUT_FILE), report)
 
 
-def _load(folder: Path) -> Dataset:
-    rows = load_from_disk(str(folder))
-    assert isinstance(rows, Dataset)
-    return rows
+def demand_fitness(report: DataReport) -> None:
+    """Raises ``DataError`` with every rule that is broken and the first problems, unless the rows are fit."""
+    if report.failures:
+        problems = [f"  - {problem}" for problem in report.problems[:_MOST_SHOWN]]
+        more = sum(account.refused for account in report.accounts) - len(problems)
+        rest = [f"  … and {more} more; `sft-flow check` shows them"] if more > 0 else []
+        overlaps = [
+            f"  - {place}"
+            for finding in report.findings
+            for place in finding.places
+            if finding.subject in ("rows that share with eval_path", "overlong rows")
+        ]
+        raise DataError("\n".join(["The rows are not fit to train on.", *report.failures, *problems, *rest, *overlaps]))
+
+
+def _load(file: Path) -> Dataset:
+    return Dataset.from_file(str(file))

@@ -15,8 +15,8 @@ from transformers import GenerationConfig
 
 from training_core.chat_encoding import ChatEncoder
 from training_core.config import RunConfig
-from training_core.data_loader import IGNORED_LABEL
 from training_core.model_setup import LoadedModel
+from training_core.row_encoding import IGNORED_LABEL
 
 NO_DECISION = "(no decision)"
 

@@ -19,7 +19,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from training_core.data_loader import IGNORED_LABEL
+from training_core.row_encoding import IGNORED_LABEL
 
 logger = logging.getLogger(__name__)
 

@@ -13,13 +13,17 @@ from rich.table import Table
 from rich.text import Text
 from sklearn.metrics import ConfusionMatrixDisplay
 
-from training_core.data_loader import Account
+from training_core.data_report import Account, DataReport
 from training_core.evaluation import Prediction, Scores
 from training_core.journal import Point
 
 matplotlib.use("agg")
 
 MOST_DECISIONS_DRAWN = 20
+MOST_PLACES_SHOWN = 5
+MOST_PROBLEMS_SHOWN = 10
+MOST_PLACES_SHOWN = 5
+MOST_PROBLEMS_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -84,12 +88,37 @@ def group_grid(scores: Mapping[str, Scores], group_by: str) -> Grid:
 
 def account_grid(accounts: Sequence[Account]) -> Grid:
     """Where every line went."""
-    head = ("file", "lines", "trained", "held out", "duplicates", "refused", "overlong")
+    head = ("file", "shape", "lines", "trained", "held out", "duplicates", "refused", "overlong")
     rows = [
-        (Path(a.file).name, *(str(n) for n in (a.lines, a.trained, a.held_out, a.duplicates, a.refused, a.overlong)))
+        (
+            Path(a.file).name,
+            a.shape,
+            *(f"{n:,}" for n in (a.lines, a.trained, a.held_out, a.duplicates, a.refused, a.overlong)),
+        )
         for a in accounts
     ]
     return Grid("Every line accounted for", head, rows)
+
+
+def data_grids(report: DataReport) -> list[Grid]:
+    """The rows in tables: where each line went, decisions, lengths, what is doubtful, and which rules are broken."""
+    decisions = [(d.decision, f"{d.trained:,}", f"{d.held_out:,}") for d in report.decisions]
+    lengths = [(f"{share}% of the rows", f"{tokens:,}") for share, tokens in report.lengths.percentiles.items()]
+    packing = [("policies", f"{report.policies:,}"), ("packing", report.packing or "off")]
+    findings = [(f.subject, f"{f.count:,}", f.meaning) for f in report.findings]
+    places = [(f.subject, place) for f in report.findings for place in f.places[:MOST_PLACES_SHOWN]]
+    problems = [(f"{Path(p.file).name}:{p.line}", p.field, p.what, p.remedy) for p in report.problems]
+    grids = [
+        account_grid(report.accounts),
+        Grid("Rows by decision", ("decision", "trained", "held out"), decisions),
+        Grid("Longest row, in tokens", ("of", "at most"), [*lengths, ("max_seq_length", f"{report.lengths.limit:,}")]),
+        Grid("Sharing of policies", ("", ""), packing),
+        Grid("Worth knowing", ("what", "how many", "meaning"), findings),
+        Grid("Where", ("what", "place"), places),
+        Grid("Refused lines", ("place", "field", "what", "remedy"), problems[:MOST_PROBLEMS_SHOWN]),
+        Grid("Not fit to train on", ("rule",), [(failure,) for failure in report.failures]),
+    ]
+    return [grid for grid in grids if grid.rows]
 
 
 def draw_confusion(predictions: Sequence[Prediction], path: Path) -> None:

@@ -19,7 +19,7 @@ from trl import SFTConfig, SFTTrainer
 
 from training_core.checkpoints import latest_complete_checkpoint, seal, step_of
 from training_core.config import RunConfig
-from training_core.data_loader import TrainingData
+from training_core.data_store import TrainingData
 from training_core.evaluation import held_out_sample
 from training_core.journal import Point, append_point, mend_journal, read_journal
 from training_core.model_setup import LoadedModel

@@ -8,8 +8,10 @@ import random
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Literal
 
+import fsspec
 import numpy as np
 import torch
 from huggingface_hub import hf_hub_download
@@ -17,6 +19,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import safe_open
 
 from training_core.config import RunConfig, SettingsError
+from training_core.row_files import find_files
 
 logger = logging.getLogger(__name__)
 
@@ -81,27 +84,35 @@ def validate_args(config: RunConfig) -> None:
     Raises ``SettingsError`` with every problem at once.
     """
     problems = [
-        *_file_problems("dataset_path", config.dataset_path),
-        *(_file_problems("eval_path", config.eval_path) if config.eval_path else []),
+        *_rows_problems("dataset_path", config.dataset_path),
+        *(_rows_problems("eval_path", config.eval_path) if config.eval_path else []),
         *_base_model_problems(config),
         *_folder_problems("output_dir", config.output_dir),
+        *_audit_problems(config.label_audit),
         *_contradictions(config),
     ]
     if problems:
         raise SettingsError(problems)
 
 
-def _file_problems(name: str, value: str) -> list[str]:
-    path = Path(value)
-    if not os.path.exists(path):  # noqa: PTH110  unlike Path.exists, it takes a name of any length
-        return [f"{name}: {value!r} does not exist; give --{name} a JSONL file (here: {Path.cwd()})"]
-    if not path.is_file():
-        return [f"{name}: {value!r} is a folder; give a JSONL file"]
-    if path.stat().st_size == 0:
-        return [f"{name}: {value!r} is empty; it needs one row a line"]
-    if not os.access(path, os.R_OK):
-        return [f"{name}: {value!r} may not be read; change its permissions"]
+def _rows_problems(name: str, value: str) -> list[str]:
+    try:
+        files = find_files(value)
+        for file in files:
+            with fsspec.open(file, "rb"):
+                pass
+    except FileNotFoundError:
+        return [f"{name}: {value!r} does not exist; give --{name} a file, glob or folder of rows (here: {Path.cwd()})"]
+    except (OSError, ImportError, ValueError) as error:  # no permission, no package for the protocol, no such protocol
+        return [f"{name}: {value!r} cannot be read: {error}"]
     return []
+
+
+def _audit_problems(value: str | None) -> list[str]:
+    try:
+        return [] if value is None or callable(resolve_name(value)) else [f"label_audit: {value!r} is no function"]
+    except (ImportError, AttributeError) as error:
+        return [f"label_audit: {value!r} cannot be imported: {error}"]
 
 
 def _base_model_problems(config: RunConfig) -> list[str]:

@@ -1,0 +1,128 @@
+"""From the facts about all rows to the report on them."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from training_core.config import RunConfig
+from training_core.data_report import Account, DataReport, DecisionCount, Finding, Lengths
+from training_core.row_survey import Source, Survey
+from training_core.splits import DUPLICATE, HELD_OUT, OVERLONG, TRAINED
+
+MOST_LISTED = 20
+RARE = 5
+_PERCENTILES = (50, 90, 99, 100)
+_MOST_BINS = 30
+
+
+def report_on(config: RunConfig, survey: Survey, facts: pd.DataFrame, packing: str) -> DataReport:
+    """The report on rows whose ``facts`` have got their ``fate`` and ``overlap``; broken rules are its failures."""
+    findings = [*_findings_on_rows(config, facts), *_findings_on_texts(survey)]
+    return DataReport(
+        accounts=[_account(source, facts) for source in survey.sources],
+        decisions=_count_decisions(facts),
+        lengths=_measure(config, facts),
+        policies=int(facts["policy"].nunique()),
+        packing=packing,
+        findings=[finding for finding in findings if finding.count],
+        failures=list(_failures(config, survey, facts)),
+        problems=survey.problems,
+    )
+
+
+def _account(source: Source, facts: pd.DataFrame) -> Account:
+    fates = facts.loc[facts["file"] == source.file, "fate"].value_counts()
+    counts = {fate: int(fates.get(fate, 0)) for fate in (TRAINED, HELD_OUT, DUPLICATE, OVERLONG)}
+    lines = source.rows + source.refused
+    return Account(source.file, source.shape, lines, refused=source.refused, **counts)
+
+
+def _count_decisions(facts: pd.DataFrame) -> list[DecisionCount]:
+    used = facts[facts["fate"].isin([TRAINED, HELD_OUT])]
+    table = pd.crosstab(used["decision"], used["fate"]).reindex(columns=[TRAINED, HELD_OUT], fill_value=0)
+    table = table.sort_values([TRAINED, HELD_OUT], ascending=False)
+    return [DecisionCount(str(name), int(row[TRAINED]), int(row[HELD_OUT])) for name, row in table.iterrows()]
+
+
+def _measure(config: RunConfig, facts: pd.DataFrame) -> Lengths:
+    tokens = facts.loc[facts["fate"] != DUPLICATE, "tokens"].to_numpy()
+    if not len(tokens):
+        return Lengths(config.max_seq_length, {}, [], [])
+    edges = np.linspace(tokens.min(), tokens.max() + 1, min(_MOST_BINS, np.ptp(tokens) + 1) + 1).round().astype(int)
+    percentiles = {str(share): int(np.percentile(tokens, share, method="higher")) for share in _PERCENTILES}
+    return Lengths(config.max_seq_length, percentiles, edges.tolist(), np.histogram(tokens, edges)[0].tolist())
+
+
+def _findings_on_rows(config: RunConfig, facts: pd.DataFrame) -> Iterator[Finding]:
+    unique = facts[facts["fate"] != DUPLICATE]
+    alike = unique[unique.duplicated(["near", "policy"], keep=False)].groupby(["near", "policy"])
+    opposed = alike.filter(lambda rows: rows["decision"].nunique() > 1)
+    almost = alike.filter(lambda rows: rows["case"].nunique() > 1)
+    again = facts[facts.duplicated("row", keep=False)]
+    yield _groups("exact duplicates", "only the first is used", again, "row")
+    yield _groups("almost equal cases", "the same but for capitals, spacing and punctuation; all used", almost, "near")
+    yield _groups("conflicting answers", "one case under one policy, several decisions; all used", opposed, "near")
+    shared = facts[facts["overlap"].notna()]
+    yield _rows("rows that share with eval_path", f"their row, case or entity; {config.overlap}", shared, "overlap")
+    yield _rows("overlong rows", "above max_seq_length", facts[facts["fate"] == OVERLONG], "tokens")
+    yield _rows("shortened policies", "whole sections left out", facts[facts["kept"] != ""], "kept")
+    counts = unique["decision"].value_counts()
+    rare = [f"{name}: {count}" for name, count in counts.items() if count < RARE]
+    yield Finding("rare decisions", len(rare), f"fewer than {RARE} rows: hardly learnt or measured", rare[:MOST_LISTED])
+
+
+def _findings_on_texts(survey: Survey) -> Iterator[Finding]:
+    keys = [f"{key}: first in {place}" for key, place in survey.unknown_keys.items()]
+    yield Finding("keys that nobody reads", len(keys), "neither learnt nor refused", keys[:MOST_LISTED])
+    meaning = f"of {survey.audited} rows whose policy label_audit has rules for"
+    yield Finding("labels against the rules", survey.contradicted, meaning, survey.contradictions[:MOST_LISTED])
+
+
+def _groups(subject: str, meaning: str, rows: pd.DataFrame, key: str) -> Finding:
+    """Rows with one ``key`` in a line; the count is of all but the first of each."""
+    found = rows.groupby(key, sort=False)
+    listed = rows[rows[key].isin(rows[key].unique()[:MOST_LISTED])].groupby(key, sort=False)
+    places = [" = ".join(_place(row) for _, row in group.head(4).iterrows()) for _, group in listed]
+    return Finding(subject, len(rows) - found.ngroups, meaning, places)
+
+
+def _rows(subject: str, meaning: str, rows: pd.DataFrame, detail: str) -> Finding:
+    places = [f"{_place(row)}: {row[detail]}" for _, row in rows.head(MOST_LISTED).iterrows()]
+    return Finding(subject, len(rows), meaning, places)
+
+
+def _place(row: pd.Series) -> str:
+    return f"{row['file']}:{row['line']}"
+
+
+def _failures(config: RunConfig, survey: Survey, facts: pd.DataFrame) -> Iterator[str]:
+    for source in survey.sources:
+        yield from _failures_of_file(config, source)
+    fates = facts["fate"].value_counts().to_dict()
+    for name, path, is_held_out in _paths(config):
+        if not any(source.held_out == is_held_out and source.rows for source in survey.sources):
+            yield f"{name}: there are no rows in {path}"
+    shared = facts["overlap"].notna().sum()
+    if shared and config.overlap == "error":
+        yield f"overlap: {shared} training rows share their case or an entity with eval_path; drop or allow them"
+    if fates.get(OVERLONG) and config.overlong == "error":
+        yield f"overlong: {fates[OVERLONG]} rows are longer than {config.max_seq_length} tokens"
+    if TRAINED not in fates:
+        yield "no row is left to train on; see where the lines went, and max_seq_length"
+    if HELD_OUT not in fates:
+        yield "no row is held out to evaluate on; raise val_split, give eval_path or add rows"
+
+
+def _failures_of_file(config: RunConfig, source: Source) -> Iterator[str]:
+    if source.broken_off:
+        yield f"{source.file} cannot be read to its end: {source.broken_off}"
+    lines = source.rows + source.refused
+    if source.refused > config.max_refused_share * lines:
+        most = f"at most {config.max_refused_share:.0%} may be (max_refused_share)"
+        yield f"{source.file}: {source.refused} of {lines} lines cannot be used; {most}"
+
+
+def _paths(config: RunConfig) -> list[tuple[str, str, bool]]:
+    held_out = [("eval_path", config.eval_path, True)] if config.eval_path else []
+    return [*held_out, ("dataset_path", config.dataset_path, False)]

@@ -1,0 +1,59 @@
+"""Files as rows: each line a usable row or a named problem, in the order of the file."""
+
+import codecs
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from training_core.row_files import LONGEST_LINE, Line, read_lines
+from training_core.row_formats import RowFormat, detect_format, refuse_shapeless, to_record
+from training_core.rows import BadLineError, Problem, Record, parse_json
+
+
+class Row(NamedTuple):
+    """A usable row: where it stands, what it says, its bytes there, the shape it came in, and keys nobody reads."""
+
+    file: str
+    line: int
+    record: Record
+    raw: bytes
+    shape: RowFormat
+    unknown_keys: frozenset[str]
+
+
+class Refused(NamedTuple):
+    """A line that cannot be used. One that is too long comes in pieces; only the first of them has a problem."""
+
+    problem: Problem | None
+    raw: bytes
+    whole: bool = True
+
+
+def read_rows(file: str, allowed_decisions: tuple[str, ...] = ()) -> Iterator[Row | Refused]:
+    """Every line of a file that is not blank. The first row of a known shape settles the shape of the file.
+
+    Raises ``BadFileError`` where the file cannot be read on; what comes before has been given out by then.
+    """
+    shape: RowFormat | None = None
+    for line in read_lines(file):
+        if not line.complete:
+            yield Refused(_too_long(file, line), line.raw, whole=False)
+            continue
+        if not line.raw.removeprefix(codecs.BOM_UTF8).strip(b" \t\r\n"):  # JSON's white space, nothing else
+            continue
+        try:
+            value = parse_json(line.raw)
+            shape = shape or detect_format(value)
+            if shape is None:
+                refuse_shapeless(value)
+            record = to_record(value, shape, allowed_decisions)
+        except BadLineError as bad:
+            yield Refused(Problem(file, line.number, *bad.args), line.raw)
+        else:
+            yield Row(file, line.number, record, line.raw, shape, frozenset(value.keys() - shape.keys))
+
+
+def _too_long(file: str, line: Line) -> Problem | None:
+    if not line.number:
+        return None
+    what = f"longer than {LONGEST_LINE // 2**20} MiB"
+    return Problem(file, line.number, "line", what, "write one row a line, or close the text that never ends")
