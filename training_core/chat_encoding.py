@@ -27,7 +27,7 @@ class ChatEncoder:
     with white space, the result equals ``apply_chat_template(..., enable_thinking=False)`` token for token.
 
     The template is rendered once for each order of roles. Texts are cut before second-level headings, and all pieces
-    but the last are remembered: a policy is encoded once for all of its cases.
+    but a conversation's last are remembered: a policy is encoded once for all of its cases.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -59,15 +59,14 @@ class ChatEncoder:
     def encode_prompts(self, conversations: Sequence[Sequence[Message]]) -> list[TokenIds]:
         """Token ids of each conversation up to and including the words that ask the model to answer, on all cores."""
         cut = [[_cut(message["content"]) for message in messages] for messages in conversations]
-        last_pieces = iter(self._encode([pieces[-1] for messages in cut for pieces in messages]))
+        last_pieces = self._encode([texts[-1].pop() for texts in cut])
         prompts = []
-        for messages, texts in zip(conversations, cut, strict=True):
-            before, *after = self.frame(tuple(message["role"] for message in messages))
-            parts = [before]
-            for pieces, following in zip(texts, after, strict=True):
-                parts += [self.remembered(piece) for piece in pieces[:-1]]
-                parts += [next(last_pieces), following]
-            prompts.append(np.concatenate(parts))
+        for messages, texts, last_piece in zip(conversations, cut, last_pieces, strict=True):
+            *before, ask = self.frame(tuple(message["role"] for message in messages))
+            parts = []
+            for between, pieces in zip(before, texts, strict=True):
+                parts += [between, *map(self.remembered, pieces)]
+            prompts.append(np.concatenate([*parts, last_piece, ask]))
         return prompts
 
     def encode_answers(self, answers: Sequence[str]) -> list[TokenIds]:

@@ -72,7 +72,7 @@ def _write_sides(folder: Path, fates: np.ndarray) -> None:
     """Sort the encoded rows into those to train on and those held out, and drop the rest."""
     train_schema = SCHEMA.remove(SCHEMA.get_field_index("record"))
     with (
-        pa.ipc.open_stream(pa.memory_map(str(folder / ENCODED))) as encoded,
+        pa.ipc.open_stream(pa.OSFile(str(folder / ENCODED))) as encoded,
         pa.ipc.new_stream(str(folder / TRAIN_FILE), train_schema) as train,
         pa.ipc.new_stream(str(folder / HELD_OUT_FILE), SCHEMA) as held_out,
     ):
