@@ -5,8 +5,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import fsspec
 import pyarrow as pa
@@ -25,8 +24,7 @@ class BadFileError(ValueError):
     """A file that cannot be read to its end; the message says why and what to do."""
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """A row as it stands in its file, and its number from 1: an array's element has the line it begins on.
 
     What is longer than ``LONGEST_LINE`` bytes comes in pieces that are not ``complete``; all but the first have

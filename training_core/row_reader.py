@@ -38,7 +38,7 @@ def read_rows(file: str, allowed_decisions: tuple[str, ...] = ()) -> Iterator[Ro
         if not line.complete:
             yield Refused(_too_long(file, line), line.raw, whole=False)
             continue
-        if not line.raw.removeprefix(codecs.BOM_UTF8).strip(b" \t\r\n"):  # JSON's white space, nothing else
+        if _is_blank(line.raw):
             continue
         try:
             value = parse_json(line.raw)
@@ -50,6 +50,11 @@ def read_rows(file: str, allowed_decisions: tuple[str, ...] = ()) -> Iterator[Ro
             yield Refused(Problem(file, line.number, *bad.args), line.raw)
         else:
             yield Row(file, line.number, record, line.raw, shape, frozenset(value.keys() - shape.keys))
+
+
+def _is_blank(raw: bytes) -> bool:
+    """JSON's white space and nothing else: what is thrown away must show in the account."""
+    return not raw.startswith(b"{") and not raw.removeprefix(codecs.BOM_UTF8).strip(b" \t\r\n")
 
 
 def _too_long(file: str, line: Line) -> Problem | None:

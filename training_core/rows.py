@@ -5,6 +5,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,8 @@ DEEPEST = 64
 # Tab, newline and return are text, and so is U+0085 (next line); no other control character is.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
 
-_ESCAPES = (b"\\u", b"\\b", b"\\f")
+_IN_DOUBT = object()
+_ESCAPED = re.compile(rb"\\[ubf]")
 _KEY_END = re.compile(rb'"[ \t\n\r]*:')
 
 Record = dict[str, Any]
@@ -52,61 +54,73 @@ def parse_json(raw: bytes) -> Any:
     letter.
     """
     raw = raw.removeprefix(codecs.BOM_UTF8)
-    try:
-        value = orjson.loads(raw)
-    except orjson.JSONDecodeError:
+    value = _parse_quickly(raw)
+    if value is _IN_DOUBT:
         value = _parse_exactly(raw)
-    content = _Content.of(value)
-    if content.has_huge_number or content.keys != _keys_written(raw):
-        value = _parse_exactly(raw)
-    escaped = b"\x7f" in raw or any(mark in raw for mark in _ESCAPES)
+    escaped = _ESCAPED.search(raw) or b"\x7f" in raw
     if raw.isascii() and not escaped:
         return value
-    doubtful = [text for text in content.texts if escaped or not text.isascii()]
-    _refuse_control_characters(doubtful)
-    return value if all(unicodedata.is_normalized("NFC", text) for text in doubtful) else compose(value)
+    if escaped or b"\xc2" in raw:  # in UTF-8 the control characters from U+0080 on begin so
+        _refuse_control_characters(value)
+    return value if all(unicodedata.is_normalized("NFC", text) for text in _texts(value)) else compose(value)
 
 
-@dataclass(frozen=True)
-class _Content:
-    """What stands in a JSON value: how many keys, which texts (keys too), and whether a number may have lost digits."""
+def _parse_quickly(raw: bytes) -> Any:
+    """What orjson reads, or ``_IN_DOUBT``: it lets the last of equal keys win, and rounds integers beyond 64 bits.
 
-    keys: int
-    texts: list[str]
-    has_huge_number: bool
-
-    @classmethod
-    def of(cls, value: Any) -> "_Content":
-        keys, texts, huge = 0, [], False
-        level = [value]
-        for _ in range(DEEPEST):
-            below: list[Any] = []
-            for item in level:
-                if type(item) is str:
-                    texts.append(item)
-                elif type(item) is dict:
-                    keys += len(item)
-                    texts += item
-                    below += item.values()
-                elif type(item) is list:
-                    below += item
-                elif type(item) is float and abs(item) >= 2**63:  # orjson reads integers beyond 64 bits as such
-                    huge = True
-            if not below:
-                return cls(keys, texts, huge)
-            level = below
-        raise BadLineError("line", f"nested deeper than {DEEPEST} levels", "flatten the row")
-
-
-def _keys_written(raw: bytes) -> int:
-    """How many keys the text holds, where that can be seen without parsing it; another number where it cannot.
-
-    Every key ends in a quote and a colon, and a quote inside a text is escaped.
+    Every key ends in a quote and a colon. Where the line has as many such ends as the value has keys, none was lost;
+    inside a text the quote is escaped.
     """
-    escaped = raw.count(b'\\":')
-    if escaped and b'\\\\":' in raw:  # perhaps a key that ends in a backslash
-        return -1
-    return len(_KEY_END.findall(raw)) - escaped
+    try:
+        value = orjson.loads(raw)
+        keys = _count_keys(value, DEEPEST)
+    except (orjson.JSONDecodeError, OverflowError):
+        return _IN_DOUBT
+    ends = len(_KEY_END.findall(raw))
+    if keys != ends and (keys != ends - raw.count(b'\\":') or b'\\\\":' in raw):  # or a key ends in a backslash
+        return _IN_DOUBT
+    return value
+
+
+def _count_keys(value: Any, levels: int) -> int:
+    """The keys in a JSON value at any level; raises ``OverflowError`` for a number that may have lost digits."""
+    if not levels:
+        raise _too_deep()
+    keys = len(value) if type(value) is dict else 0
+    for item in _children(value):
+        kind = type(item)
+        if kind is dict or kind is list:
+            keys += _count_keys(item, levels - 1)
+        elif kind is float and not -(2**63) < item < 2**63:
+            raise OverflowError
+    return keys
+
+
+def _children(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a JSON value, keys too."""
+    if isinstance(value, str):
+        yield value
+    if isinstance(value, dict):
+        yield from value
+    for item in _children(value):
+        yield from _texts(item)
+
+
+def _too_deep() -> BadLineError:
+    return BadLineError("line", f"nested deeper than {DEEPEST} levels", "flatten the row")
+
+
+def _check_depth(value: Any, levels: int) -> None:
+    if not levels:
+        raise _too_deep()
+    for item in _children(value):
+        _check_depth(item, levels - 1)
 
 
 def _parse_exactly(raw: bytes) -> Any:
@@ -128,7 +142,8 @@ def _parse_exactly(raw: bytes) -> Any:
     except ValueError as error:  # a number of more digits than Python reads, or an infinite one
         raise BadLineError("line", f"not JSON: {error}", "write a smaller number") from error
     except RecursionError as error:
-        raise BadLineError("line", f"nested deeper than {DEEPEST} levels", "flatten the row") from error
+        raise _too_deep() from error
+    _check_depth(value, DEEPEST)
     return value
 
 
@@ -149,8 +164,8 @@ def _refuse_constant(name: str) -> None:
     raise BadLineError("line", f"{name} is not JSON", "write null or a number")
 
 
-def _refuse_control_characters(texts: list[str]) -> None:
-    for text in texts:
+def _refuse_control_characters(value: Any) -> None:
+    for text in _texts(value):
         if found := _CONTROL.search(text):
             near = ascii(text[max(0, found.start() - 20) : found.end() + 20])[1:-1]
             what = f"control character U+{ord(found[0]):04X} near '{near}'"
