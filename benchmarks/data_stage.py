@@ -1,9 +1,9 @@
 """What the data stage costs beside other readers and beside TRL: rows per CPU second, and the most memory held.
 
-`python -m benchmarks.rows [--rows 20000] [--repeats 3] [--only ours]`. Each measurement is a process of its own, in turn,
-on the same sample rows. *Reading* is from bytes to checked rows with their line numbers; *preparing* is from the file to
-token ids on disk. Readers differ in what they notice: ours alone refuses keys that stand twice, control characters and
-lost digits.
+`python -m benchmarks.data_stage [--rows 20000] [--repeats 3] [--only our_preparation]`. Each measurement is a process of
+its own, in turn, on the same sample rows. *Reading* is from bytes to checked rows with their line numbers; *preparing*
+is from the file to token ids on disk. Readers differ in what they notice: ours alone refuses keys that stand twice,
+control characters and lost digits.
 """
 
 import argparse
@@ -132,7 +132,7 @@ def peak_rss_mib() -> float:
 
 def measure(name: str, path: Path) -> dict[str, float] | None:
     """The same in a process of its own; ``None`` when it has not got the library."""
-    command = [sys.executable, "-m", "benchmarks.rows", "--here", name, str(path)]
+    command = [sys.executable, "-m", "benchmarks.data_stage", "--here", name, str(path)]
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     found = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if "ModuleNotFoundError" in found.stderr:
@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", nargs="*", choices=CONTESTANTS, default=list(CONTESTANTS))
     parser.add_argument("--here", nargs=2, metavar=("NAME", "FILE"), help="one measurement in this process")
-    parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/rows.json"))
+    parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/data_stage.json"))
     arguments = parser.parse_args()
     if arguments.here:
         print(json.dumps(measure_here(arguments.here[0], Path(arguments.here[1]))))  # noqa: T201  read by `measure`
