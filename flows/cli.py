@@ -13,6 +13,7 @@ from rich.console import Console
 from flows.embedded import mlflow_server, prefect_server
 from training_core.config import RunConfig, SettingsError, config_from_command_line, read_settings
 from training_core.rows import DataError
+from training_core.startup import garbage_left_alone
 
 ROOT = Path(__file__).parent.parent
 DEMO_CONFIG = ROOT / "configs" / "demo.yaml"
@@ -81,14 +82,16 @@ def run_flow(config: RunConfig) -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # recommends a hub download
-    from training_core.data_loader import load_sources
-    from training_core.utils import validate_args
+    with garbage_left_alone():
+        from training_core.data_loader import load_sources
+        from training_core.utils import validate_args
 
     validate_args(config)
     load_sources(config)  # rows that are unfit end the run here, before a server starts or a folder is made
     with prefect_api(Path(config.output_dir)) as wait:
         # Prefect reads its environment when it is imported; and the server starts meanwhile.
-        from flows.one_machine import run_and_show
+        with garbage_left_alone():
+            from flows.one_machine import run_and_show
 
         wait()
         run_and_show(config)
