@@ -14,6 +14,7 @@ from flows.embedded import mlflow_server, prefect_server
 from training_core.config import RunConfig, SettingsError, config_from_command_line, read_settings
 from training_core.data_report import DataReport
 from training_core.rows import DataError
+from training_core.startup import garbage_left_alone
 
 ROOT = Path(__file__).parent.parent
 DEMO_CONFIG = ROOT / "configs" / "demo.yaml"
@@ -108,14 +109,16 @@ def demo(arguments: Sequence[str]) -> None:
 def run_flow(config: RunConfig) -> None:
     """Run the flow in this process and print what came out."""
     set_environment()
-    from training_core.data_store import demand_fitness
-    from training_core.utils import validate_args
+    with garbage_left_alone():
+        from training_core.data_store import demand_fitness
+        from training_core.utils import validate_args
 
     validate_args(config)
     demand_fitness(report_on_rows(config)[1])  # rows that are unfit end the run here, before a server starts
     with prefect_api(Path(config.output_dir)) as wait:
         # Prefect reads its environment when it is imported; and the server starts meanwhile.
-        from flows.one_machine import run_and_show
+        with garbage_left_alone():
+            from flows.one_machine import run_and_show
 
         wait()
         run_and_show(config)

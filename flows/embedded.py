@@ -17,6 +17,12 @@ import httpx
 
 START_TIMEOUT_SECONDS = 180
 
+# They serve deployments and automations, which a server that goes with its command never has.
+_SERVICES_WITHOUT_WORK = (
+    *("SCHEDULER", "LATE_RUNS", "PAUSE_EXPIRATIONS", "CANCELLATION_CLEANUP"),
+    *("FOREMAN", "REPOSSESSOR", "TRIGGERS", "EVENT_LOGGER", "DB_VACUUM"),
+)
+
 
 @dataclass(frozen=True)
 class Server:
@@ -50,6 +56,7 @@ def prefect_server(home: Path, preferred_port: int = 4200) -> Iterator[Server]:
         "PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
+        **{f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in _SERVICES_WITHOUT_WORK},
     }
     command = ["uvicorn", "--factory", "prefect.server.api.server:create_app", "--log-level", "error"]
     with _running([*command, "--host", "127.0.0.1", "--port", str(port)], environment) as process:
