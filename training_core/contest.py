@@ -27,7 +27,7 @@ from training_core.report import draw_confusion, draw_curve
 
 PROBE_ROWS = 4
 
-_ANSWERING_CODE = ("evaluation.py", "generation.py", "packing.py", "prefix_cache.py")
+_ANSWERING_CODE = ("evaluation.py", "generation.py", "packing.py", "prefix_attention.py", "prefix_cache.py")
 _SETTINGS = ("max_eval_rows", "eval_batch_size", "eval_max_new_tokens", "group_by", "favourable_decisions", "seed")
 
 

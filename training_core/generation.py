@@ -71,7 +71,7 @@ def _split(prompts: Sequence[list[int]], group: Group) -> list[_Prompt]:
 
 
 def _batches(prompts: Sequence[_Prompt], size: int) -> Iterator[list[_Prompt]]:
-    """At most `size` neighbours, none padded to more than twice its rest, and either all of them share or none."""
+    """At most `size` neighbours, no rest over twice as long as the first, and either all of them share or none."""
     batch: list[_Prompt] = []
     for prompt in prompts:
         if batch and (len(batch) == size or not _fits(prompt, batch[0])):
