@@ -14,19 +14,20 @@ from training_core.evaluation import (
     Prediction,
     Scores,
     evaluate_model,
-    generate,
     held_out_sample,
     predict_by_lookup,
     predict_by_majority,
     prompt_of,
     score,
 )
+from training_core.generation import generate
 from training_core.journal import read_journal
 from training_core.model_setup import LoadedModel
 from training_core.report import draw_confusion, draw_curve
 
 PROBE_ROWS = 4
 
+_ANSWERING_CODE = ("evaluation.py", "generation.py", "packing.py", "prefix_attention.py", "prefix_cache.py")
 _SETTINGS = ("max_eval_rows", "eval_batch_size", "eval_max_new_tokens", "group_by", "favourable_decisions", "seed")
 
 
@@ -70,7 +71,7 @@ def hold_contest(
 def contest_key(config: RunConfig, data: TrainingData, adapter_digests: list[str]) -> str:
     """SHA-256 over what a contest's outcome depends on: contestants, held-out rows, settings of the evaluation."""
     settings = {name: getattr(config, name) for name in _SETTINGS}
-    code = (Path(__file__).parent / "evaluation.py").read_text(encoding="utf-8")
+    code = [(Path(__file__).parent / name).read_text(encoding="utf-8") for name in _ANSWERING_CODE]
     records = hashlib.sha256("\n".join(data.held_out["record"][:]).encode()).hexdigest()
     return hashlib.sha256(json.dumps([adapter_digests, records, settings, code]).encode()).hexdigest()
 

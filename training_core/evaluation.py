@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 from scipy.stats import binomtest
 from sklearn.metrics import f1_score
-from transformers import GenerationConfig
 
 from training_core.chat_encoding import ChatEncoder
 from training_core.config import RunConfig
+from training_core.generation import generate
 from training_core.model_setup import LoadedModel
 from training_core.row_encoding import IGNORED_LABEL
 
@@ -78,41 +77,6 @@ def evaluate_model(loaded: LoadedModel, rows: Dataset, config: RunConfig) -> lis
 def prompt_of(row: dict[str, Any]) -> list[int]:
     """The token ids of a row up to its answer: what the model is given at inference."""
     return [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == IGNORED_LABEL]
-
-
-@torch.inference_mode()
-def generate(loaded: LoadedModel, prompts: Sequence[list[int]], config: RunConfig) -> list[list[int]]:
-    """Greedy continuations of prompts, as token ids without padding, in the order of the prompts.
-
-    Prompts of similar length are answered together, which leaves little padding.
-    """
-    end_of_turn = ChatEncoder.of(loaded.tokenizer).end_of_turn
-    greedy = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=config.eval_max_new_tokens,
-        eos_token_id=end_of_turn,
-        pad_token_id=end_of_turn,
-    )
-    answers: list[list[int]] = [[] for _ in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    loaded.model.eval()
-    for start in range(0, len(order), config.eval_batch_size):
-        batch = order[start : start + config.eval_batch_size]
-        inputs = _pad_left([prompts[i] for i in batch], end_of_turn, loaded.model.device)
-        output = loaded.model.generate(**inputs, generation_config=greedy)
-        for i, tokens in zip(batch, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
-            answers[i] = tokens[: tokens.index(end_of_turn) + 1] if end_of_turn in tokens else tokens
-    return answers
-
-
-def _pad_left(prompts: Sequence[list[int]], padding: int, device: torch.device) -> dict[str, torch.Tensor]:
-    longest = max(len(prompt) for prompt in prompts)
-    rows = [[padding] * (longest - len(prompt)) + prompt for prompt in prompts]
-    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return {
-        "input_ids": torch.tensor(rows, device=device),
-        "attention_mask": torch.tensor(mask, device=device),
-    }
 
 
 def _predict(encoder: ChatEncoder, row: dict[str, Any], answer: list[int]) -> Prediction:

@@ -70,7 +70,7 @@ class _Limits(NamedTuple):
     rows_per_prefix: int
 
 
-class _Group(NamedTuple):
+class Group(NamedTuple):
     """Rows whose first `depth` tokens are equal."""
 
     depth: int
@@ -90,12 +90,12 @@ def plan_packing(
     """
     limits = _Limits(token_budget, rows_per_step, rows_per_prefix or max(1, rows_per_step // 2))
     lengths, prompts = _read_prompts(rows)
-    groups, plain = _group_by_prefix(prompts, limits.rows_per_prefix)
+    groups, plain = group_by_prefix(prompts, limits.rows_per_prefix)
     generator = np.random.default_rng(seed)
     for group in groups:
         generator.shuffle(group.rows)
     plain = generator.permutation(plain).tolist()
-    packs, packs_per_step = _pack([*groups, *(_Group(0, [row]) for row in plain)], lengths, limits)
+    packs, packs_per_step = _pack([*groups, *(Group(0, [row]) for row in plain)], lengths, limits)
     generator.shuffle(packs)
     reason = _explain(packs, lengths, limits.rows_per_prefix)
     plan = PackingPlan(tuple(packs), packs_per_step, len(lengths), sum(lengths), reason)
@@ -126,7 +126,7 @@ def _read_prompts(rows: Dataset) -> tuple[list[int], list[bytes]]:
     return lengths, prompts
 
 
-def _group_by_prefix(prompts: Sequence[bytes], most_rows: int) -> tuple[list[_Group], list[int]]:
+def group_by_prefix(prompts: Sequence[bytes], most_rows: int) -> tuple[list[Group], list[int]]:
     """Groups of rows worth one copy of a prefix, and the rows left over, in one sort and one pass.
 
     Sorted rows that share a prefix are neighbours, and the prefixes that neighbours share form a tree. It is
@@ -140,22 +140,22 @@ def _group_by_prefix(prompts: Sequence[bytes], most_rows: int) -> tuple[list[_Gr
         handed_on = len(node.rows) * _saving(depth, most_rows, most_rows) / most_rows
         if _saving(node.depth, len(node.rows), most_rows) > handed_on:
             groups.append(node)
-            node = _Group(depth, [])
+            node = Group(depth, [])
         if stack[-1].depth == depth:
             longer, shorter = sorted((stack[-1].rows, node.rows), key=len, reverse=True)
             longer.extend(shorter)  # always into the longer one: n log n in all
-            node = _Group(depth, longer)
+            node = Group(depth, longer)
             stack.pop()
-        stack.append(_Group(depth, node.rows))
+        stack.append(Group(depth, node.rows))
 
-    groups: list[_Group] = []
-    stack = [_Group(0, [])]
+    groups: list[Group] = []
+    stack = [Group(0, [])]
     previous = b""
     for row in sorted(range(len(prompts)), key=prompts.__getitem__):
         shared = _shared_tokens(previous, prompts[row])
         while stack[-1].depth > shared:
             close_top(floor=shared)
-        stack.append(_Group(len(prompts[row]) // 4, [row]))
+        stack.append(Group(len(prompts[row]) // 4, [row]))
         previous = prompts[row]
     while len(stack) > 1:
         close_top(floor=0)
@@ -173,7 +173,7 @@ def _shared_tokens(left: bytes, right: bytes) -> int:
     return int(differs.argmax()) if differs.any() else size
 
 
-def _pack(groups: Sequence[_Group], lengths: Sequence[int], limits: _Limits) -> tuple[list[Pack], int]:
+def _pack(groups: Sequence[Group], lengths: Sequence[int], limits: _Limits) -> tuple[list[Pack], int]:
     """The packs, and how many make a step: as few as fit, since larger packs share more."""
     budget, rows_per_step, most_rows = limits
     pieces = [piece for group in groups for piece in _cut(group, lengths, most_rows, budget)]
@@ -187,7 +187,7 @@ def _pack(groups: Sequence[_Group], lengths: Sequence[int], limits: _Limits) -> 
     return [(Piece((row,), 0, length),) for row, length in enumerate(lengths)], rows_per_step
 
 
-def _cut(group: _Group, lengths: Sequence[int], most_rows: int, token_budget: int) -> list[Piece]:
+def _cut(group: Group, lengths: Sequence[int], most_rows: int, token_budget: int) -> list[Piece]:
     """The group in as few even pieces as both limits allow."""
     depth, rows = group
     suffix_tokens = sum(lengths[row] - depth for row in rows)

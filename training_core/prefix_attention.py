@@ -33,11 +33,9 @@ def use_shared_prefix_attention(model: PreTrainedModel | PeftModel) -> None:
     mask. Set `lora_dropout=0` for the exact thing. Inputs that are not packs go through the model as before.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    layer_types = set(base.config.to_dict().get("layer_types") or ["unknown"])
-    if layer_types != {"full_attention"}:
-        others = ", ".join(sorted(layer_types - {"full_attention"}))
+    if others := other_attention(base):
         raise ValueError(
-            f"packing needs full attention in every layer, but {type(base).__name__} has {others}: "
+            f"packing needs full attention in every layer, but {type(base).__name__} has {', '.join(others)}: "
             "choose a model with full attention (Qwen2.5, Qwen3), or train without packing"
         )
     if base.config._attn_implementation == ATTENTION_NAME:
@@ -46,6 +44,11 @@ def use_shared_prefix_attention(model: PreTrainedModel | PeftModel) -> None:
     base.set_attn_implementation(ATTENTION_NAME)
     base.base_model.register_forward_pre_hook(_replace_mask, with_kwargs=True)
     base.base_model.register_forward_hook(_keep_label_positions, with_kwargs=True)
+
+
+def other_attention(model: PreTrainedModel) -> list[str]:
+    """The kinds of layers in `model` whose rows cannot share a prefix: sliding windows, linear attention, unknown."""
+    return sorted(set(model.config.to_dict().get("layer_types") or ["unknown"]) - {"full_attention"})
 
 
 def _replace_mask(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:

@@ -184,6 +184,8 @@ def _batches(loaded: LoadedModel, data: TrainingData, config: RunConfig) -> tupl
     use_shared_prefix_attention(loaded.model)
     # The memory that the batch size allows for rows of full length is the room a pack may fill.
     plan = plan_packing(train, rows * config.max_seq_length, rows * accumulation, config.seed)
+    if plan.sharing_rows and config.lora_dropout:
+        logger.info("Packing: rows share the dropout mask of what they share; lora_dropout 0 is exact")
     in_turn = plan_packing(held_out, rows * config.max_seq_length, len(held_out), config.seed)
     steps = Steps.of(config, len(plan.packs), 1, plan.packs_per_step)
     return packed_dataset(train, plan), packed_dataset(held_out, in_turn), steps

@@ -17,7 +17,6 @@ from training_core.evaluation import (
     NO_DECISION,
     Prediction,
     evaluate_model,
-    generate,
     held_out_sample,
     parse_answer,
     predict_by_lookup,
@@ -25,6 +24,7 @@ from training_core.evaluation import (
     prompt_of,
     score,
 )
+from training_core.generation import generate
 from training_core.model_setup import LoadedModel, load_model_and_tokenizer
 
 CONFIG = RunConfig(eval_max_new_tokens=12)

@@ -22,6 +22,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -297,6 +299,20 @@ def test_a_model_with_sliding_window_is_refused() -> None:
     model = BUILDERS["qwen2"](use_sliding_window=True, sliding_window=8, max_window_layers=1)
     with pytest.raises(ValueError, match="sliding_attention"):
         use_shared_prefix_attention(model)
+
+
+def test_a_model_with_linear_attention_is_refused() -> None:
+    config = Qwen3NextConfig(
+        **(SIZES | {"num_hidden_layers": 1}),
+        layer_types=["linear_attention"],
+        num_experts=2,
+        moe_intermediate_size=8,
+        shared_expert_intermediate_size=8,
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
+    )
+    with pytest.raises(ValueError, match="Qwen3NextForCausalLM has linear_attention: choose a model with full"):
+        use_shared_prefix_attention(Qwen3NextForCausalLM(config))
 
 
 def test_the_model_still_answers_unpacked_batches() -> None:

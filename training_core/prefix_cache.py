@@ -1,0 +1,94 @@
+"""The attention of answers that continue cached prefixes: each prefix is read, kept and multiplied once for all rows.
+
+Registered through transformers' public interfaces; no model code is touched. Decoding against one copy of a prefix is
+known from Hydragen (arXiv:2402.05099).
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.nn.functional import pad, scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers.cache_utils import DynamicLayer
+from transformers.masking_utils import sdpa_mask
+
+ATTENTION_NAME = "cached_prefix"
+
+
+class CachedPrefix(NamedTuple):
+    """The next `rows` rows of a batch begin with the tokens whose keys and values are in `cache` (a batch of one)."""
+
+    rows: int
+    cache: DynamicCache
+
+
+@contextmanager
+def continue_prefixes(model: PeftModel, prefixes: Sequence[CachedPrefix]) -> Iterator[None]:
+    """Let batches of `model` continue `prefixes` (none: whole prompts), at positions that go on from them."""
+    if not prefixes:
+        yield
+        return
+    AttentionInterface.register(ATTENTION_NAME, cached_prefix_attention)
+    AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
+
+    def hand_over(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        return args, kwargs | {"prefixes": prefixes}
+
+    base = model.get_base_model()
+    before = base.config._attn_implementation
+    base.set_attn_implementation(ATTENTION_NAME)
+    try:
+        # Not a keyword of `generate`, which refuses those it does not know.
+        with base.base_model.register_forward_pre_hook(hand_over, with_kwargs=True):
+            yield
+    finally:
+        base.set_attn_implementation(before)
+
+
+def cached_prefix_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Attention to a prefix and oneself: `query` [B, heads, s, d], `key`, `value` [B, fewer, t, d] -> [B, s, heads, d].
+
+    `attention_mask` [B, 1, s, t] tells what a row sees of itself; None: all up to the query. `prefixes` stand in the
+    order of the rows.
+    """
+    tokens, own_tokens = query.shape[2], key.shape[2]
+    if attention_mask is None:
+        attention_mask = query.new_ones(len(query), 1, tokens, own_tokens, dtype=torch.bool).tril(own_tokens - tokens)
+    attend = _attend_together if tokens == 1 else _attend_one_by_one
+    rows = [prefix.rows for prefix in kwargs["prefixes"]]
+    layers = [prefix.cache.layers[module.layer_idx] for prefix in kwargs["prefixes"]]
+    parts = (states.split(rows) for states in (query * kwargs["scaling"], key, value, attention_mask))
+    outputs = [attend(*states) for states in zip(*parts, layers, strict=True)]
+    return torch.cat(outputs).transpose(1, 2).contiguous(), None
+
+
+def _attend_one_by_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, prefix: DynamicLayer) -> Tensor:
+    """Many queries a row, as when its prompt is read: one row at a time, so that one copy of the prefix is made."""
+    seen = pad(mask, (prefix.keys.shape[2], 0), value=True)
+    rows = zip(query.split(1), key.split(1), value.split(1), seen.split(1), strict=True)
+    return torch.cat(
+        [
+            scaled_dot_product_attention(
+                q, torch.cat([prefix.keys, k], 2), torch.cat([prefix.values, v], 2), m, scale=1.0, enable_gqa=True
+            )
+            for q, k, v, m in rows
+        ]
+    )
+
+
+def _attend_together(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, prefix: DynamicLayer) -> Tensor:
+    """One query a row, as when answers grow: all rows meet the prefix in one matrix product."""
+    queries = query.unflatten(1, (key.shape[1], -1))[:, :, :, 0]  # [rows, heads of keys, queries of each, d]
+    shared = torch.einsum("rhqd,hpd->rhqp", queries, prefix.keys[0])
+    own = torch.einsum("rhqd,rhtd->rhqt", queries, key).masked_fill(~mask, -torch.inf)
+    weights = torch.cat([shared, own], -1).softmax(-1, dtype=torch.float32).to(value.dtype)
+    on_prefix, on_own = weights.split([shared.shape[-1], own.shape[-1]], -1)
+    output = torch.einsum("rhqp,hpd->rhqd", on_prefix, prefix.values[0])
+    output += torch.einsum("rhqt,rhtd->rhqd", on_own, value)
+    return output.flatten(1, 2)[:, :, None]
