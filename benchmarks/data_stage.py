@@ -1,9 +1,9 @@
 """What the data stage costs beside other readers and beside TRL: rows per CPU second, and the most memory held.
 
-`python -m benchmarks.data_stage [--rows 20000] [--repeats 3] [--only our_preparation]`. Each measurement is a process of
-its own, in turn, on the same sample rows. *Reading* is from bytes to checked rows with their line numbers; *preparing*
-is from the file to token ids on disk. Readers differ in what they notice: ours alone refuses keys that stand twice,
-control characters and lost digits.
+`python -m benchmarks.data_stage [--rows 20000] [--repeats 3] [--only our_preparation]`. Each measurement is a process
+of its own, in turn, on the same sample rows. *Reading* is from bytes to checked rows with their line numbers;
+*preparing* is from the file to token ids on disk. Readers differ in what they notice: ours alone refuses keys that
+stand twice, control characters and lost digits.
 """
 
 import argparse
