@@ -6,7 +6,7 @@ from trl import SFTTrainer
 
 from benchmarks.rows import ANSWER_TOKENS, CASE_TOKENS
 from benchmarks.training import LEARNING_RATE, LORA_ALPHA, LORA_DROPOUT, LORA_R, SEED, Job
-from training_core.config import RunConfig
+from training_core.config import read_settings
 from training_core.model_setup import load_model_and_tokenizer
 from training_core.packing import collate_pack, packed_dataset, plan_packing
 from training_core.prefix_attention import use_shared_prefix_attention
@@ -24,17 +24,19 @@ def not_sharing(job: Job) -> tuple[PeftModel, int]:
 
 
 def _train(job: Job, rows_per_prefix: int) -> tuple[PeftModel, int]:
-    config = RunConfig(
-        model_name=str(job.base),
-        seed=SEED,
-        max_steps=job.steps,
-        learning_rate=LEARNING_RATE,
-        lr_scheduler_type="constant",
-        warmup_ratio=0,
-        gradient_checkpointing=job.gradient_checkpointing,
-        lora_r=LORA_R,
-        lora_alpha=LORA_ALPHA,
-        lora_dropout=LORA_DROPOUT,
+    config = read_settings(
+        {
+            "model_name": str(job.base),
+            "seed": SEED,
+            "max_steps": job.steps,
+            "lora_r": LORA_R,
+            "lora_alpha": LORA_ALPHA,
+            "lora_dropout": LORA_DROPOUT,
+            "learning_rate": LEARNING_RATE,
+            "lr_scheduler_type": "constant",
+            "warmup_ratio": 0,
+            "gradient_checkpointing": job.gradient_checkpointing,
+        }
     )
     loaded = load_model_and_tokenizer(config)
     use_shared_prefix_attention(loaded.model)

@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
+from rich.table import Table
 
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- bench:begin -->\n", "<!-- bench:end -->"
@@ -36,9 +37,13 @@ class Results:
         sets = {tuple(run["rows"].values()): run["rows"] for run in self.runs}
         return [sets[key] for key in sorted(sets)]
 
+    def of(self, layout: str, rows: dict[str, int]) -> list[dict[str, Any]]:
+        """All repeats of one layout on one set of rows; empty where it did not run."""
+        return [run for run in self.runs if (run["layout"], run["rows"]) == (layout, rows)]
+
     def speed(self, layout: str, rows: dict[str, int], clock: str = "cpu_seconds") -> float | None:
         """Median of real row tokens per second; None where the layout did not run on these rows."""
-        speeds = [run["row_tokens"] / run[clock] for run in self.runs if (run["layout"], run["rows"]) == (layout, rows)]
+        speeds = [run["row_tokens"] / run[clock] for run in self.of(layout, rows)]
         return median(speeds) if speeds else None
 
     def speed_by_length(self, layout: str, policy_tokens: int) -> float:
@@ -53,7 +58,8 @@ class Results:
         return ours / self.speed_by_length(over, rows["policy_tokens"])
 
     def peak(self, layout: str, rows: dict[str, int]) -> float | None:
-        peaks = [run["peak_memory_mb"] for run in self.runs if (run["layout"], run["rows"]) == (layout, rows)]
+        """Median of the most memory held, in MB; None where the layout did not run on these rows."""
+        peaks = [run["peak_memory_mb"] for run in self.of(layout, rows)]
         return median(peaks) if peaks else None
 
     def start(self, layout: str) -> float:
@@ -62,10 +68,33 @@ class Results:
 
     def spread(self) -> float:
         """The most CPU time that one layout took on one set of rows, over the least; the worst of all."""
-        taken: dict[tuple[Any, ...], list[float]] = {}
-        for run in self.runs:
-            taken.setdefault((run["layout"], *run["rows"].values()), []).append(run["cpu_seconds"])
-        return max(max(seconds) / min(seconds) for seconds in taken.values())
+        cells = [self.of(layout, rows) for rows in self.row_sets() for layout in COLOURS]
+        return max(_spread(runs) for runs in cells if runs)
+
+
+def _spread(runs: list[dict[str, Any]]) -> float:
+    return max(run["cpu_seconds"] for run in runs) / min(run["cpu_seconds"] for run in runs)
+
+
+def details(results: Results) -> Table:
+    """Everything that was measured, medians over repeats, for the terminal."""
+    table = Table("policy", "rows each", "layout", "per CPU s", "per s", "CPU s", "s", "spread", "peak MB", "loss")
+    for rows in results.row_sets():
+        for layout in COLOURS:
+            if runs := results.of(layout, rows):
+                seconds = [median(run[clock] for run in runs) for clock in ("cpu_seconds", "wall_seconds")]
+                table.add_row(
+                    f"{rows['policy_tokens']:,}",
+                    str(rows["rows_per_policy"]),
+                    layout,
+                    *(_figure(results.speed(layout, rows, clock)) for clock in ("cpu_seconds", "wall_seconds")),
+                    *(f"{figure:.1f}" for figure in seconds),
+                    f"{_spread(runs):.2f}",
+                    _figure(results.peak(layout, rows)),
+                    f"{runs[0]['held_out_loss']:.5f}",
+                )
+        table.add_section()
+    return table
 
 
 def table(results: Results) -> str:

@@ -4,6 +4,8 @@ import re
 import shlex
 from pathlib import Path
 
+from benchmarks.__main__ import PICTURE, RESULTS
+from benchmarks.report import Results, section
 from flows.settings_table import settings_table
 from training_core.config import config_from_command_line, read_settings
 
@@ -26,6 +28,12 @@ def test_the_readme_shows_what_the_demo_prints() -> None:
     shown = README.split("<!-- demo:begin -->")[1].split("<!-- demo:end -->")[0]
     for part in ("Decisions on held-out rows", "lookup table", "Every line accounted for", "sft-flow ui"):
         assert part in shown
+
+
+def test_the_figures_of_speed_are_those_of_the_last_benchmark() -> None:
+    picture = PICTURE.relative_to(ROOT).as_posix()
+    assert PICTURE.exists()
+    assert section(Results.load(RESULTS), picture) in README, "run `make bench`"
 
 
 def test_every_make_target_in_the_readme_exists() -> None:
