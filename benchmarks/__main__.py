@@ -12,12 +12,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.compare import Plan, compare
-from benchmarks.report import README, details, draw, write_readme
+from benchmarks.compare import Plan, check_losses, compare
+from benchmarks.report import PICTURE, RESULTS, details, draw, write_readme
 from benchmarks.rows import SMALL_QWEN3, RowSet
-
-RESULTS = Path(__file__).parent / "results" / "cpu.json"
-PICTURE = README.parent / "docs" / "packing.png"
 
 FULL = Plan(
     everyone=(RowSet(500, 1, 8), RowSet(500, 8, 2), RowSet(800, 8, 2), RowSet(3_000, 2, 2), RowSet(6_000, 1, 2)),
@@ -46,9 +43,10 @@ def main() -> None:
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(asdict(results), indent=1) + "\n", encoding="utf-8")
     console.print(details(results))
+    check_losses(results)
     if not arguments.quick:
         draw(results, PICTURE)
-        write_readme(results, PICTURE)
+        write_readme(results)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import platform
 import re
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import date
 from importlib.metadata import version
@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 
 from benchmarks import floor, ours, with_trl
-from benchmarks.report import ALONE, BEST, DOCUMENTED, FLOOR, OURS, Results
+from benchmarks.findings import ALONE, BEST, DOCUMENTED, FLOOR, OURS, Findings
 from benchmarks.rows import Architecture, RowSet, write_base
 from benchmarks.training import Job, run_alone
 
@@ -58,8 +58,8 @@ class Plan:
             yield from ((rows, OURS) for rows in self.only_ours)
 
 
-def compare(plan: Plan, architecture: Architecture, console: Console) -> Results:
-    """All trainings of a plan. Raises ``RuntimeError`` where layouts disagree on what was learnt."""
+def compare(plan: Plan, architecture: Architecture, console: Console) -> Findings:
+    """All trainings of a plan. What they learnt is to be judged by ``check_losses``, once it is saved."""
     os.environ.update(ENVIRONMENT | QUIET)
     # A process that has found a GPU cannot be forked.
     warm, cold = get_context("spawn" if torch.cuda.is_available() else "forkserver"), get_context("spawn")
@@ -78,14 +78,13 @@ def compare(plan: Plan, architecture: Architecture, console: Console) -> Results
 
         runs = [run(layout, rows, warm) for rows, layout in plan.turns()]
         starts = [run(layout, START_ROWS, cold) for _ in range(plan.starts) for layout in (BEST, OURS)]
-    check_losses([*runs, *starts])
-    return Results(about(plan), runs, starts)
+    return Findings(about(plan), runs, starts)
 
 
-def check_losses(runs: Iterable[dict[str, Any]]) -> None:
+def check_losses(findings: Findings) -> None:
     """Raise ``RuntimeError`` unless all trainings on the same rows learnt the same, by their held-out loss."""
     expected: dict[tuple[int, ...], float] = {}
-    for run in sorted(runs, key=lambda run: run["layout"] != FLOOR):
+    for run in sorted([*findings.runs, *findings.starts], key=lambda run: run["layout"] != FLOOR):
         loss = expected.setdefault(tuple(run["rows"].values()), run["held_out_loss"])
         in_bf16 = run["layout"] == DOCUMENTED or torch.cuda.is_available()
         if abs(run["held_out_loss"] - loss) > (BF16_TOLERANCE if in_bf16 else FP32_TOLERANCE):

@@ -14,8 +14,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.compare import Plan, compare
-from benchmarks.report import Results
+from benchmarks.compare import Plan, check_losses, compare
+from benchmarks.findings import Findings
 from benchmarks.rows import Architecture, RowSet
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
@@ -78,7 +78,7 @@ def utilisation(run: dict[str, Any], architecture: Architecture, peak_tflops: fl
     return operations / run["wall_seconds"] / (peak_tflops * 1e12)
 
 
-def show(results: Results, architecture: Architecture, peak_tflops: float) -> Table:
+def show(results: Findings, architecture: Architecture, peak_tflops: float) -> Table:
     table = Table("policy", "rows per policy", "layout", "real tokens/s", "MFU", "peak MB")
     for run in results.runs:
         table.add_row(
@@ -110,6 +110,7 @@ def main() -> None:
         found[name] = asdict(results)
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        check_losses(results)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,28 @@
 """The comparison is fair: same rows, same result, every row counted in full; and it runs from a command."""
 
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from benchmarks import __main__ as command_line
 from benchmarks import gpu
 from benchmarks.compare import LAYOUTS, Plan, check_losses
-from benchmarks.report import ALONE, BEST, DOCUMENTED, FLOOR, OURS, Results, draw, section, table
+from benchmarks.findings import ALONE, BEST, DOCUMENTED, FLOOR, OURS, Findings
+from benchmarks.report import draw, section, table
 from benchmarks.rows import RowSet
 
 ROWS = {"policy_tokens": 100, "rows_per_policy": 4, "policies": 2}
+
+
+@pytest.fixture(autouse=True)
+def _environment_stays_as_it_was() -> Iterator[None]:
+    with patch.dict(os.environ):
+        yield
 
 
 @pytest.mark.slow
@@ -22,7 +32,7 @@ def test_all_layouts_learn_the_same_and_only_ours_computes_less(
     path = tmp_path / "quick.json"
     monkeypatch.setattr("sys.argv", ["benchmarks", "--quick", "--output", str(path)])
     command_line.main()
-    runs = {run["layout"]: run for run in Results.load(path).runs}
+    runs = {run["layout"]: run for run in Findings.load(path).runs}
     assert list(runs) == list(LAYOUTS)
     assert len({run["row_tokens"] for run in runs.values()}) == 1
     assert {layout for layout, run in runs.items() if run["computed_tokens"] < run["row_tokens"]} == {OURS}
@@ -65,9 +75,9 @@ def test_utilisation_counts_four_operations_a_weight_and_computed_token() -> Non
 
 def test_a_layout_that_learnt_something_else_is_an_error() -> None:
     runs = [{"layout": layout, "rows": ROWS, "held_out_loss": 9.0} for layout in (OURS, FLOOR)]
-    check_losses(runs)
+    check_losses(Findings({}, runs, starts=[]))
     with pytest.raises(RuntimeError, match=r"ours on .* ends at 9\.001"):
-        check_losses([runs[0] | {"held_out_loss": 9.001}, runs[1]])
+        check_losses(Findings({}, [runs[0] | {"held_out_loss": 9.001}, runs[1]], starts=[]))
 
 
 def test_layouts_take_turns_and_the_slowest_runs_once() -> None:
@@ -99,25 +109,25 @@ def run_of(layout: str, seconds: float, **rows: int) -> dict[str, object]:
 
 
 @pytest.fixture
-def results() -> Results:
+def results() -> Findings:
     about = dict.fromkeys(("date", "cpu", "cores", "versions", "repeats", "environment"), "x")
     everyone = [run_of(layout, seconds) for layout, seconds in zip(LAYOUTS, (10.0, 5.0, 4.0, 4.0, 2.0), strict=True)]
-    return Results(about, [*everyone, run_of(OURS, 1.0, rows_per_policy=8)], [run_of(BEST, 1.0), run_of(OURS, 1.0)])
+    return Findings(about, [*everyone, run_of(OURS, 1.0, rows_per_policy=8)], [run_of(BEST, 1.0), run_of(OURS, 1.0)])
 
 
-def test_the_table_compares_unmeasured_layouts_by_the_length_of_the_policy(results: Results) -> None:
+def test_the_table_compares_unmeasured_layouts_by_the_length_of_the_policy(results: Findings) -> None:
     four, eight = table(results).splitlines()[2:]
     assert four == "| 100 | 4 | 100 | 200 | 250 | 250 | **500** | 2.0× | 5.0× | 700 → 700 |"
     assert eight == "| 100 | 8 |  |  |  |  | **1,000** | 4.0× | 10.0× |  → 700 |"
 
 
-def test_a_median_is_taken_over_repeats(results: Results) -> None:
+def test_a_median_is_taken_over_repeats(results: Findings) -> None:
     more = replace(results, runs=[*results.runs, run_of(OURS, 1.0), run_of(OURS, 2.0)])
     assert more.speed(OURS, ROWS) == 500
     assert more.spread() == 2.0
 
 
-def test_the_picture_is_drawn_and_named_in_the_section(results: Results, tmp_path: Path) -> None:
+def test_the_picture_is_drawn_and_named_in_the_section(results: Findings, tmp_path: Path) -> None:
     draw(results, tmp_path / "docs" / "picture.png")
     assert (tmp_path / "docs" / "picture.png").stat().st_size > 10_000
-    assert "](docs/picture.png)" in section(results, "docs/picture.png")
+    assert "](docs/packing.png)" in section(results)
