@@ -21,6 +21,7 @@ FULL = Plan(
     only_ours=(
         RowSet(500, 2, 4),
         RowSet(500, 32, 2),
+        RowSet(800, 32, 2),
         RowSet(3_000, 8, 2),
         RowSet(3_000, 32, 2),
         RowSet(6_000, 8, 2),

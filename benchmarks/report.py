@@ -47,8 +47,8 @@ def table(results: Findings) -> str:
         "policy, tokens",
         "rows per policy",
         *LAYOUT_NAMES,
-        "ours ÷ not sharing",
-        "ours ÷ documented",
+        "÷ not sharing",
+        "÷ documented",
         "peak MB",
     )
     lines = ["| " + " | ".join(headings) + " |", "|" + "--:|" * len(headings)]
@@ -78,8 +78,8 @@ rows are enough; the ratios compare with the same length of policy. *Peak MB*: T
 a process to the end of its first step: TRL {results.start(BEST):.1f}, ours {results.start(OURS):.1f} CPU seconds.
 Repeats of one cell differ by up to {results.spread():.2f}×.
 
-{about["date"]}, {about["cpu"]}, {about["cores"]} cores, medians of {about["repeats"]}; {about["versions"]};
-`{about["environment"]}`. `make bench` measures anew and writes these lines.
+{about["date"]}, {about["cpu"]}, {about["cores"]} cores, medians of {about["repeats"]}, `{about["environment"]}`;
+{about["versions"]}. `make bench` measures anew and writes these lines.
 """
 
 
