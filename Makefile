@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 TORCH := $(shell sed -n 's/^torch==.*/&/p' constraints.txt)
 
 .PHONY: demo test check lint types fix clean
+.PHONY: bench
 
 demo: $(VENV)/.installed
 	$(BIN)/sft-flow demo
@@ -35,6 +36,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt $(TORCH)
 	$(BIN)/pip install --quiet --constraint constraints.txt $(TORCH) --editable '.[dev]'
 	touch $@
+
+# Twenty minutes on two idle cores: measures, then writes results, picture and the README's figures.
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks
 
 clean:
 	rm -rf $(VENV) runs

@@ -1,4 +1,4 @@
-"""Imports go one way: deployments → flows → tasks → training_core, and samples → training_core."""
+"""Imports go one way: deployments → flows → tasks → training_core; samples and benchmarks → training_core."""
 
 import ast
 import importlib.metadata
@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
     "training_core": set(),
     "samples": {"training_core"},
+    "benchmarks": {"training_core"},
     "tasks": {"training_core"},
     "flows": {"training_core", "samples", "tasks"},
     "deployments": {"training_core", "samples", "tasks", "flows"},
@@ -43,7 +44,7 @@ def test_a_room_imports_only_from_rooms_below_it(room: str) -> None:
         assert other_rooms <= MAY_IMPORT[room], f"{module.relative_to(ROOT)} imports {other_rooms - MAY_IMPORT[room]}"
 
 
-@pytest.mark.parametrize("room", ["training_core", "samples"])
+@pytest.mark.parametrize("room", ["training_core", "samples", "benchmarks"])
 def test_the_core_knows_no_orchestrator_and_no_tracker(room: str) -> None:
     for module in [*modules_of(room), ROOT / "train_qlora_sft.py"]:
         assert not imports_of(module) & {"prefect", "mlflow"}, module

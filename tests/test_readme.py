@@ -4,6 +4,8 @@ import re
 import shlex
 from pathlib import Path
 
+from benchmarks.findings import Findings
+from benchmarks.report import PICTURE, RESULTS, section
 from flows.settings_table import settings_table
 from training_core.config import config_from_command_line, read_settings
 
@@ -26,6 +28,11 @@ def test_the_readme_shows_what_the_demo_prints() -> None:
     shown = README.split("<!-- demo:begin -->")[1].split("<!-- demo:end -->")[0]
     for part in ("Decisions on held-out rows", "lookup table", "Every line accounted for", "sft-flow ui"):
         assert part in shown
+
+
+def test_the_figures_of_speed_are_those_of_the_last_benchmark() -> None:
+    assert section(Findings.load(RESULTS)) in README, "run `make bench`"
+    assert PICTURE.exists()
 
 
 def test_every_make_target_in_the_readme_exists() -> None:

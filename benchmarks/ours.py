@@ -1,0 +1,63 @@
+"""Our own training, of the parts that `train_model` is made of; nobody here takes a held-out loss or saves."""
+
+from peft import PeftModel
+from transformers.trainer_callback import PrinterCallback
+from trl import SFTTrainer
+
+from benchmarks.rows import ANSWER_TOKENS, CASE_TOKENS
+from benchmarks.training import LEARNING_RATE, LORA_ALPHA, LORA_DROPOUT, LORA_R, SEED, Job
+from training_core.config import read_settings
+from training_core.model_setup import load_model_and_tokenizer
+from training_core.packing import collate_pack, packed_dataset, plan_packing
+from training_core.prefix_attention import use_shared_prefix_attention
+from training_core.trainer import KeepJournal, Steps, create_training_arguments
+
+
+def sharing(job: Job) -> tuple[PeftModel, int]:
+    """As trained by default: the rows of a policy under one copy of it."""
+    return _train(job, job.rows.rows_per_policy)
+
+
+def not_sharing(job: Job) -> tuple[PeftModel, int]:
+    """The same packs with every row under a copy of its own."""
+    return _train(job, 1)
+
+
+def _train(job: Job, rows_per_prefix: int) -> tuple[PeftModel, int]:
+    config = read_settings(
+        {
+            "model_name": str(job.base),
+            "seed": SEED,
+            "max_steps": job.steps,
+            "lora_r": LORA_R,
+            "lora_alpha": LORA_ALPHA,
+            "lora_dropout": LORA_DROPOUT,
+            "learning_rate": LEARNING_RATE,
+            "lr_scheduler_type": "constant",
+            "warmup_ratio": 0,
+            "gradient_checkpointing": job.gradient_checkpointing,
+        }
+    )
+    loaded = load_model_and_tokenizer(config)
+    use_shared_prefix_attention(loaded.model)
+    rows = job.rows.make(job.vocabulary)
+    # Room for one policy with all of its rows: where nothing is shared, for a row.
+    room = job.rows.policy_tokens + job.rows.rows_per_policy * (CASE_TOKENS[1] + ANSWER_TOKENS)
+    plan = plan_packing(rows, room, len(rows), config.seed, rows_per_prefix)
+    steps = Steps.of(config, len(plan.packs), 1, plan.packs_per_step)
+    arguments = create_training_arguments(config, loaded.precision, steps, job.run_dir)
+    arguments.save_strategy = arguments.eval_strategy = "no"
+    trainer = SFTTrainer(
+        model=loaded.model,
+        processing_class=loaded.tokenizer,
+        args=arguments,
+        data_collator=collate_pack,
+        train_dataset=packed_dataset(rows, plan),
+        callbacks=[KeepJournal(job.run_dir / "journal.jsonl")],
+    )
+    trainer.remove_callback(PrinterCallback)
+    for weight in loaded.model.parameters():  # as in train_model: the trainer rounds the adapter to bf16
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+    trainer.train()
+    return loaded.model, plan.computed_tokens

@@ -1,0 +1,137 @@
+"""The results as tables, as a picture, and as the README's section "How fast"."""
+
+from pathlib import Path
+from statistics import median
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+from rich.table import Table
+
+from benchmarks.findings import ALONE, BEST, DOCUMENTED, FLOOR, LAYOUT_NAMES, OURS, Findings, spread_of
+
+ROOT = Path(__file__).parent.parent
+README, PICTURE = ROOT / "README.md", ROOT / "docs" / "packing.png"
+RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
+BEGIN, END = "<!-- bench:begin -->\n", "<!-- bench:end -->"
+
+COLOURS = {DOCUMENTED: "#c9c9c9", BEST: "#9a9a9a", FLOOR: "#5f5f5f", ALONE: "#9ecae1", OURS: "#1f77b4"}
+HEADLINE = {"policy_tokens": 800, "rows_per_policy": 8}
+SHADES = ("#9ecae1", "#6baed6", "#2171b5", "#08306b")
+
+
+def details(results: Findings) -> Table:
+    """Everything that was measured, medians over repeats, for the terminal."""
+    table = Table("policy", "rows each", "layout", "per CPU s", "per s", "CPU s", "s", "spread", "peak MB", "loss")
+    for rows in results.row_sets():
+        for layout in LAYOUT_NAMES:
+            if runs := results.of(layout, rows):
+                seconds = [median(run[clock] for run in runs) for clock in ("cpu_seconds", "wall_seconds")]
+                table.add_row(
+                    f"{rows['policy_tokens']:,}",
+                    str(rows["rows_per_policy"]),
+                    layout,
+                    *(_figure(results.speed(layout, rows, clock)) for clock in ("cpu_seconds", "wall_seconds")),
+                    *(f"{figure:.1f}" for figure in seconds),
+                    f"{spread_of(runs):.2f}",
+                    _figure(results.peak(layout, rows)),
+                    f"{runs[0]['held_out_loss']:.5f}",
+                )
+        table.add_section()
+    return table
+
+
+def table(results: Findings) -> str:
+    """Real tokens per CPU second of every layout on every set of rows, as Markdown."""
+    headings = (
+        "policy, tokens",
+        "rows per policy",
+        *LAYOUT_NAMES,
+        "÷ not sharing",
+        "÷ documented",
+        "peak MB",
+    )
+    lines = ["| " + " | ".join(headings) + " |", "|" + "--:|" * len(headings)]
+    for rows in results.row_sets():
+        cells = [f"{rows['policy_tokens']:,}", str(rows["rows_per_policy"])]
+        cells += [_figure(results.speed(layout, rows)) for layout in LAYOUT_NAMES[:-1]]
+        cells += [f"**{_figure(results.speed(OURS, rows))}**"]
+        cells += [f"{results.gain(over, rows):.1f}×" for over in (ALONE, DOCUMENTED)]
+        cells += [f"{_figure(results.peak(BEST, rows))} → {_figure(results.peak(OURS, rows))}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
+
+
+def section(results: Findings) -> str:
+    """The README's picture and table, and what they depend on; all figures come from the results."""
+    about = results.about
+    return f"""\
+![Real tokens per CPU second: TRL, a loop written by hand, and ours]({PICTURE.relative_to(ROOT).as_posix()})
+
+{table(results)}
+*÷* is ours over that layout. An empty cell: a layout that shares nothing takes the same time for every row, so a few
+rows are enough; the ratios compare with the same length of policy. *Peak MB*: TRL at its best → ours. From the birth of
+a process to the end of its first step: TRL {results.start(BEST):.1f}, ours {results.start(OURS):.1f} CPU seconds.
+Repeats of one cell differ by up to {results.spread():.2f}×.
+
+{about["date"]}, {about["cpu"]}, {about["cores"]} cores, medians of {about["repeats"]}, `{about["environment"]}`;
+{about["versions"]}. `make bench` measures anew and writes these lines.
+"""
+
+
+def write_readme(results: Findings) -> None:
+    """Replace what stands between the markers."""
+    before, rest = README.read_text(encoding="utf-8").split(BEGIN)
+    README.write_text(before + BEGIN + section(results) + END + rest.split(END)[1], encoding="utf-8")
+
+
+def draw(results: Findings, path: Path) -> None:
+    """Left: everyone on the same rows. Right: what sharing gains as a policy has more rows."""
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
+    _draw_bars(results, left)
+    _draw_lines(results, right)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def _draw_bars(results: Findings, axes: Axes) -> None:
+    rows = next((rows for rows in results.row_sets() if rows.items() >= HEADLINE.items()), results.row_sets()[-1])
+    speeds = {layout: speed for layout in LAYOUT_NAMES if (speed := results.speed(layout, rows)) is not None}
+    bars = axes.barh(list(speeds), list(speeds.values()), color=[COLOURS[layout] for layout in speeds])
+    axes.bar_label(bars, [f"{speed:,.0f}" for speed in speeds.values()], padding=4)
+    axes.margins(x=0.15)
+    axes.invert_yaxis()
+    axes.set_title(f"{rows['rows_per_policy']} rows per {rows['policy_tokens']:,}-token policy", loc="left")
+    axes.set_xlabel("real tokens per CPU second")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.tick_params(axis="y", length=0)
+
+
+def _draw_lines(results: Findings, axes: Axes) -> None:
+    lengths = sorted({rows["policy_tokens"] for rows in results.row_sets()})
+    for length, shade in zip(lengths, SHADES, strict=False):
+        sets = [rows for rows in results.row_sets() if rows["policy_tokens"] == length]
+        shares = [1, *(rows["rows_per_policy"] for rows in sets if rows["rows_per_policy"] > 1)]
+        gains = [1.0, *(results.gain(ALONE, rows) for rows in sets if rows["rows_per_policy"] > 1)]
+        if len(shares) > 1:
+            axes.plot(shares, gains, "o-", color=shade)
+            axes.annotate(
+                f"{length:,} tokens", (shares[-1], gains[-1]), (6, 0), textcoords="offset points", va="center"
+            )
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    for axis, text in ((axes.xaxis, "{:,.0f}"), (axes.yaxis, "{:,.0f}×")):
+        axis.set_major_formatter(FuncFormatter(lambda value, _, text=text: text.format(value)))
+        axis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.02)
+    axes.set_xlim(right=110)
+    axes.set_xticks([1, 2, 4, 8, 16, 32])
+    axes.set_title("Gain of sharing, by length of policy", loc="left")
+    axes.set_xlabel("rows per policy")
