@@ -84,11 +84,11 @@ def trl_preparation(path: Path, folder: Path) -> Work:
 
 
 def our_preparation(path: Path, folder: Path) -> Work:
-    from training_core.config import RunConfig
+    from training_core.config import read_settings
     from training_core.data_loader import build_datasets
     from training_core.model_setup import load_tokenizer
 
-    config = RunConfig(dataset_path=str(path), max_seq_length=MAX_LENGTH)
+    config = read_settings({"dataset_path": str(path), "max_seq_length": MAX_LENGTH})
     tokenizer = load_tokenizer(BASE)
     return lambda: build_datasets(config, tokenizer, folder).accounts[0].lines
 
@@ -179,10 +179,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
         write_rows(path, arguments.rows, seed=3, bad_share=0)
-        runs = [{name: measure(name, path) for name in arguments.only} for _ in range(arguments.repeats)]
+        turns = [(name, measure(name, path)) for _ in range(arguments.repeats) for name in arguments.only]
         size = path.stat().st_size / 2**20
-    there = [name for name in arguments.only if runs[0][name]]
-    results = {name: {key: median(run[name][key] for run in runs) for key in runs[0][name]} for name in there}
+    runs = {name: [costs for who, costs in turns if who == name and costs] for name in arguments.only}
+    results = {
+        name: {key: median(costs[key] for costs in found) for key in found[0]} for name, found in runs.items() if found
+    }
     show(results, size)
     about = {"date": str(date.today()), "cores": os.cpu_count(), "rows": arguments.rows, "mib": size}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

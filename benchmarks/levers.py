@@ -8,7 +8,7 @@ import ctypes
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -24,8 +24,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from samples.cases import write_rows
-from training_core.config import RunConfig
-from training_core.data_loader import build_datasets
+from training_core.config import read_settings
+from training_core.data_store import load_training_data, prepare_data
 from training_core.model_setup import default_qwen_target_modules, load_quantised_base, load_tokenizer
 from training_core.packing import collate_pack, packed_dataset, plan_packing
 from training_core.prefix_attention import use_shared_prefix_attention
@@ -76,7 +76,7 @@ def take_loss(model: Qwen2ForCausalLM, inputs: dict[str, Any], *, chunked: bool)
     model.zero_grad()
 
 
-def peak_memory_above(call: Callable[[], None]) -> tuple[float, float, float]:
+def peak_memory_above(call: Callable[[], object]) -> tuple[float, float, float]:
     """CPU seconds, wall seconds, and the memory in MB that a call adds at its peak."""
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
@@ -86,10 +86,11 @@ def peak_memory_above(call: Callable[[], None]) -> tuple[float, float, float]:
 
 
 def memory(kind: str) -> float:
-    return int(re.search(rf"{kind}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+    (kilobytes,) = re.findall(rf"{kind}:\s+(\d+)", Path("/proc/self/status").read_text())
+    return int(kilobytes) / 1024
 
 
-def compare(title: str, variants: dict[str, Callable[[], None]], console: Console) -> None:
+def compare(title: str, variants: Mapping[str, Callable[[], object]], console: Console) -> None:
     """One table; the first variant is the step as it is."""
     runs: dict[str, list[tuple[float, float, float]]] = {name: [] for name in variants}
     for _ in range(REPEATS + 1):
@@ -110,8 +111,8 @@ def weigh_steps(folder: Path, console: Console) -> None:
     tokenizer.save_pretrained(folder)
     Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tokenizer), **SIZES)).save_pretrained(folder)
     write_rows(folder / "rows.jsonl", count=200, seed=7, bad_share=0.0)
-    rows = build_datasets(RunConfig(model_name=str(folder), dataset_path=str(folder / "rows.jsonl")), tokenizer).train
-    rows = rows.select_columns(["input_ids", "labels"])
+    config = read_settings({"dataset_path": str(folder / "rows.jsonl"), "output_dir": str(folder)})
+    rows = load_training_data(prepare_data(config, folder)).train.select_columns(["input_ids", "labels"])
     packs = packed_dataset(rows, plan_packing(rows, 2 * 2048, 32, 0))
     pack = collate_pack([packs[0]])
     fp32, bf16 = Precision("fp32", ""), Precision("bf16", "")
@@ -122,7 +123,7 @@ def weigh_steps(folder: Path, console: Console) -> None:
         "AdamW not fused": partial(take_step, model, pack, fused=False),
         "bf16": partial(take_step, in_bf16, pack),
         "gradient checkpointing": partial(take_step, thrifty, pack),
-        "laying out the pack, alone": lambda: collate_pack([packs[0]]) and None,
+        "laying out the pack, alone": lambda: collate_pack([packs[0]]),
     }
     compare(f"A step of one pack, {pack['input_ids'].shape[1]:,} tokens", variants, console)
 
