@@ -117,7 +117,7 @@ def weigh_steps(folder: Path, console: Console) -> None:
     pack = collate_pack([packs[0]])
     fp32, bf16 = Precision("fp32", ""), Precision("bf16", "")
     model, in_bf16, thrifty = load(folder, fp32), load(folder, bf16), load(folder, fp32, checkpointing=True)
-    variants = {
+    variants: dict[str, Callable[[], object]] = {
         "as it is: fp32, 2 threads, fused AdamW": partial(take_step, model, pack),
         "1 thread": partial(take_step, model, pack, threads=1),
         "AdamW not fused": partial(take_step, model, pack, fused=False),
