@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
 
 from flows.embedded import mlflow_server, prefect_server
 from training_core.config import RunConfig, SettingsError, config_from_command_line, read_settings
@@ -66,11 +68,21 @@ def check(arguments: Sequence[str]) -> None:
     setup_logging()
     validate_args(config)
     folder, report = report_on_rows(config)
-    from training_core.report import data_grids
-
-    console.print(*(grid.terminal() for grid in data_grids(report)))
-    console.print(f"JSON  {folder / 'report.json'}\nPage  {folder / 'report.html'}", markup=False, highlight=False)
+    _show(report, folder)
     sys.exit(1 if report.failures else 0)
+
+
+def _show(report: DataReport, folder: Path) -> None:
+    """The tables, where more is, and the verdict last, where the eye is."""
+    from training_core.data_tables import data_grids, verdict, with_short_names
+
+    for grid in data_grids(report):
+        console.print(grid.terminal())
+    for name, file in (("Page", "report.html"), ("JSON", "report.json"), ("Refused", "refused.jsonl")):
+        console.print(Text(f"{name:8}{folder / file}"), soft_wrap=True)
+    console.print(Text(f"\n{verdict(report)}", style="bold red" if report.failures else "bold green"))
+    for failure in with_short_names(report).failures:
+        console.print(Padding(Text(f"- {failure}"), (0, 0, 0, 2)))
 
 
 def report_on_rows(config: RunConfig) -> tuple[Path, DataReport]:

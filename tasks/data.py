@@ -8,9 +8,9 @@ from prefect.artifacts import create_markdown_artifact
 from tasks.refs import DatasetRef
 from training_core.config import RunConfig
 from training_core.data_store import demand_fitness, load_report, load_training_data, prepare_data
+from training_core.data_tables import data_grids
 from training_core.identity import digest_rows
 from training_core.model_setup import fetch_base_model
-from training_core.report import data_grids
 from training_core.utils import validate_args
 
 
