@@ -82,7 +82,7 @@ def _show(report: DataReport, folder: Path) -> None:
         console.print(Text(f"{name:8}{folder / file}"), soft_wrap=True)
     console.print(Text(f"\n{verdict(report)}", style="bold red" if report.failures else "bold green"))
     for failure in with_short_names(report).failures:
-        console.print(Padding(Text(f"- {failure}"), (0, 0, 0, 2)))
+        console.print(Padding(Text(f"- {failure}"), (0, 0, 0, 2), expand=False))
 
 
 def report_on_rows(config: RunConfig) -> tuple[Path, DataReport]:

@@ -8,15 +8,17 @@ from itertools import pairwise
 from jinja2 import Environment, StrictUndefined, Template
 
 from training_core.data_report import DataReport, DecisionCount, Lengths
-from training_core.data_tables import fitting, share, sharing, total, verdict, with_short_names
+from training_core.data_tables import fitting, kinds_of, share, sharing, total, verdict, with_short_names
 
 TEMPLATE = "data_page.html.jinja"
 
 
 def render_page(report: DataReport) -> str:
     """The page. Equal reports give equal pages, and what stands in a row stays text whatever it looks like."""
+    short = with_short_names(report)
     return _template().render(
-        report=with_short_names(report),
+        report=short,
+        kinds=kinds_of(short.problems),
         files=[account.file for account in report.accounts],
         every=total(report.accounts),
         verdict=verdict(report),

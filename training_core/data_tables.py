@@ -5,13 +5,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 from training_core.data_report import Account, DataReport, DecisionCount, Lengths
 from training_core.grid import Grid
+from training_core.rows import Problem
 
 MOST_SHOWN = 20
 MOST_PLACES_SHOWN = 5
-MOST_PROBLEMS_SHOWN = 10
 
 _BAR_WIDTH = 20
 _EIGHTHS = "▏▎▍▌▋▊▉█"
@@ -148,27 +149,45 @@ def _finding_grids(report: DataReport) -> list[Grid]:
     every = total(report.accounts)
     findings = [(finding.subject, f"{finding.count:,}", finding.meaning) for finding in report.findings]
     places = [
-        (f.subject if place == f.places[0] else "", place)
-        for f in report.findings
-        for place in f.places[:MOST_PLACES_SHOWN]
+        ("" if number else finding.subject, place)
+        for finding in report.findings
+        for number, place in enumerate(finding.places[:MOST_PLACES_SHOWN])
     ]
-    listed = (
-        "Only the first places are shown; more are in the page."
-        if len(places) < sum(finding.count for finding in report.findings)
-        else ""
-    )
+    cut = any(len(finding.places) > MOST_PLACES_SHOWN for finding in report.findings)
     return [
         Grid(f"Worth knowing about {every.lines - every.refused:,} rows", ("what", "how many", "meaning"), findings),
-        Grid("Where", ("what", "place"), places, listed),
+        Grid("Where", ("what", "place"), places, "The first places; the page has more." if cut else ""),
     ]
+
+
+class ProblemKind(NamedTuple):
+    """Lines of one file that are refused for one reason: how many, and the first of them."""
+
+    first: Problem
+    count: int
+
+
+def kinds_of(problems: Iterable[Problem]) -> list[ProblemKind]:
+    """The problems, those of one file, field and remedy taken together, in the order in which they occur."""
+    kinds: dict[tuple[str, str, str], ProblemKind] = {}
+    for problem in problems:
+        key = (problem.file, problem.field, problem.remedy)
+        kind = kinds.get(key, ProblemKind(problem, 0))
+        kinds[key] = kind._replace(count=kind.count + 1)
+    return list(kinds.values())
 
 
 def _problem_grid(report: DataReport) -> Grid:
-    refused = total(report.accounts).refused
-    rows = [(f"{p.file}:{p.line}", p.field, p.what, p.remedy) for p in report.problems[:MOST_PROBLEMS_SHOWN]]
-    more = refused - len(rows)
-    note = f"{more:,} more: see problems.jsonl; the lines themselves are in refused.jsonl." if more else ""
-    return Grid(f"Refused lines: {refused:,}", ("place", "field", "what", "remedy"), rows, note)
+    every = total(report.accounts)
+    kinds = kinds_of(report.problems)
+    rows = [
+        (f"{first.file}:{first.line}", f"{count:,}", first.field, first.what, first.remedy)
+        for first, count in kinds[:MOST_SHOWN]
+    ]
+    more = every.refused - sum(kind.count for kind in kinds[:MOST_SHOWN])
+    note = f"{more:,} lines more, for these or other reasons: see problems.jsonl." if more else ""
+    title = f"Refused lines: {every.refused:,} of {every.lines:,}"
+    return Grid(title, ("first place", "lines", "field", "what", "remedy"), rows, note)
 
 
 def share(part: int, whole: int) -> str:

@@ -32,7 +32,7 @@ class Grid:
                 table.add_column(Text(name), overflow="fold")
         for row in self.rows:
             table.add_row(*(Text(cell) for cell in row))
-        note = [Padding(Text(self.note), (0, 0, 1, 1))] if self.note else []
+        note = [Padding(Text(self.note), (0, 0, 1, 1), expand=False)] if self.note else []
         return Group(Text(self.title, style="bold"), *([table] if self.rows else []), *note)
 
     def markdown(self) -> str:
