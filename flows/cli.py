@@ -1,4 +1,4 @@
-"""The `sft-flow` command: `run`, `demo` and `ui` on one machine, with no server to set up."""
+"""The `sft-flow` command: `check`, `run`, `demo` and `ui` on one machine, with no server to set up."""
 
 import contextlib
 import logging
@@ -21,10 +21,13 @@ ROOT = Path(__file__).parent.parent
 DEMO_CONFIG = ROOT / "configs" / "demo.yaml"
 DEMO_ROWS, DEMO_SEED, DEMO_BAD_SHARE = 1300, 7, 0.02
 USAGE = """usage:
-  sft-flow check ROWS [--config FILE.yaml] [--setting …]   what is right and wrong with the rows, without training
+  sft-flow check ROWS [--config FILE.yaml] [--setting …]   what is right and wrong with the rows, without training;
+                                                           exit code 0: fit to train on, 1: not fit
   sft-flow run  [--config FILE.yaml] [--setting value …]   fine-tune, judge, register (all settings: run --help)
   sft-flow demo [--setting value …]                        the same on sample rows and a tiny base model
   sft-flow ui   [--output_dir DIR]                         open the Prefect and the MLflow UI on what was made
+
+Settings or rows that cannot be used end every command with exit code 2.
 """
 
 # Libraries read these when they are imported.
@@ -44,7 +47,10 @@ console = Console()
 
 
 def main() -> None:
-    """Exit with 0 when all went well, with 2 when settings or rows cannot be used; other failures travel."""
+    """Exit with 0 when all went well, 1 when checked rows are unfit, 2 when settings cannot be used or rows not run on.
+
+    Other failures travel.
+    """
     name, *arguments = sys.argv[1:] or ["--help"]
     command = {"check": check, "run": run, "demo": demo, "ui": ui}.get(name)
     if command is None:
@@ -59,9 +65,7 @@ def main() -> None:
 
 def check(arguments: Sequence[str]) -> None:
     """Report on rows in the terminal, as JSON and as a page; exit with 1 when they are not fit to train on."""
-    rows = [] if not arguments or arguments[0].startswith("-") else ["--dataset_path", arguments[0]]
-    settings = config_from_command_line([*rows, *arguments[bool(rows) :]], "sft-flow check")
-    config = read_settings(settings)
+    config = read_settings(config_from_command_line(arguments, "sft-flow check", takes_rows=True))
     set_environment()
     from training_core.utils import setup_logging, validate_args
 

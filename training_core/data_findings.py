@@ -58,7 +58,7 @@ def _measure(config: RunConfig, facts: pd.DataFrame) -> Lengths:
 def _round_edges(least: int, nearly_all: int, most: int, limit: int) -> list[int]:
     """Round numbers around all lengths; a few rows far above the others share a last bin on each side of the limit."""
     top = most if most < 2 * nearly_all else nearly_all
-    edges = MaxNLocator(_MOST_BINS, integer=True).tick_values(least, top + 1).astype(int).tolist()
+    edges = [int(edge) for edge in MaxNLocator(_MOST_BINS, integer=True).tick_values(least, top + 1)]
     if most < edges[-1]:
         return edges
     return [*edges, *([limit + 1] if edges[-1] <= limit < most else []), most + 1]

@@ -164,7 +164,7 @@ class ProblemKind(NamedTuple):
     """Lines of one file that are refused for one reason: how many, and the first of them."""
 
     first: Problem
-    count: int
+    lines: int
 
 
 def kinds_of(problems: Iterable[Problem]) -> list[ProblemKind]:
@@ -173,7 +173,7 @@ def kinds_of(problems: Iterable[Problem]) -> list[ProblemKind]:
     for problem in problems:
         key = (problem.file, problem.field, problem.remedy)
         kind = kinds.get(key, ProblemKind(problem, 0))
-        kinds[key] = kind._replace(count=kind.count + 1)
+        kinds[key] = kind._replace(lines=kind.lines + 1)
     return list(kinds.values())
 
 
@@ -181,10 +181,10 @@ def _problem_grid(report: DataReport) -> Grid:
     every = total(report.accounts)
     kinds = kinds_of(report.problems)
     rows = [
-        (f"{first.file}:{first.line}", f"{count:,}", first.field, first.what, first.remedy)
-        for first, count in kinds[:MOST_SHOWN]
+        (f"{first.file}:{first.line}", f"{lines:,}", first.field, first.what, first.remedy)
+        for first, lines in kinds[:MOST_SHOWN]
     ]
-    more = every.refused - sum(kind.count for kind in kinds[:MOST_SHOWN])
+    more = every.refused - sum(kind.lines for kind in kinds[:MOST_SHOWN])
     note = f"{more:,} lines more, for these or other reasons: see problems.jsonl." if more else ""
     title = f"Refused lines: {every.refused:,} of {every.lines:,}"
     return Grid(title, ("first place", "lines", "field", "what", "remedy"), rows, note)
