@@ -263,7 +263,7 @@ def config_from_command_line(arguments: Sequence[str], prog: str, *, takes_rows:
     rows = flags.pop("ROWS", [])
     if len([*rows, *flags.keys() & {"dataset_path"}]) > 1:
         parser.error("rows have one path: give their folder, or a pattern in quotes such as 'data/*.jsonl'")
-    flags |= {"dataset_path": path for path in rows}
+    flags |= dict(zip(("dataset_path",), rows, strict=False))
     config_file = flags.pop("config")
     from_file = read_settings_file(config_file) if config_file else {}
     return from_file | {name: _flag_value(name, text) for name, text in flags.items()}

@@ -185,7 +185,7 @@ def _problem_grid(report: DataReport) -> Grid:
         for first, lines in kinds[:MOST_SHOWN]
     ]
     more = every.refused - sum(kind.lines for kind in kinds[:MOST_SHOWN])
-    note = f"{more:,} lines more, for these or other reasons: see problems.jsonl." if more else ""
+    note = f"{more:,} more, for these reasons or others: see problems.jsonl." if more else ""
     title = f"Refused lines: {every.refused:,} of {every.lines:,}"
     return Grid(title, ("first place", "lines", "field", "what", "remedy"), rows, note)
 
