@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, replace
+from html import escape
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -30,6 +31,13 @@ def data_grids(report: DataReport) -> list[Grid]:
         _problem_grid(report),
     ]
     return [grid for grid in grids if grid.rows or grid.note]
+
+
+def as_markdown(report: DataReport) -> str:
+    """The whole report, verdict first."""
+    failures = [f"- {escape(failure, quote=False)}" for failure in with_short_names(report).failures]
+    tables = [grid.markdown() for grid in data_grids(report)]
+    return "\n\n".join([f"# {verdict(report)}", *(["\n".join(failures)] if failures else []), *tables])
 
 
 def verdict(report: DataReport) -> str:

@@ -10,6 +10,7 @@ from training_core.data_report import Account, DecisionCount, Finding, Lengths
 from training_core.data_tables import (
     MOST_SHOWN,
     account_grid,
+    as_markdown,
     data_grids,
     kinds_of,
     share,
@@ -127,6 +128,18 @@ def test_texts_of_rows_are_shown_to_the_letter_and_keep_tables_in_shape(text: st
     assert set(text.split()) <= set(shown([grids[1]], 500).split())
     lines = grids[1].markdown().split("\n")
     assert {line.replace("\\|", "").count("|") for line in lines[2:]} == {len(grids[1].head) + 1}
+
+
+def test_as_markdown_the_report_opens_with_its_verdict_and_holds_no_markup_of_rows() -> None:
+    decisions = [DecisionCount("<script>", 1, 1)]
+    text = as_markdown(report(decisions=decisions, failures=[f"{ROWS}: <b>9</b> lines", "overlap: 3 rows"]))
+    first = (
+        "# NOT fit to train on: 2 rules are broken\n\n- rows.jsonl: &lt;b&gt;9&lt;/b&gt; lines\n- overlap: 3 rows\n\n"
+    )
+    assert text.startswith(first)
+    assert "<" not in text
+    for title in ("Every line accounted for", "Decisions", "Lengths", "Sharing of policies", "Refused lines"):
+        assert f"**{title}" in text
 
 
 def test_a_report_on_nothing_is_still_a_report() -> None:
