@@ -13,6 +13,7 @@ from training_core.splits import DUPLICATE, HELD_OUT, OVERLONG, TRAINED
 
 MOST_LISTED = 20
 RARE = 5
+_OVERLAP = {"error": "not allowed", "drop": "dropped", "allow": "used all the same"}
 _PERCENTILES = (50, 90, 99, 100)
 _MOST_BINS = 15
 
@@ -74,7 +75,7 @@ def _findings_on_rows(config: RunConfig, facts: pd.DataFrame) -> Iterator[Findin
     yield _groups("almost equal cases", "the same but for capitals, spacing and punctuation; all used", almost, "near")
     yield _groups("conflicting answers", "one case under one policy, several decisions; all used", opposed, "near")
     shared = facts[facts["overlap"].notna()]
-    yield _rows("rows that share with eval_path", f"their row, case or entity; {config.overlap}", shared, "overlap")
+    yield _rows("rows that share with eval_path", f"what they share; {_OVERLAP[config.overlap]}", shared, "overlap")
     yield _rows("overlong rows", "above max_seq_length", facts[facts["fate"] == OVERLONG], "tokens")
     yield _rows("shortened policies", "whole sections left out", facts[facts["kept"] != ""], "kept")
     counts = unique["decision"].value_counts()

@@ -33,9 +33,14 @@ def render_page(report: DataReport) -> str:
 @cache
 def _template() -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": "{:,}".format}
+    environment.filters |= {"number": "{:,}".format, "span": _span}
+    environment.tests |= {"wider": lambda edges, width: edges[1] - edges[0] > width}
     environment.globals |= {"share": share}
     return environment.from_string(files("training_core").joinpath(TEMPLATE).read_text(encoding="utf-8"))
+
+
+def _span(edges: tuple[int, int]) -> str:
+    return f"{edges[0]:,}–{edges[1] - 1:,}"
 
 
 def _limit_at(lengths: Lengths) -> float | None:

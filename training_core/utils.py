@@ -129,9 +129,8 @@ def _base_model_problems(config: RunConfig) -> list[str]:
         cause = f"cannot be had from the hub ({str(error).splitlines()[0]})"
     else:
         return []
-    return [
-        f"model_name: {config.model_name!r} is no local folder and {cause}; give --model_name a base model's folder"
-    ]
+    remedy = "give --model_name the folder of a base model"
+    return [f"model_name: {config.model_name!r} is no local folder, and {cause}; {remedy}"]
 
 
 def _base_folder_problems(config: RunConfig, folder: Path) -> list[str]:
