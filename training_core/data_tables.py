@@ -142,7 +142,7 @@ def fitting(report: DataReport) -> str:
     fit = f"All {rows:,} rows fit" if not overlong else f"{rows - overlong:,} of {rows:,} rows fit"
     half, most, nearly_all, longest = (f"{tokens:,}" for tokens in lengths.percentiles.values())
     return (
-        f"{fit} in {lengths.limit:,} tokens (max_seq_length). Half of them have at most {half} tokens, "
+        f"{fit} in {lengths.limit:,} tokens (max_seq_length). Half of all have at most {half} tokens, "
         f"90% {most}, 99% {nearly_all}; the longest has {longest}."
     )
 
