@@ -75,7 +75,8 @@ def _findings_on_rows(config: RunConfig, facts: pd.DataFrame) -> Iterator[Findin
     yield _groups("almost equal cases", "the same but for capitals, spacing and punctuation; all used", almost, "near")
     yield _groups("conflicting answers", "one case under one policy, several decisions; all used", opposed, "near")
     shared = facts[facts["overlap"].notna()]
-    yield _rows("rows that share with eval_path", f"in row, case or entity; {_OVERLAP[config.overlap]}", shared, "overlap")
+    meaning = f"in row, case or entity; {_OVERLAP[config.overlap]}"
+    yield _rows("rows that share with eval_path", meaning, shared, "overlap")
     yield _rows("overlong rows", "above max_seq_length", facts[facts["fate"] == OVERLONG], "tokens")
     yield _rows("shortened policies", "whole sections left out", facts[facts["kept"] != ""], "kept")
     counts = unique["decision"].value_counts()

@@ -1,5 +1,6 @@
 """The page on rows: the whole report, nothing from elsewhere, and no text of a row ever becomes markup."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -10,8 +11,12 @@ import pytest
 from matplotlib.image import imread
 from sample_report import ACCOUNT, LENGTHS, report
 
+from samples.cases import generate_rows
+from training_core.config import RunConfig
+from training_core.data_loader import build_datasets
 from training_core.data_page import render_page
 from training_core.data_report import Account, DataReport, DecisionCount, Finding, Lengths
+from training_core.model_setup import load_tokenizer
 from training_core.rows import Problem
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -73,6 +78,23 @@ def test_texts_of_rows_stay_texts() -> None:
     assert not {"script", "img"} & set(page.tags)
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     assert sum(text.count(SCRIPT) for text in page.texts) >= 10
+
+
+def test_scripts_in_a_file_of_rows_come_out_as_texts(tiny_base: Path, tmp_path: Path) -> None:
+    """In a decision, a key, a field's value, a line that is no JSON and the file's name."""
+    rows = [*generate_rows(30, seed=3)]
+    rows[0][SCRIPT] = SCRIPT
+    for row in rows[:2]:
+        row["output"]["decision"] = SCRIPT
+    rows[2]["output"] = SCRIPT
+    path = tmp_path / f"{SCRIPT.replace('/', '')}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + SCRIPT, encoding="utf-8")
+    (tmp_path / "out").mkdir()
+    config = RunConfig(dataset_path=str(path), max_seq_length=4096)
+    build_datasets(config, load_tokenizer(tiny_base), tmp_path / "out")
+    page = _Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    assert "script" not in page.tags
+    assert sum(text.count("<script>") for text in page.texts) >= 5
 
 
 def test_the_page_loads_nothing_and_may_not() -> None:
