@@ -1,4 +1,4 @@
-"""The `sft-flow` command: `run`, `demo` and `ui` on one machine, with no server to set up."""
+"""The `sft-flow` command: `check`, `run`, `demo` and `ui` on one machine, with no server to set up."""
 
 import contextlib
 import logging
@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
 
 from flows.embedded import mlflow_server, prefect_server
 from training_core.config import RunConfig, SettingsError, config_from_command_line, read_settings
@@ -20,10 +22,13 @@ ROOT = Path(__file__).parent.parent
 DEMO_CONFIG = ROOT / "configs" / "demo.yaml"
 DEMO_ROWS, DEMO_SEED, DEMO_BAD_SHARE = 1300, 7, 0.02
 USAGE = """usage:
-  sft-flow check ROWS [--config FILE.yaml] [--setting …]   what is right and wrong with the rows, without training
+  sft-flow check ROWS [--config FILE.yaml] [--setting …]   what is right and wrong with the rows, without training;
+                                                           exit code 0: fit to train on, 1: not fit
   sft-flow run  [--config FILE.yaml] [--setting value …]   fine-tune, judge, register (all settings: run --help)
   sft-flow demo [--setting value …]                        the same on sample rows and a tiny base model
   sft-flow ui   [--output_dir DIR]                         open the Prefect and the MLflow UI on what was made
+
+Settings or rows that cannot be used end every command with exit code 2.
 """
 
 # Libraries read these when they are imported.
@@ -43,7 +48,10 @@ console = Console()
 
 
 def main() -> None:
-    """Exit with 0 when all went well, with 2 when settings or rows cannot be used; other failures travel."""
+    """Exit with 0 when all went well, 1 when checked rows are unfit, 2 when settings cannot be used or rows not run on.
+
+    Other failures travel.
+    """
     name, *arguments = sys.argv[1:] or ["--help"]
     command = {"check": check, "run": run, "demo": demo, "ui": ui}.get(name)
     if command is None:
@@ -58,20 +66,28 @@ def main() -> None:
 
 def check(arguments: Sequence[str]) -> None:
     """Report on rows in the terminal, as JSON and as a page; exit with 1 when they are not fit to train on."""
-    rows = [] if not arguments or arguments[0].startswith("-") else ["--dataset_path", arguments[0]]
-    settings = config_from_command_line([*rows, *arguments[bool(rows) :]], "sft-flow check")
-    config = read_settings(settings)
+    config = read_settings(config_from_command_line(arguments, "sft-flow check", takes_rows=True))
     set_environment()
     from training_core.utils import setup_logging, validate_args
 
     setup_logging()
     validate_args(config)
     folder, report = report_on_rows(config)
-    from training_core.report import data_grids
-
-    console.print(*(grid.terminal() for grid in data_grids(report)))
-    console.print(f"JSON  {folder / 'report.json'}\nPage  {folder / 'report.html'}", markup=False, highlight=False)
+    _show(report, folder)
     sys.exit(1 if report.failures else 0)
+
+
+def _show(report: DataReport, folder: Path) -> None:
+    """The tables, where more is, and the verdict last, where the eye is."""
+    from training_core.data_tables import data_grids, verdict, with_short_names
+
+    for grid in data_grids(report):
+        console.print(grid.terminal())
+    for name, file in (("Page", "report.html"), ("JSON", "report.json"), ("Refused", "refused.jsonl")):
+        console.print(Text(f"{name:8}{folder / file}"), soft_wrap=True)
+    console.print(Text(f"\n{verdict(report)}", style="bold red" if report.failures else "bold green"))
+    for failure in with_short_names(report).failures:
+        console.print(Padding(Text(f"- {failure}"), (0, 0, 0, 2), expand=False))
 
 
 def report_on_rows(config: RunConfig) -> tuple[Path, DataReport]:

@@ -7,10 +7,11 @@ from prefect.artifacts import create_markdown_artifact
 
 from tasks.refs import DatasetRef
 from training_core.config import RunConfig
+from training_core.data_loader import PAGE_FILE
 from training_core.data_store import demand_fitness, load_report, load_training_data, prepare_data
+from training_core.data_tables import as_markdown, verdict
 from training_core.identity import digest_rows
 from training_core.model_setup import fetch_base_model
-from training_core.report import data_grids
 from training_core.utils import validate_args
 
 
@@ -26,9 +27,10 @@ def validate_data(config: RunConfig) -> None:
     Retried because rows and the base model's tokenizer may have to come over the network.
     """
     validate_args(config)
-    report = load_report(prepare_data(config, fetch_base_model(config.model_name, config.cache_dir)))
-    tables = "\n\n".join(grid.markdown() for grid in data_grids(report))
-    create_markdown_artifact(f"# The rows\n\n{tables}", key="sft-flow-rows", description="What came in")
+    folder = prepare_data(config, fetch_base_model(config.model_name, config.cache_dir))
+    report = load_report(folder)
+    text = f"{as_markdown(report)}\n\nAs a page: `{folder / PAGE_FILE}`"
+    create_markdown_artifact(text, key="sft-flow-rows", description=verdict(report))
     demand_fitness(report)
 
 

@@ -11,7 +11,9 @@ from tasks.refs import DatasetRef, ModelVersionRef, TrainedRef
 from training_core.config import RunConfig
 from training_core.contest import load_scores
 from training_core.data_store import load_training_data
-from training_core.report import Grid, account_grid, group_grid, score_grid
+from training_core.data_tables import account_grid
+from training_core.grid import Grid
+from training_core.report import group_grid, score_grid
 
 
 @task(tags=["report"])

@@ -4,6 +4,8 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
+
 from benchmarks.findings import Findings
 from benchmarks.report import PICTURE, RESULTS, section
 from flows.settings_table import settings_table
@@ -17,11 +19,20 @@ def test_the_settings_table_is_that_of_run_config() -> None:
     assert settings_table() in README, "run `python -m flows.settings_table`"
 
 
-def test_every_run_command_in_the_readme_has_settings_that_are_accepted() -> None:
-    commands = re.findall(r"^sft-flow run (.*?)(?:\s+#.*)?$", README, flags=re.MULTILINE)
+@pytest.mark.parametrize("name", ["run", "check"])
+def test_every_command_in_the_readme_has_settings_that_are_accepted(name: str) -> None:
+    commands = re.findall(rf"^sft-flow {name} (.*?)(?:\s+#.*)?$", README, flags=re.MULTILINE)
     assert len(commands) >= 2
     for command in commands:
-        read_settings(config_from_command_line(_from_root(shlex.split(command)), "sft-flow run"))
+        arguments = _from_root(shlex.split(command))
+        read_settings(config_from_command_line(arguments, f"sft-flow {name}", takes_rows=name == "check"))
+
+
+def test_every_picture_in_the_readme_is_there() -> None:
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
+    assert pictures
+    for picture in pictures:
+        assert (ROOT / picture).is_file(), picture
 
 
 def test_the_readme_shows_what_the_demo_prints() -> None:

@@ -244,18 +244,26 @@ def _describe(name: str, problem: Any) -> str:
     return f"{name}: {problem['input']!r} cannot be used: {problem['msg']}"
 
 
-def config_from_command_line(arguments: Sequence[str], prog: str) -> dict[str, Any]:
+def config_from_command_line(arguments: Sequence[str], prog: str, *, takes_rows: bool = False) -> dict[str, Any]:
     """Settings given as ``--config FILE.yaml`` and ``--setting value`` flags; flags win.
 
-    Every setting is a flag; values are read by the rules of YAML. The result is unjudged: pass it to
-    ``read_settings``. An unknown flag ends the process with exit code 2, as argparse does.
+    Every setting is a flag; values are read by the rules of YAML. With ``takes_rows`` a path without a flag is the
+    ``dataset_path``. The result is unjudged: pass it to ``read_settings``. What cannot be understood ends the process
+    with exit code 2, as argparse does.
     """
-    parser = argparse.ArgumentParser(prog=prog, allow_abbrev=False)
+    usage = f"{prog}{' ROWS' * takes_rows} [--config FILE.yaml] [--setting value …]"
+    parser = argparse.ArgumentParser(prog=prog, usage=usage, allow_abbrev=False)
+    if takes_rows:
+        parser.add_argument("ROWS", nargs="*", help="The rows to check; the same as --dataset_path.")
     parser.add_argument("--config", metavar="FILE.yaml", help="Settings that differ from the defaults.")
     for name, info in settings_info().items():
         text = f"{info.description} Default: {info.default}".replace("%", "%%")
         parser.add_argument(f"--{name}", metavar="", default=argparse.SUPPRESS, help=text)
-    flags = vars(parser.parse_args(arguments))
+    flags = vars(parser.parse_intermixed_args(arguments))
+    rows = flags.pop("ROWS", [])
+    if len([*rows, *flags.keys() & {"dataset_path"}]) > 1:
+        parser.error("rows have one path: give their folder, or a pattern in quotes such as 'data/*.jsonl'")
+    flags |= dict(zip(("dataset_path",), rows, strict=False))
     config_file = flags.pop("config")
     from_file = read_settings_file(config_file) if config_file else {}
     return from_file | {name: _flag_value(name, text) for name, text in flags.items()}

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 from training_core.config import RunConfig
 from training_core.data_report import Account, DataReport, DecisionCount, Finding, Lengths
@@ -12,8 +13,9 @@ from training_core.splits import DUPLICATE, HELD_OUT, OVERLONG, TRAINED
 
 MOST_LISTED = 20
 RARE = 5
+_OVERLAP = {"error": "not allowed", "drop": "dropped", "allow": "used all the same"}
 _PERCENTILES = (50, 90, 99, 100)
-_MOST_BINS = 30
+_MOST_BINS = 15
 
 
 def report_on(config: RunConfig, survey: Survey, facts: pd.DataFrame, packing: str) -> DataReport:
@@ -49,9 +51,18 @@ def _measure(config: RunConfig, facts: pd.DataFrame) -> Lengths:
     tokens = facts.loc[facts["fate"] != DUPLICATE, "tokens"].to_numpy()
     if not len(tokens):
         return Lengths(config.max_seq_length, {}, [], [])
-    edges = np.linspace(tokens.min(), tokens.max() + 1, min(_MOST_BINS, np.ptp(tokens) + 1) + 1).round().astype(int)
     percentiles = {str(share): int(np.percentile(tokens, share, method="higher")) for share in _PERCENTILES}
-    return Lengths(config.max_seq_length, percentiles, edges.tolist(), np.histogram(tokens, edges)[0].tolist())
+    edges = _round_edges(int(tokens.min()), percentiles["99"], percentiles["100"], config.max_seq_length)
+    return Lengths(config.max_seq_length, percentiles, edges, np.histogram(tokens, edges)[0].tolist())
+
+
+def _round_edges(least: int, nearly_all: int, most: int, limit: int) -> list[int]:
+    """Round numbers around all lengths; a few rows far above the others share a last bin on each side of the limit."""
+    top = most if most < 2 * nearly_all else nearly_all
+    edges = [int(edge) for edge in MaxNLocator(_MOST_BINS, integer=True).tick_values(least, top + 1)]
+    if most < edges[-1]:
+        return edges
+    return [*edges, *([limit + 1] if edges[-1] <= limit < most else []), most + 1]
 
 
 def _findings_on_rows(config: RunConfig, facts: pd.DataFrame) -> Iterator[Finding]:
@@ -64,7 +75,8 @@ def _findings_on_rows(config: RunConfig, facts: pd.DataFrame) -> Iterator[Findin
     yield _groups("almost equal cases", "the same but for capitals, spacing and punctuation; all used", almost, "near")
     yield _groups("conflicting answers", "one case under one policy, several decisions; all used", opposed, "near")
     shared = facts[facts["overlap"].notna()]
-    yield _rows("rows that share with eval_path", f"their row, case or entity; {config.overlap}", shared, "overlap")
+    meaning = f"in row, case or entity; {_OVERLAP[config.overlap]}"
+    yield _rows("rows that share with eval_path", meaning, shared, "overlap")
     yield _rows("overlong rows", "above max_seq_length", facts[facts["fate"] == OVERLONG], "tokens")
     yield _rows("shortened policies", "whole sections left out", facts[facts["kept"] != ""], "kept")
     counts = unique["decision"].value_counts()
@@ -102,12 +114,14 @@ def _failures(config: RunConfig, survey: Survey, facts: pd.DataFrame) -> Iterato
     fates = facts["fate"].value_counts().to_dict()
     for name, path, is_held_out in _paths(config):
         if not any(source.held_out == is_held_out and source.rows for source in survey.sources):
-            yield f"{name}: there are no rows in {path}"
+            yield f"{name}: there are no rows in {path}; mend its lines or give other files"
     shared = facts["overlap"].notna().sum()
     if shared and config.overlap == "error":
-        yield f"overlap: {shared} training rows share their case or an entity with eval_path; drop or allow them"
+        remedy = "set overlap to drop or allow"
+        yield f"overlap: {shared} training rows share their case or an entity with eval_path; {remedy}"
     if fates.get(OVERLONG) and config.overlong == "error":
-        yield f"overlong: {fates[OVERLONG]} rows are longer than {config.max_seq_length} tokens"
+        remedy = "raise max_seq_length, or set overlong to drop or trim_policy"
+        yield f"overlong: {fates[OVERLONG]} rows are longer than {config.max_seq_length} tokens; {remedy}"
     if TRAINED not in fates:
         yield "no row is left to train on; see where the lines went, and max_seq_length"
     if HELD_OUT not in fates:
@@ -119,8 +133,8 @@ def _failures_of_file(config: RunConfig, source: Source) -> Iterator[str]:
         yield f"{source.file} cannot be read to its end: {source.broken_off}"
     lines = source.rows + source.refused
     if source.refused > config.max_refused_share * lines:
-        most = f"at most {config.max_refused_share:.0%} may be (max_refused_share)"
-        yield f"{source.file}: {source.refused} of {lines} lines cannot be used; {most}"
+        remedy = f"mend them, or raise max_refused_share ({config.max_refused_share:.0%})"
+        yield f"{source.file}: {source.refused} of {lines} lines cannot be used; {remedy}"
 
 
 def _paths(config: RunConfig) -> list[tuple[str, str, bool]]:

@@ -13,7 +13,9 @@ from transformers import PreTrainedTokenizerFast
 from training_core.chat_encoding import ChatEncoder
 from training_core.config import RunConfig
 from training_core.data_findings import report_on
+from training_core.data_page import render_page
 from training_core.data_report import DataReport
+from training_core.data_tables import verdict
 from training_core.messages import build_assistant_message as build_assistant_message
 from training_core.messages import build_user_message as build_user_message
 from training_core.messages import format_as_chat as format_as_chat
@@ -26,7 +28,7 @@ from training_core.splits import HELD_OUT, TRAINED, decide_fates, overlapping
 
 logger = logging.getLogger(__name__)
 
-TRAIN_FILE, HELD_OUT_FILE, REPORT_FILE = "train.arrow", "held_out.arrow", "report.json"
+TRAIN_FILE, HELD_OUT_FILE, REPORT_FILE, PAGE_FILE = "train.arrow", "held_out.arrow", "report.json", "report.html"
 _ROWS_FOR_PACKING = 20_000
 
 
@@ -52,8 +54,8 @@ def build_datasets(config: RunConfig, tokenizer: PreTrainedTokenizerFast, folder
     """Read, check, encode and split the rows of a run, in memory that does not grow with the length of the files.
 
     Writes into ``folder``: ``train.arrow`` and ``held_out.arrow`` (columns of ``TrainingData``), ``refused.jsonl`` (the
-    refused lines, byte for byte), ``problems.jsonl`` (why) and ``report.json``. Rows that are not fit to train on are
-    written too; the report's ``failures`` say so.
+    refused lines, byte for byte), ``problems.jsonl`` (why), ``report.json``, and the same as a page, ``report.html``.
+    Rows that are not fit to train on are written too; the report's ``failures`` say so.
     """
     survey = survey_rows(config, ChatEncoder.of(tokenizer), folder)
     facts = pd.concat(survey.facts, ignore_index=True)
@@ -63,8 +65,8 @@ def build_datasets(config: RunConfig, tokenizer: PreTrainedTokenizerFast, folder
     _write_sides(folder, facts["fate"].to_numpy())
     report = report_on(config, survey, facts, _expected_packing(config, folder))
     report.save(folder / REPORT_FILE)
-    for account in report.accounts:
-        logger.info("Rows: %s", account)
+    (folder / PAGE_FILE).write_text(render_page(report), encoding="utf-8")
+    logger.info("Rows: %s", verdict(report))
     return report
 
 

@@ -12,6 +12,7 @@ from filelock import FileLock
 from training_core.checkpoints import seal, seal_digest
 from training_core.config import RunConfig
 from training_core.data_loader import HELD_OUT_FILE, REPORT_FILE, TRAIN_FILE, build_datasets
+from training_core.data_page import TEMPLATE
 from training_core.data_report import DataReport
 from training_core.model_setup import load_tokenizer
 from training_core.row_files import digest_files
@@ -28,6 +29,7 @@ _SETTINGS = (
 _CODE = (
     *("rows.py", "row_files.py", "row_formats.py", "row_reader.py", "row_encoding.py", "row_survey.py", "splits.py"),
     *("messages.py", "chat_encoding.py", "policy_trimming.py", "data_loader.py", "data_findings.py"),
+    *("data_report.py", "data_tables.py", "data_page.py", TEMPLATE),
 )
 
 

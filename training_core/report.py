@@ -1,61 +1,21 @@
-"""A run in tables and pictures: what came in, what came out, and how good it is."""
+"""A run in tables and pictures: how it went, and how good what came out is."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
 
 import matplotlib
 from matplotlib.figure import Figure
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-from rich.text import Text
 from sklearn.metrics import ConfusionMatrixDisplay
 
-from training_core.data_report import Account, DataReport
 from training_core.evaluation import Prediction, Scores
+from training_core.grid import Grid
 from training_core.journal import Point
 
 matplotlib.use("agg")
 
 MOST_DECISIONS_DRAWN = 20
-MOST_PLACES_SHOWN = 5
-MOST_PROBLEMS_SHOWN = 10
-MOST_PLACES_SHOWN = 5
-MOST_PROBLEMS_SHOWN = 10
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table of texts, to be shown in a terminal or in Markdown."""
-
-    title: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-    def terminal(self) -> Table:
-        table = Table(
-            title=Text(self.title),
-            title_justify="left",
-            title_style="bold",
-            box=SIMPLE_HEAD,
-            pad_edge=False,
-            collapse_padding=True,
-        )
-        for i, name in enumerate(self.head):
-            table.add_column(Text(name), justify="left" if i == 0 else "right", no_wrap=i == 0)
-        for row in self.rows:
-            table.add_row(*(Text(cell) for cell in row))
-        return table
-
-    def markdown(self) -> str:
-        rows = [self.head, ["---", *(["---:"] * (len(self.head) - 1))], *self.rows]
-        return "\n".join([f"**{self.title}**", "", *(f"| {' | '.join(map(_in_one_cell, row))} |" for row in rows)])
-
-
-def _in_one_cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
 
 
 def score_grid(scores: Mapping[str, Scores]) -> Grid:
@@ -84,41 +44,6 @@ def group_grid(scores: Mapping[str, Scores], group_by: str) -> Grid:
         for group in groups
     ]
     return Grid(f"Decision accuracy by {group_by}", (group_by, "rows", *scores), rows)
-
-
-def account_grid(accounts: Sequence[Account]) -> Grid:
-    """Where every line went."""
-    head = ("file", "shape", "lines", "trained", "held out", "duplicates", "refused", "overlong")
-    rows = [
-        (
-            Path(a.file).name,
-            a.shape,
-            *(f"{n:,}" for n in (a.lines, a.trained, a.held_out, a.duplicates, a.refused, a.overlong)),
-        )
-        for a in accounts
-    ]
-    return Grid("Every line accounted for", head, rows)
-
-
-def data_grids(report: DataReport) -> list[Grid]:
-    """The rows in tables: where each line went, decisions, lengths, what is doubtful, and which rules are broken."""
-    decisions = [(d.decision, f"{d.trained:,}", f"{d.held_out:,}") for d in report.decisions]
-    lengths = [(f"{share}% of the rows", f"{tokens:,}") for share, tokens in report.lengths.percentiles.items()]
-    packing = [("policies", f"{report.policies:,}"), ("packing", report.packing or "off")]
-    findings = [(f.subject, f"{f.count:,}", f.meaning) for f in report.findings]
-    places = [(f.subject, place) for f in report.findings for place in f.places[:MOST_PLACES_SHOWN]]
-    problems = [(f"{Path(p.file).name}:{p.line}", p.field, p.what, p.remedy) for p in report.problems]
-    grids = [
-        account_grid(report.accounts),
-        Grid("Rows by decision", ("decision", "trained", "held out"), decisions),
-        Grid("Longest row, in tokens", ("of", "at most"), [*lengths, ("max_seq_length", f"{report.lengths.limit:,}")]),
-        Grid("Sharing of policies", ("", ""), packing),
-        Grid("Worth knowing", ("what", "how many", "meaning"), findings),
-        Grid("Where", ("what", "place"), places),
-        Grid("Refused lines", ("place", "field", "what", "remedy"), problems[:MOST_PROBLEMS_SHOWN]),
-        Grid("Not fit to train on", ("rule",), [(failure,) for failure in report.failures]),
-    ]
-    return [grid for grid in grids if grid.rows]
 
 
 def draw_confusion(predictions: Sequence[Prediction], path: Path) -> None:

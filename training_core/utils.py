@@ -15,7 +15,7 @@ import fsspec
 import numpy as np
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import safe_open
 
 from training_core.config import RunConfig, SettingsError
@@ -103,7 +103,9 @@ def _rows_problems(name: str, value: str) -> list[str]:
                 pass
     except FileNotFoundError:
         return [f"{name}: {value!r} does not exist; give --{name} a file, glob or folder of rows (here: {Path.cwd()})"]
-    except (OSError, ImportError, ValueError) as error:  # no permission, no package for the protocol, no such protocol
+    except ImportError as error:
+        return [f"{name}: {value!r} cannot be read: {error} (pip install 'sft-flow[s3]' for s3://, '[gcs]' for gs://)"]
+    except (OSError, ValueError) as error:  # no permission, no connection, no such protocol
         return [f"{name}: {value!r} cannot be read: {error}"]
     return []
 
@@ -121,10 +123,14 @@ def _base_model_problems(config: RunConfig) -> list[str]:
         return _base_folder_problems(config, folder)
     try:
         hf_hub_download(config.model_name, "config.json", cache_dir=config.cache_dir)
+    except LocalEntryNotFoundError:
+        cause = "the hub cannot be reached from here"
     except (HFValidationError, OSError) as error:
-        cause = str(error).splitlines()[0]
-        return [f"model_name: {config.model_name!r} is no local folder and cannot be had from the hub ({cause})"]
-    return []
+        cause = f"cannot be had from the hub ({str(error).splitlines()[0]})"
+    else:
+        return []
+    remedy = "give --model_name the folder of a base model"
+    return [f"model_name: {config.model_name!r} is no local folder, and {cause}; {remedy}"]
 
 
 def _base_folder_problems(config: RunConfig, folder: Path) -> list[str]:

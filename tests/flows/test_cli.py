@@ -36,13 +36,11 @@ def test_bad_settings_are_listed_at_once_with_exit_code_2(command: list[str], tm
 
 @pytest.mark.parametrize("command", BOTH)
 def test_missing_files_and_models_are_listed_at_once_with_exit_code_2(command: list[str], tmp_path: Path) -> None:
-    empty = tmp_path / "empty.jsonl"
-    empty.touch()
-    places = ["--dataset_path", str(tmp_path / "none.jsonl"), "--eval_path", str(empty)]
+    places = ["--dataset_path", str(tmp_path / "none.jsonl"), "--eval_path", "s3://nowhere/rows.jsonl"]
     model, runs = ["--model_name", str(tmp_path)], ["--output_dir", str(tmp_path / "runs")]
     found = call(command, *places, *model, *runs)
     assert found.returncode == 2
-    for part in ("dataset_path:", "does not exist", "eval_path:", "is empty", "lacks config.json"):
+    for part in ("dataset_path:", "does not exist", "eval_path:", "sft-flow[s3]", "lacks config.json"):
         assert part in found.stderr
     assert "Traceback" not in found.stderr
     assert not (tmp_path / "runs").exists()
@@ -73,3 +71,35 @@ def test_rows_that_are_unfit_end_a_run_with_their_problems_and_exit_code_2(tiny_
         assert "2 of 2 lines cannot be used" in found.stderr
         assert "rows.jsonl:1: instruction: 5 is no text" in found.stderr
         assert not (tmp_path / "runs").exists()
+
+
+def test_several_paths_to_check_are_refused_with_what_to_do_instead() -> None:
+    found = call([*COMMANDS["sft-flow"][:-1], "check"], "one.jsonl", "two.jsonl")
+    assert found.returncode == 2
+    assert "in quotes" in found.stderr
+    assert len(found.stderr.strip().split("\n")) == 2
+
+
+def test_a_base_model_that_cannot_be_fetched_is_refused_with_what_to_do_instead(sample_rows: Path) -> None:
+    found = call([*COMMANDS["sft-flow"][:-1], "check"], str(sample_rows), "--model_name", "no/such-model")
+    assert found.returncode == 2
+    assert "the hub cannot be reached from here; give --model_name the folder" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+@pytest.mark.slow
+def test_check_reports_in_the_terminal_as_json_and_as_a_page_with_exit_codes_0_and_1(
+    tiny_base: Path, sample_rows: Path, tmp_path: Path
+) -> None:
+    settings = ["--model_name", str(tiny_base), "--output_dir", str(tmp_path)]
+    command = [*COMMANDS["sft-flow"][:-1], "check"]
+    fit = call(command, *settings, str(sample_rows), "--max_seq_length", "4096")
+    assert fit.returncode == 0, fit.stderr
+    unfit = call(command, str(sample_rows), *settings, "--max_refused_share", "0", "--max_seq_length", "4096")
+    assert unfit.returncode == 1, unfit.stderr
+    assert fit.stdout.strip().split("\n")[-1].startswith("Fit to train on: ")
+    assert "NOT fit to train on: 1 rule is broken\n  - rows.jsonl: " in unfit.stdout
+    for found in (fit, unfit):
+        places = [Path(line[8:]) for line in found.stdout.split("\n") if line[8:9] == "/"]
+        assert [place.name for place in places] == ["report.html", "report.json", "refused.jsonl"]
+        assert all(place.is_file() for place in places)
