@@ -25,7 +25,7 @@ def report_on(config: RunConfig, survey: Survey, facts: pd.DataFrame, packing: s
         accounts=[_account(source, facts) for source in survey.sources],
         decisions=_count_decisions(facts),
         lengths=_measure(config, facts),
-        policies=int(facts["policy"].nunique()),
+        policies=facts.loc[facts["policy"] != 0, "policy"].nunique(),
         packing=packing,
         findings=[finding for finding in findings if finding.count],
         failures=list(_failures(config, survey, facts)),

@@ -149,7 +149,7 @@ def fitting(report: DataReport) -> str:
 
 def sharing(report: DataReport) -> str:
     """How well rows share their policies and what packing makes of it, as a sentence."""
-    policies = "1 policy" if report.policies == 1 else f"{report.policies:,} policies"
+    policies = {0: "No policies", 1: "1 policy"}.get(report.policies, f"{report.policies:,} policies")
     return f"{policies}. Packing: {report.packing}." if report.packing else f"{policies}; no packing."
 
 

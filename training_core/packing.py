@@ -225,7 +225,7 @@ def _explain(packs: Sequence[Pack], lengths: Sequence[int], rows_per_prefix: int
     mean = sum(piece.prefix_tokens * len(piece.rows) for piece in shared) / rows
     gain = sum(lengths) / sum(piece.tokens for pack in packs for piece in pack)
     return (
-        f"{rows} of {len(lengths)} rows share {mean:.0f} tokens on average, "
+        f"{rows:,} of {len(lengths):,} rows share {mean:,.0f} tokens on average, "
         f"{rows / len(shared):.1f} rows a copy: {gain:.1f}x fewer tokens"
     )
 
