@@ -126,13 +126,14 @@ def run_flow(config: RunConfig) -> None:
     """Run the flow in this process and print what came out."""
     set_environment()
     with garbage_left_alone():
-        from training_core.data_store import demand_fitness
         from training_core.utils import validate_args
 
     validate_args(config)
-    demand_fitness(report_on_rows(config)[1])  # rows that are unfit end the run here, before a server starts
-    with prefect_api(Path(config.output_dir)) as wait:
-        # Prefect reads its environment when it is imported; and the server starts meanwhile.
+    with prefect_api(Path(config.output_dir)) as wait:  # the server starts while all else is loaded
+        with garbage_left_alone():
+            from training_core.data_store import demand_fitness
+        demand_fitness(report_on_rows(config)[1])  # rows that are unfit end the run here, in one message
+        # Prefect reads its environment when it is imported.
         with garbage_left_alone():
             from flows.one_machine import run_and_show
 

@@ -20,7 +20,7 @@ def _may_pass(_task: object, _run: object, state: State[Any]) -> bool:
     return not isinstance(state.data, ValueError)
 
 
-@task(tags=["data"], retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=_may_pass)
+@task(retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=_may_pass)
 def validate_data(config: RunConfig) -> None:
     """Refuse settings and rows that cannot be trained on, with every problem at once; the report is an artifact.
 
@@ -34,7 +34,7 @@ def validate_data(config: RunConfig) -> None:
     demand_fitness(report)
 
 
-@task(tags=["data"], retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=_may_pass)
+@task(retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=_may_pass)
 def build_dataset(config: RunConfig) -> DatasetRef:
     """The folder of encoded rows, found or made anew."""
     folder = prepare_data(config, fetch_base_model(config.model_name, config.cache_dir))

@@ -14,7 +14,7 @@ from training_core.data_store import load_training_data
 from training_core.model_setup import LoadedModel, load_adapted_model
 
 
-@task(tags=["evaluation"], cache_policy=NO_CACHE, retries=1, retry_delay_seconds=10)
+@task(cache_policy=NO_CACHE, retries=1, retry_delay_seconds=10)
 def evaluate(
     loaded: LoadedModel, config: RunConfig, run: RunRef, adapter: AdapterRef, dataset: DatasetRef
 ) -> EvalReport:

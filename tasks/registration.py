@@ -25,7 +25,7 @@ from training_core.report import score_grid
 CHECK_TIMEOUT_SECONDS = 1800
 
 
-@task(tags=["registry"], retries=3, retry_delay_seconds=[5, 30, 120])
+@task(retries=3, retry_delay_seconds=[5, 30, 120])
 def register_adapter(config: RunConfig, trained: TrainedRef) -> ModelVersionRef:
     """Register the adapter once, show that a fresh process answers with the same tokens, and call it candidate.
 
@@ -39,7 +39,7 @@ def register_adapter(config: RunConfig, trained: TrainedRef) -> ModelVersionRef:
     return ModelVersionRef(config.registered_model_name, version, champion=False, verdict="not judged")
 
 
-@task(tags=["registry"], retries=3, retry_delay_seconds=[5, 30, 120])
+@task(retries=3, retry_delay_seconds=[5, 30, 120])
 def promote(config: RunConfig, version: ModelVersionRef, report: EvalReport) -> ModelVersionRef:
     """Make the version champion when it has earned it, and say why or why not."""
     reigning = champion_version(config)

@@ -16,7 +16,7 @@ from training_core.grid import Grid
 from training_core.report import group_grid, score_grid
 
 
-@task(tags=["report"])
+@task
 def publish_report(config: RunConfig, dataset: DatasetRef, trained: TrainedRef, version: ModelVersionRef) -> None:
     """Put tables, pictures and the verdict into one artifact of the run."""
     pictures = [

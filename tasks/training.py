@@ -23,7 +23,7 @@ from training_core.model_setup import (
 from training_core.trainer import train_model
 
 
-@task(tags=["training"], retries=3, retry_delay_seconds=[5, 30, 120])
+@task(retries=3, retry_delay_seconds=[5, 30, 120])
 def open_run(config: RunConfig, dataset: DatasetRef) -> RunRef:
     """Find or create the folder and the tracking run of this training identity.
 
@@ -39,7 +39,7 @@ def open_run(config: RunConfig, dataset: DatasetRef) -> RunRef:
     return RunRef(identity, str(folder), base_model, str(base), base_digest, run_id)
 
 
-@task(tags=["training"], cache_policy=NO_CACHE, persist_result=False)
+@task(cache_policy=NO_CACHE, persist_result=False)
 def load_model(config: RunConfig, run: RunRef) -> LoadedModel:
     """The four-bit base with this run's finished adapter, or with a fresh one to be trained."""
     adapter = _adapter_folder(run)
@@ -48,7 +48,7 @@ def load_model(config: RunConfig, run: RunRef) -> LoadedModel:
     return load_model_and_tokenizer(config)
 
 
-@task(tags=["training"], cache_policy=NO_CACHE, persist_result=False)
+@task(cache_policy=NO_CACHE, persist_result=False)
 def finetune(loaded: LoadedModel, config: RunConfig, run: RunRef, dataset: DatasetRef) -> None:
     """Train from the last complete checkpoint; nothing to do when the adapter is finished.
 
@@ -64,7 +64,7 @@ def finetune(loaded: LoadedModel, config: RunConfig, run: RunRef, dataset: Datas
         train_model(loaded, load_training_data(Path(dataset.path)), config, folder)
 
 
-@task(tags=["training"], cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE)
 def save_adapter(loaded: LoadedModel, config: RunConfig, run: RunRef) -> AdapterRef:
     """Write the adapter folder, unless it is there already and complete."""
     folder = _adapter_folder(run)
