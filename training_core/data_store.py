@@ -27,7 +27,8 @@ _SETTINGS = (
 )
 _CODE = (
     *("rows.py", "row_files.py", "row_formats.py", "row_reader.py", "row_encoding.py", "row_survey.py", "splits.py"),
-    *("messages.py", "chat_encoding.py", "policy_trimming.py", "data_loader.py", "data_findings.py"),
+    *("messages.py", "chat_encoding.py", "policy_trimming.py", "data_loader.py", "data_findings.py", "data_report.py"),
+    "packing.py",
 )
 
 
