@@ -124,7 +124,9 @@ def _parse_exactly(raw: bytes) -> Any:
         raise
     except json.JSONDecodeError as error:
         place = len(error.doc[: error.pos].encode("utf-8", "surrogatepass"))
-        raise BadLineError("line", f"not JSON at byte {place}: {error.msg.removesuffix(' starting at')}", _json_remedy(raw)) from error
+        raise BadLineError(
+            "line", f"not JSON at byte {place}: {error.msg.removesuffix(' starting at')}", _json_remedy(raw)
+        ) from error
     except ValueError as error:  # a number of more digits than Python reads, or an infinite one
         raise BadLineError("line", f"not JSON: {error}", "write a smaller number") from error
     except RecursionError as error:
