@@ -24,7 +24,7 @@ from samples.row_shapes import CONTAINERS, SHAPES, to_text
 from training_core.row_files import BadFileError
 from training_core.row_reader import Refused, read_rows
 
-LINES_A_FILE = 200
+LINES_A_FILE = 50
 MUTATED_FILES = 0.1
 TOKENS = (
     *(
@@ -129,17 +129,21 @@ def make_files(lines: int, seed: int) -> Iterator[tuple[bytes, int]]:
     rng = Random(seed)
     good = make_lines(seed, 600)
     by_shape = [good[place :: len(SHAPES)] for place in range(len(SHAPES))]
-    for start in range(0, lines, LINES_A_FILE):
+    left = lines
+    while left > 0:
         container = rng.choice(list(CONTAINERS))
-        chosen = rng.choices(rng.choice(by_shape) if rng.random() < 0.8 else good, k=min(LINES_A_FILE, lines - start))
+        chosen = rng.choices(rng.choice(by_shape) if rng.random() < 0.8 else good, k=min(LINES_A_FILE, left))
         is_table = container == ".parquet"
-        if not is_table:
+        if is_table:
+            chosen = by_shape[0][: rng.randrange(1, 5)]
+        else:
             chosen = [
                 misplace(line, rng) if rng.random() < 0.5 else mutate(line, rng.choice(good), rng) for line in chosen
             ]
-        content = CONTAINERS[container](by_shape[0][: rng.randrange(1, 5)] if is_table else chosen)
+        content = CONTAINERS[container](chosen)
         if is_table or rng.random() < MUTATED_FILES:
             content = mutate(content, rng.choice(good), rng)
+        left -= len(chosen)
         yield content, len(chosen)
 
 
