@@ -54,7 +54,7 @@ some_rows = st.lists(
 
 
 @given(rows=some_rows, share=st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.9]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_no_case_and_no_entity_stands_on_both_sides(rows: list[dict[str, Any]], share: float) -> None:
     facts, entities = tables(rows)
     held_out = hold_out(facts, entities, share)
@@ -65,7 +65,7 @@ def test_no_case_and_no_entity_stands_on_both_sides(rows: list[dict[str, Any]], 
 
 
 @given(sizes=st.lists(st.tuples(st.integers(1, 6), st.sampled_from("ABC")), min_size=1, max_size=60))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_every_decision_is_held_out_to_its_share_but_for_half_a_group(sizes: list[tuple[int, str]]) -> None:
     rows = [{"case": case, "decision": name} for case, (size, name) in enumerate(sizes) for _ in range(size)]
     facts, entities = tables(rows)
@@ -77,7 +77,7 @@ def test_every_decision_is_held_out_to_its_share_but_for_half_a_group(sizes: lis
 
 
 @given(rows=some_rows, order=st.randoms(use_true_random=False))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_the_order_of_rows_does_not_matter(rows: list[dict[str, Any]], order: Any) -> None:
     shuffled = order.sample(range(len(rows)), len(rows))
     before = hold_out(*tables(rows), 0.3)
@@ -120,8 +120,7 @@ def test_what_a_training_row_shares_with_the_held_out_file_is_said_most_telling_
         {"case": 3, "entities": [7]},
         {"case": 4, "entities": [8]},
     ]
-    assert overlapping(*tables(rows)).tolist()[1:] == ["row", "case", "case", "entity", None]
-    assert pd.isna(overlapping(*tables(rows))[0])
+    assert overlapping(*tables(rows)).fillna("").tolist() == ["", "row", "case", "case", "entity", ""]
 
 
 def sides(built: Built, rows: list[Record]) -> dict[str, bool]:
