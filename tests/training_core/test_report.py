@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from training_core.config import RunConfig
-from training_core.data_loader import Account
+from training_core.data_report import Account
 from training_core.evaluation import NO_DECISION, Prediction, Scores, score
 from training_core.journal import Point
 from training_core.report import Grid, account_grid, draw_confusion, draw_curve, group_grid, score_grid
@@ -53,8 +53,10 @@ def test_the_group_table_shows_every_group_of_everyone() -> None:
 
 
 def test_the_account_table_shows_where_every_line_went() -> None:
-    grid = account_grid([Account("some/rows.jsonl", 15, trained=5, held_out=4, duplicates=3, refused=2, overlong=1)])
-    assert list(grid.rows[0]) == ["rows.jsonl", "15", "5", "4", "3", "2", "1"]
+    grid = account_grid(
+        [Account("some/rows.jsonl", "native", 15, trained=5, held_out=4, duplicates=3, refused=2, overlong=1)]
+    )
+    assert list(grid.rows[0]) == ["rows.jsonl", "native", "15", "5", "4", "3", "2", "1"]
     assert "rows.jsonl" in shown(grid)
 
 
@@ -64,7 +66,7 @@ def test_a_terminal_table_shows_square_brackets_to_the_letter(text: str) -> None
     grid = group_grid({"base": scores_of(found("A", "A", text))}, text)
     assert shown(grid).count(text) >= 2
     assert f"{text.replace('/', '')}.jsonl" in shown(
-        account_grid([Account(f"{text.replace('/', '')}.jsonl", 0, 0, 0, 0, 0, 0)])
+        account_grid([Account(f"{text.replace('/', '')}.jsonl", "[s]", 0, 0, 0, 0, 0, 0)])
     )
 
 
