@@ -44,7 +44,7 @@ class Grid:
             collapse_padding=True,
         )
         for i, name in enumerate(self.head):
-            table.add_column(Text(name), justify="left" if i == 0 else "right", no_wrap=i == 0)
+            table.add_column(Text(name), justify="left" if i == 0 else "right", no_wrap=i == 0 and len(self.head) > 1)
         for row in self.rows:
             table.add_row(*(Text(cell) for cell in row))
         return table

@@ -1,5 +1,7 @@
 """The `sft-flow` command and the plain script refuse bad input in one message, at once, and write nothing."""
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,13 +38,11 @@ def test_bad_settings_are_listed_at_once_with_exit_code_2(command: list[str], tm
 
 @pytest.mark.parametrize("command", BOTH)
 def test_missing_files_and_models_are_listed_at_once_with_exit_code_2(command: list[str], tmp_path: Path) -> None:
-    empty = tmp_path / "empty.jsonl"
-    empty.touch()
-    places = ["--dataset_path", str(tmp_path / "none.jsonl"), "--eval_path", str(empty)]
+    places = ["--dataset_path", str(tmp_path / "none.jsonl"), "--eval_path", "nosuch://bucket/rows.jsonl"]
     model, runs = ["--model_name", str(tmp_path)], ["--output_dir", str(tmp_path / "runs")]
     found = call(command, *places, *model, *runs)
     assert found.returncode == 2
-    for part in ("dataset_path:", "does not exist", "eval_path:", "is empty", "lacks config.json"):
+    for part in ("dataset_path:", "holds no file of rows", "eval_path:", "nosuch", "lacks config.json"):
         assert part in found.stderr
     assert "Traceback" not in found.stderr
     assert not (tmp_path / "runs").exists()
@@ -72,4 +72,34 @@ def test_rows_that_are_unfit_end_a_run_with_their_problems_and_exit_code_2(tiny_
         assert found.returncode == 2, found.stderr
         assert "2 of 2 lines cannot be used" in found.stderr
         assert "rows.jsonl:1: instruction: 5 is no text" in found.stderr
-        assert not (tmp_path / "runs").exists()
+        assert [path.name for path in (tmp_path / "runs").iterdir()] == ["datasets"]
+
+
+CHECK = [*COMMANDS["sft-flow"][:-1], "check"]
+
+
+@pytest.mark.slow
+def test_check_reports_on_rows_and_exits_with_1_when_they_are_unfit(
+    tiny_base: Path, sample_rows: Path, tmp_path: Path
+) -> None:
+    places = ["--model_name", str(tiny_base), "--output_dir", str(tmp_path / "runs"), "--max_seq_length", "4096"]
+    fit = call(CHECK, str(sample_rows), *places)
+    assert fit.returncode == 0, fit.stderr
+    assert "Every line accounted for" in fit.stdout and "Not fit to train on" not in fit.stdout
+    unfit = call(CHECK, *places, "--dataset_path", str(sample_rows), "--max_refused_share", "0.01")
+    assert unfit.returncode == 1, unfit.stderr
+    assert "Not fit to train on" in unfit.stdout and "max_refused_share" in unfit.stdout
+    for found in (fit, unfit):
+        (report,) = re.findall(r"^JSON\s+(\S+)$", found.stdout, flags=re.MULTILINE)
+        assert bool(json.loads(Path(report).read_text(encoding="utf-8"))["failures"]) == (found is unfit)
+
+
+@pytest.mark.slow
+def test_check_refuses_bad_settings_with_exit_code_2(tmp_path: Path) -> None:
+    found = call(
+        CHECK, str(tmp_path / "nowhere.jsonl"), "--model_name", str(tmp_path), "--label_audit", "no.such:thing"
+    )
+    assert found.returncode == 2
+    for part in ("dataset_path:", "holds no file of rows", "label_audit:", "lacks config.json"):
+        assert part in found.stderr
+    assert "Traceback" not in found.stderr

@@ -60,6 +60,13 @@ def test_the_account_table_shows_where_every_line_went() -> None:
     assert "rows.jsonl" in shown(grid)
 
 
+def test_a_table_of_one_column_shows_its_texts_whole_however_narrow_the_terminal() -> None:
+    """A broken rule that is cut off cannot be mended."""
+    console = Console(file=io.StringIO(), width=40, color_system=None)
+    console.print(Grid("Not fit", ("rule",), [("word " * 30 + "last",)]).terminal())
+    assert "last" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("text", ["[/x]", "[bold]hidden", "a[/]b", "[link=x]y"])
 def test_a_terminal_table_shows_square_brackets_to_the_letter(text: str) -> None:
     """Group names come from the data and file names from people; rich must not read them as markup."""
