@@ -69,9 +69,8 @@ def check(arguments: Sequence[str]) -> None:
     from training_core.report import data_grids
 
     console.print(*(grid.terminal() for grid in data_grids(report)))
-    console.print(
-        f"JSON  {folder / 'report.json'}\nPage  {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True
-    )
+    places = f"JSON  {folder / 'report.json'}\nPage  {folder / 'report.html'}"
+    console.print(places, markup=False, highlight=False, soft_wrap=True)
     sys.exit(1 if report.failures else 0)
 
 

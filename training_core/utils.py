@@ -102,9 +102,8 @@ def _rows_problems(name: str, value: str) -> list[str]:
             with fsspec.open(file, "rb"):
                 pass
     except FileNotFoundError:
-        return [
-            f"{name}: {value!r} is or holds no file of rows; give --{name} a file, glob or folder of rows (here: {Path.cwd()})"
-        ]
+        wanted = f"give --{name} a file, glob or folder of rows (here: {Path.cwd()})"
+        return [f"{name}: {value!r} is or holds no file of rows; {wanted}"]
     except (OSError, ImportError, ValueError) as error:  # no permission, no package for the protocol, no such protocol
         return [f"{name}: {value!r} cannot be read: {error}"]
     return []
