@@ -72,10 +72,16 @@ def decide(policy: str, case: Case) -> Ruling:
 
 
 def audit(record: Row) -> str | None:
-    """Return the decision that a row's policy demands, or None when the policy is none of ours: for `label_audit`."""
+    """Return the decision that a row's policy demands, for `label_audit`.
+
+    None when the policy is none of ours, or when the case lacks a fact or holds one of another kind.
+    """
     policy = record.get("input", {}).get("policy_document")
     name = {policy_text(name).strip(): name for name in RULEBOOKS}.get(policy)
-    return decide(name, record["input"]).decision if name else None
+    try:
+        return decide(name, record["input"]).decision if name else None
+    except (KeyError, TypeError):
+        return None
 
 
 def generate_rows(count: int, seed: int, jitter: float = 0.0) -> Iterator[Row]:

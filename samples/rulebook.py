@@ -74,8 +74,9 @@ class Rulebook:
 
     def decide(self, case: Case, limits: Limits) -> Ruling:
         """Apply the rules in order; the first that matches decides, and one always does."""
+        request = self.requests[case["issue_type"]]
         rule = next(rule for rule in self.rules if rule.applies(case, limits))
-        words = {**limits, **case, "request": self.requests[case["issue_type"]].noun}
+        words = {**limits, **case, "request": request.noun}
         return Ruling(
             section=rule.section,
             decision=rule.decision,

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pandas as pd
@@ -14,12 +15,19 @@ def compare(model_uri: str, probe_file: Path) -> str | None:
     """What is wrong with the registered model's answers to the probe of an evaluation; ``None`` when all is well."""
     probe = json.loads(probe_file.read_text(encoding="utf-8"))
     records = [json.loads(record) for record in probe["records"]]
-    rows = pd.DataFrame([{"instruction": r["instruction"], "input": json.dumps(r["input"])} for r in records])
+    rows = pd.DataFrame([as_input(record) for record in records])
     with garbage_left_alone():
         served = mlflow.pyfunc.load_model(model_uri, model_config={"max_new_tokens": probe["max_new_tokens"]})
     answers = [list(tokens) for tokens in served.predict(rows)["token_ids"]]
     differing = [i for i, (got, expected) in enumerate(zip(answers, probe["answers"], strict=True)) if got != expected]
     return f"{len(differing)} of {len(records)} answers differ: {differing}" if differing else None
+
+
+def as_input(record: dict[str, Any]) -> dict[str, str]:
+    """A held-out row as the registered model is asked."""
+    if "messages" in record:
+        return {"messages": json.dumps(record["messages"])}
+    return {"instruction": record["instruction"], "input": json.dumps(record["input"])}
 
 
 if __name__ == "__main__":

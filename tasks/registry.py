@@ -244,7 +244,7 @@ def _find_or_log_model(client: MlflowClient, config: RunConfig, trained: Trained
 def _package(trained: TrainedRef, max_new_tokens: int, folder: Path) -> None:
     """Write the adapter as a model made of source files: no pickle, no copy of the base."""
     requirements = [f"{name}=={_version(name)}" for name in (*_SERVED_BY, *_SERVED_BY_TOO)]
-    text = ColSpec(DataType.string, "instruction"), ColSpec(DataType.string, "input")
+    asked = [ColSpec(DataType.string, name, required=False) for name in ("instruction", "input", "messages")]
     answer = ColSpec(DataType.string, "answer"), ColSpec(Array(DataType.long), "token_ids")
     mlflow.pyfunc.save_model(
         folder,
@@ -256,7 +256,7 @@ def _package(trained: TrainedRef, max_new_tokens: int, folder: Path) -> None:
             "max_new_tokens": max_new_tokens,
         },
         code_paths=[str(Path(training_core.__file__).parent)],
-        signature=ModelSignature(inputs=Schema(list(text)), outputs=Schema(list(answer))),
+        signature=ModelSignature(inputs=Schema(asked), outputs=Schema(list(answer))),
         pip_requirements=requirements,
     )
 

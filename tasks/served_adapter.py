@@ -1,7 +1,8 @@
 """The registered model: what `models:/<name>@champion` runs. Logged to MLflow as this very file, without pickle.
 
-One row of input: `instruction` (text) and `input` (the case with its `policy_document`, as JSON text). One row of
-output: `answer` (text) and `token_ids`. Rows become tokens by the functions that training used.
+One row of input: `instruction` (text) and `input` (the case with its `policy_document`, as JSON text), or `messages`
+(a conversation without its answer, as JSON text). One row of output: `answer` (text) and `token_ids`. Rows become
+tokens by the functions that training used.
 """
 
 import json
@@ -47,8 +48,11 @@ class ServedAdapter(mlflow.pyfunc.PythonModel):
         return pd.DataFrame({"answer": [self.encoder.decode_answer(a) for a in answers], "token_ids": answers})
 
     def _prompt(self, row: dict[Hashable, Any]) -> list[int]:
-        case = normalise({"instruction": row["instruction"], "input": json.loads(row["input"])})
-        return self.encoder.encode_prompt(format_as_chat(case))
+        if isinstance(row.get("messages"), str):
+            asked = {"messages": json.loads(row["messages"])}
+        else:
+            asked = {"instruction": row["instruction"], "input": json.loads(row["input"])}
+        return self.encoder.encode_prompt(format_as_chat(normalise(asked)))
 
 
 mlflow.models.set_model(ServedAdapter())

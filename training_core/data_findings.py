@@ -1,6 +1,7 @@
 """From the facts about all rows to the report on them."""
 
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ RARE = 5
 _OVERLAP = {"error": "not allowed", "drop": "dropped", "allow": "used all the same"}
 _PERCENTILES = (50, 90, 99, 100)
 _MOST_BINS = 15
+_SAME = ["near", "policy"]
 
 
 def report_on(config: RunConfig, survey: Survey, facts: pd.DataFrame, packing: str) -> DataReport:
@@ -34,7 +36,8 @@ def report_on(config: RunConfig, survey: Survey, facts: pd.DataFrame, packing: s
 
 
 def _account(source: Source, facts: pd.DataFrame) -> Account:
-    fates = facts.loc[facts["file"] == source.file, "fate"].value_counts()
+    from_there = (facts["file"] == source.file) & (facts["held_out_file"] == source.held_out)
+    fates = facts.loc[from_there, "fate"].value_counts()
     counts = {fate: int(fates.get(fate, 0)) for fate in (TRAINED, HELD_OUT, DUPLICATE, OVERLONG)}
     lines = source.rows + source.refused
     return Account(source.file, source.shape, lines, refused=source.refused, **counts)
@@ -67,13 +70,13 @@ def _round_edges(least: int, nearly_all: int, most: int, limit: int) -> list[int
 
 def _findings_on_rows(config: RunConfig, facts: pd.DataFrame) -> Iterator[Finding]:
     unique = facts[facts["fate"] != DUPLICATE]
-    alike = unique[unique.duplicated(["near", "policy"], keep=False)].groupby(["near", "policy"])
-    opposed = alike.filter(lambda rows: rows["decision"].nunique() > 1)
-    almost = alike.filter(lambda rows: rows["case"].nunique() > 1)
+    alike = unique[unique.duplicated(_SAME, keep=False)]
+    kinds = alike.groupby(_SAME)[["decision", "case"]].transform("nunique")
+    opposed, almost = alike[kinds["decision"] > 1], alike[kinds["case"] > 1]
     again = facts[facts.duplicated("row", keep=False)]
-    yield _groups("exact duplicates", "only the first is used", again, "row")
-    yield _groups("almost equal cases", "the same but for capitals, spacing and punctuation; all used", almost, "near")
-    yield _groups("conflicting answers", "one case under one policy, several decisions; all used", opposed, "near")
+    yield _groups("exact duplicates", "only the first is used", again, ["row"])
+    yield _groups("almost equal cases", "the same but for capitals, spacing and punctuation; all used", almost, _SAME)
+    yield _groups("conflicting answers", "one case under one policy, several decisions; all used", opposed, _SAME)
     shared = facts[facts["overlap"].notna()]
     meaning = f"in row, case or entity; {_OVERLAP[config.overlap]}"
     yield _rows("rows that share with eval_path", meaning, shared, "overlap")
@@ -91,10 +94,10 @@ def _findings_on_texts(survey: Survey) -> Iterator[Finding]:
     yield Finding("labels against the rules", survey.contradicted, meaning, survey.contradictions[:MOST_LISTED])
 
 
-def _groups(subject: str, meaning: str, rows: pd.DataFrame, key: str) -> Finding:
-    """Rows with one ``key`` in a line; the count is of all but the first of each."""
+def _groups(subject: str, meaning: str, rows: pd.DataFrame, key: list[str]) -> Finding:
+    """Rows of one ``key`` in a line; the count is of all but the first of each."""
     found = rows.groupby(key, sort=False)
-    listed = rows[rows[key].isin(rows[key].unique()[:MOST_LISTED])].groupby(key, sort=False)
+    listed = islice(found, MOST_LISTED)
     places = [" = ".join(_place(row) for _, row in group.head(4).iterrows()) for _, group in listed]
     return Finding(subject, len(rows) - found.ngroups, meaning, places)
 

@@ -18,6 +18,7 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _ARRAY = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*(?:[{\]]|$)")
 _SIGNS = re.compile(rb'\\.|["\[\]{},\n]', re.DOTALL)
 _READ_SIZE = 2**20
+_WHITE = b" \t\r\n"  # JSON's white space, nothing else
 
 
 class BadFileError(ValueError):
@@ -27,13 +28,17 @@ class BadFileError(ValueError):
 class Line(NamedTuple):
     """A row as it stands in its file, and its number from 1: an array's element has the line it begins on.
 
-    What is longer than ``LONGEST_LINE`` bytes comes in pieces that are not ``complete``; all but the first have
-    number 0.
+    What is longer than ``LONGEST_LINE`` bytes comes in pieces: all but the first have number 0, and only the last one
+    ``ends`` the row.
     """
 
     number: int
     raw: bytes
-    complete: bool = True
+    ends: bool = True
+
+    @property
+    def complete(self) -> bool:
+        return self.number > 0 and self.ends
 
 
 def find_files(path: str) -> list[str]:
@@ -77,7 +82,9 @@ def read_lines(file: str) -> Iterator[Line]:
                 yield from _read_parquet(stream)
             else:
                 yield from _read_text(io.BufferedReader(_decompressed(stream, magic), _READ_SIZE))
-    except (OSError, pa.ArrowException) as error:
+    except BadFileError:
+        raise
+    except (OSError, ValueError, OverflowError, pa.ArrowException) as error:
         raise BadFileError(f"{' '.join(str(error).split())}; copy or write the file again") from error
 
 
@@ -93,9 +100,9 @@ def _read_text(stream: io.BufferedReader) -> Iterator[Line]:
 def _split_lines(stream: io.BufferedReader) -> Iterator[Line]:
     number, inside = 0, False
     while raw := stream.readline(LONGEST_LINE):
-        cut = len(raw) == LONGEST_LINE and not raw.endswith(b"\n")
+        cut = not raw.endswith(b"\n") and bool(stream.peek(1))
         number += not inside
-        yield Line(0 if inside else number, raw, complete=not (cut or inside))
+        yield Line(0 if inside else number, raw, ends=not cut)
         inside = cut
 
 
@@ -103,12 +110,12 @@ def _split_array(stream: io.BufferedReader) -> Iterator[Line]:
     """Elements are found by brackets and quotes alone; whether one is proper JSON is for its reader to say."""
     element, line, depth, quoted, opened = _Element(1), 1, 0, False, False
     while chunk := stream.read(_READ_SIZE):
-        if chunk.endswith(b"\\"):
+        if (len(chunk) - len(chunk.rstrip(b"\\"))) % 2:
             chunk += stream.read(1)  # what is escaped stays beside its backslash
         start = 0
         for sign in _SIGNS.finditer(chunk):
             mark = sign[0]
-            line += mark == b"\n"
+            line += mark.endswith(b"\n")
             quoted ^= mark == b'"'
             if quoted or mark not in (b"[", b"{", b"]", b"}", b","):
                 continue
@@ -129,19 +136,18 @@ class _Element:
     def add(self, raw: bytes) -> Iterator[Line]:
         self.raw += raw
         if len(self.raw) > LONGEST_LINE:
-            yield self._piece()
+            yield Line(self._number(), self.raw, ends=False)
             self.raw, self.split = b"", True
 
     def close(self, raw: bytes) -> Iterator[Line]:
         self.raw += raw
-        if self.split or self.raw.strip():
-            yield self._piece() if self.split else Line(self._number(), self.raw.strip())
-
-    def _piece(self) -> Line:
-        return Line(0 if self.split else self._number(), self.raw, complete=False)
+        if self.split or self.raw.strip(_WHITE):
+            yield Line(self._number(), self.raw if self.split else self.raw.strip(_WHITE))
 
     def _number(self) -> int:
-        blank = len(self.raw) - len(self.raw.lstrip())
+        if self.split:
+            return 0
+        blank = len(self.raw) - len(self.raw.lstrip(_WHITE))
         return self.line + self.raw.count(b"\n", 0, blank)
 
 

@@ -6,6 +6,7 @@ case is not given as JSON, a conversation, `{"messages": [{"role": str, "content
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import UnionType
 from typing import NoReturn
 
 from training_core.rows import BadLineError, Record, check_record, parse_json, strip_edges
@@ -31,7 +32,7 @@ class RowFormat:
 def detect_format(value: object) -> RowFormat | None:
     """The shape of a row, by its keys; ``None`` when it is none that is known.
 
-    Whether conversations hold their cases as JSON is decided here too, once for all rows of a file.
+    Whether conversations hold their cases as JSON is decided here too.
     """
     if not isinstance(value, dict):
         return None
@@ -66,27 +67,37 @@ def to_record(value: object, row_format: RowFormat, allowed_decisions: tuple[str
 
 def _holds_case(shape: "_Shape", value: Record) -> bool:
     try:
-        _as_case(shape.read(value))
+        return _find_case(shape.read(value)) is not None
     except BadLineError:
         return False
-    return True
+
+
+def _find_case(turns: list[Turn]) -> tuple[str, Record] | None:
+    """Instruction and case of `[system,] user, assistant`, where the user's text ends in the case as JSON."""
+    if [role for role, _ in turns] not in (["user", "assistant"], ["system", "user", "assistant"]):
+        return None
+    *system, (_, user), _ = turns
+    head, brace, tail = ("", "{", user[1:]) if user.startswith("{") else user.partition("\n\n{")
+    if not brace or "policy_document" not in tail:
+        return None
+    case = _parse_text("user", f"{{{tail}")
+    if not isinstance(case, dict) or "policy_document" not in case:
+        return None
+    return "\n\n".join(text for text in (*(text for _, text in system), head) if text), case
 
 
 def _as_case(turns: list[Turn]) -> Record:
-    """`[system,] user, assistant`: the user's text ends in the case as JSON; what stands before is the instruction."""
-    if [role for role, _ in turns] not in (["user", "assistant"], ["system", "user", "assistant"]):
-        raise BadLineError("messages", "more than one question and one answer", "give rows of one kind in a file")
-    *system, (_, user), (_, answer) = turns
-    head, brace, tail = ("", "{", user[1:]) if user.startswith("{") else user.partition("\n\n{")
-    case = _parse_text("user", f"{{{tail}") if brace else None
-    if not isinstance(case, dict) or "policy_document" not in case:
-        what = "the text does not end in a case as JSON with its policy_document, as in the first row"
+    found = _find_case(turns)
+    if found is None:
+        what = "does not end in a case as JSON with its policy_document, as in rows before"
         raise BadLineError("user", what, "give rows of one kind in a file")
-    instruction = "\n\n".join(text for text in (*(text for _, text in system), head) if text)
-    return {"instruction": instruction, "input": case, "output": _parse_text("assistant", answer)}
+    instruction, case = found
+    return {"instruction": instruction, "input": case, "output": _parse_text("assistant", turns[-1][1])}
 
 
 def _as_conversation(turns: list[Turn]) -> Record:
+    if _find_case(turns) is not None:
+        raise BadLineError("user", "ends in a case as JSON, unlike rows before", "give rows of one kind in a file")
     roles = [role for role, _ in turns]
     spoken = roles[1:] if roles[0] == "system" else roles
     if not spoken or spoken != ["user", "assistant"] * (len(spoken) // 2):
@@ -129,16 +140,14 @@ def _ask(question: str, answer: str) -> list[Turn]:
 class _Shape:
     """The kind of value each key has, and how the conversation is read from them."""
 
-    keys: dict[str, type]
+    keys: dict[str, type | UnionType]
     turns: Callable[[Record], list[Turn]]
 
     def read(self, value: Record) -> list[Turn]:
         for key, kind in self.keys.items():
             if not isinstance(value.get(key), kind):
-                what = (
-                    f"{'missing or null' if value.get(key) is None else type(value[key]).__name__}, no {kind.__name__}"
-                )
-                raise BadLineError(key, what, "give rows of one shape in a file")
+                found = "missing or null" if value.get(key) is None else f"a {type(value[key]).__name__}"
+                raise BadLineError(key, f"{found}, unlike rows before", "give rows of one shape in a file")
         return self.turns(value)
 
 
@@ -147,11 +156,8 @@ _SHAPES = {
     "messages": _Shape({"messages": list}, lambda value: _read_turns(value["messages"])),
     "conversations": _Shape({"conversations": list}, lambda value: _read_turns(value["conversations"])),
     "alpaca": _Shape(
-        {"instruction": str, "input": str, "output": str},
-        lambda value: _ask("\n\n".join(filter(None, (value["instruction"], value["input"]))), value["output"]),
-    ),
-    "alpaca without input": _Shape(
-        {"instruction": str, "output": str}, lambda value: _ask(value["instruction"], value["output"])
+        {"instruction": str, "input": str | None, "output": str},
+        lambda value: _ask("\n\n".join(filter(None, (value["instruction"], value.get("input")))), value["output"]),
     ),
     "prompt/completion": _Shape(
         {"prompt": str, "completion": str}, lambda value: _ask(value["prompt"], value["completion"])

@@ -21,34 +21,35 @@ class Row(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """A line that cannot be used. One that is too long comes in pieces; only the first of them has a problem."""
+    """A line that cannot be used. One that is too long comes in pieces: the first has a problem, the last ``ends``."""
 
     problem: Problem | None
     raw: bytes
-    whole: bool = True
+    ends: bool = True
 
 
 def read_rows(file: str, allowed_decisions: tuple[str, ...] = ()) -> Iterator[Row | Refused]:
-    """Every line of a file that is not blank. The first row of a known shape settles the shape of the file.
+    """Every line of a file that is not blank. The first usable row settles the shape of all rows of the file.
 
     Raises ``BadFileError`` where the file cannot be read on; what comes before has been given out by then.
     """
     shape: RowFormat | None = None
     for line in read_lines(file):
         if not line.complete:
-            yield Refused(_too_long(file, line), line.raw, whole=False)
+            yield Refused(_too_long(file, line), line.raw, line.ends)
             continue
         if _is_blank(line.raw):
             continue
         try:
             value = parse_json(line.raw)
-            shape = shape or detect_format(value)
-            if shape is None:
+            found = shape or detect_format(value)
+            if found is None:
                 refuse_shapeless(value)
-            record = to_record(value, shape, allowed_decisions)
+            record = to_record(value, found, allowed_decisions)
         except BadLineError as bad:
             yield Refused(Problem(file, line.number, *bad.args), line.raw)
         else:
+            shape = found
             yield Row(file, line.number, record, line.raw, shape, frozenset(value.keys() - shape.keys))
 
 

@@ -119,7 +119,7 @@ def _chunks(items: Iterable[Row | Refused]) -> Iterator[list[Row | Refused]]:
 def _set_aside(refused: Iterable[Refused], quarantine: BinaryIO, problems: TextIO) -> None:
     """Each refused line as it was, and the one after it on a line of its own."""
     for item in refused:
-        quarantine.write(item.raw if item.raw.endswith(b"\n") or not item.whole else item.raw + b"\n")
+        quarantine.write(item.raw if item.raw.endswith(b"\n") or not item.ends else item.raw + b"\n")
         if item.problem:
             problems.write(json.dumps(asdict(item.problem), ensure_ascii=False) + "\n")
 

@@ -138,7 +138,8 @@ def _parse_exactly(raw: bytes) -> Any:
         raise
     except json.JSONDecodeError as error:
         place = len(error.doc[: error.pos].encode("utf-8", "surrogatepass"))
-        raise BadLineError("line", f"not JSON: {error.msg} at byte {place}", _json_remedy(raw)) from error
+        what = error.msg.removesuffix(" at").removesuffix(" starting")
+        raise BadLineError("line", f"not JSON at byte {place}: {what}", _json_remedy(raw)) from error
     except ValueError as error:  # a number of more digits than Python reads, or an infinite one
         raise BadLineError("line", f"not JSON: {error}", "write a smaller number") from error
     except RecursionError as error:

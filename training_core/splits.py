@@ -25,10 +25,12 @@ def decide_fates(config: RunConfig, facts: pd.DataFrame, entities: pd.DataFrame)
     duplicate = facts.duplicated("row")
     if config.overlap == "drop":
         duplicate |= overlapping(facts, entities).notna()
-    held_out = facts["held_out_file"] if config.eval_path else hold_out(facts[~duplicate], entities, config.val_split)
+    overlong = facts["tokens"] > config.max_seq_length
+    usable = facts[~duplicate & ~overlong]
+    held_out = usable["held_out_file"] if config.eval_path else hold_out(usable, entities, config.val_split)
     fates = pd.Series(TRAINED, index=facts.index, dtype=object)
     fates[held_out.reindex(facts.index, fill_value=False)] = HELD_OUT
-    fates[facts["tokens"] > config.max_seq_length] = OVERLONG
+    fates[overlong] = OVERLONG
     fates[duplicate] = DUPLICATE
     return fates
 

@@ -102,7 +102,8 @@ def _rows_problems(name: str, value: str) -> list[str]:
             with fsspec.open(file, "rb"):
                 pass
     except FileNotFoundError:
-        return [f"{name}: {value!r} does not exist; give --{name} a file, glob or folder of rows (here: {Path.cwd()})"]
+        wanted = f"give --{name} a file, glob or folder of rows (here: {Path.cwd()})"
+        return [f"{name}: {value!r} is or holds no file of rows; {wanted}"]
     except ImportError as error:
         return [f"{name}: {value!r} cannot be read: {error} (pip install 'sft-flow[s3]' for s3://, '[gcs]' for gs://)"]
     except (OSError, ValueError) as error:  # no permission, no connection, no such protocol

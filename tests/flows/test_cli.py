@@ -40,7 +40,7 @@ def test_missing_files_and_models_are_listed_at_once_with_exit_code_2(command: l
     model, runs = ["--model_name", str(tmp_path)], ["--output_dir", str(tmp_path / "runs")]
     found = call(command, *places, *model, *runs)
     assert found.returncode == 2
-    for part in ("dataset_path:", "does not exist", "eval_path:", "sft-flow[s3]", "lacks config.json"):
+    for part in ("dataset_path:", "holds no file of rows", "eval_path:", "sft-flow[s3]", "lacks config.json"):
         assert part in found.stderr
     assert "Traceback" not in found.stderr
     assert not (tmp_path / "runs").exists()
@@ -70,7 +70,7 @@ def test_rows_that_are_unfit_end_a_run_with_their_problems_and_exit_code_2(tiny_
         assert found.returncode == 2, found.stderr
         assert "2 of 2 lines cannot be used" in found.stderr
         assert "rows.jsonl:1: instruction: 5 is no text" in found.stderr
-        assert not (tmp_path / "runs").exists()
+        assert {path.name for path in (tmp_path / "runs").iterdir()} <= {"datasets", "prefect"}
 
 
 def test_several_paths_to_check_are_refused_with_what_to_do_instead() -> None:
@@ -103,3 +103,19 @@ def test_check_reports_in_the_terminal_as_json_and_as_a_page_with_exit_codes_0_a
         places = [Path(line[8:]) for line in found.stdout.split("\n") if line[8:9] == "/"]
         assert [place.name for place in places] == ["report.html", "report.json", "refused.jsonl"]
         assert all(place.is_file() for place in places)
+
+
+@pytest.mark.slow
+def test_check_refuses_bad_settings_with_exit_code_2(tmp_path: Path) -> None:
+    found = call(
+        [*COMMANDS["sft-flow"][:-1], "check"],
+        str(tmp_path / "nowhere.jsonl"),
+        "--model_name",
+        str(tmp_path),
+        "--label_audit",
+        "no.such:thing",
+    )
+    assert found.returncode == 2
+    for part in ("dataset_path:", "holds no file of rows", "label_audit:", "lacks config.json"):
+        assert part in found.stderr
+    assert "Traceback" not in found.stderr

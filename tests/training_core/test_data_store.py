@@ -1,65 +1,136 @@
 """Encoded rows come back from disk as they were, or not at all; and only what they were made from finds them."""
 
 import json
+import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from row_samples import records, to_line, write
 
+from training_core import data_store
 from training_core.config import RunConfig
-from training_core.data_loader import TrainingData, build_datasets
-from training_core.data_store import data_key, load_training_data, save_training_data
-from training_core.model_setup import load_tokenizer
+from training_core.data_store import data_key, demand_fitness, load_report, load_training_data, prepare_data
+from training_core.rows import DataError
 
 
 @pytest.fixture(scope="module")
-def data(tiny_base: Path, sample_rows: Path) -> TrainingData:
-    config = RunConfig(dataset_path=str(sample_rows), max_seq_length=4096, val_split=0.3)
-    built = build_datasets(config, load_tokenizer(tiny_base))
-    assert built.refused
-    return built
+def prepared(tiny_base: Path, sample_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = str(tmp_path_factory.mktemp("prepared"))
+    config = RunConfig(dataset_path=str(sample_rows), output_dir=output, max_seq_length=4096, val_split=0.3)
+    return prepare_data(config, tiny_base)
 
 
 @pytest.fixture
-def folder(data: TrainingData, tmp_path: Path) -> Path:
-    save_training_data(data, tmp_path / "data")
-    return tmp_path / "data"
+def folder(prepared: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(prepared, tmp_path / "data"))
 
 
-def test_saved_data_come_back_equal(data: TrainingData, folder: Path) -> None:
-    loaded = load_training_data(folder)
-    assert loaded.train[:] == data.train[:]
-    assert loaded.held_out[:] == data.held_out[:]
-    assert loaded.report == data.report
-    assert loaded.refused == data.refused
+def test_a_folder_holds_both_sides_the_report_the_quarantine_and_nothing_unfinished(prepared: Path) -> None:
+    assert files_of(prepared) == [
+        *("held_out.arrow", "manifest.json", "problems.jsonl", "refused.jsonl", "report.json", "train.arrow"),
+    ]
+    assert sorted(path.name for path in prepared.parent.iterdir()) == [f".{prepared.name}.lock", prepared.name]
+    data = load_training_data(prepared)
+    (account,) = data.report.accounts
+    assert (len(data.train), len(data.held_out)) == (account.trained, account.held_out)
+    assert data.train.column_names == ["input_ids", "labels", "line", "decision", "group"]
+    assert data.held_out.column_names == [*data.train.column_names, "record"]
+    assert (prepared / "refused.jsonl").read_bytes().count(b"\n") == account.refused > 0
 
 
-@pytest.mark.parametrize(
-    "refused", [[], [b"\n"], [b"a\rb\r\n", b"\x00\xff\n", b"\n", b"\xe2\x80\xa8\x85\n"]], ids=["none", "blank", "odd"]
-)
-def test_refused_lines_come_back_byte_for_byte(data: TrainingData, tmp_path: Path, refused: list[bytes]) -> None:
-    save_training_data(TrainingData(data.train, data.held_out, data.report, refused), tmp_path / "data")
-    assert load_training_data(tmp_path / "data").refused == refused
-    assert (tmp_path / "data" / "refused.jsonl").read_bytes() == b"".join(refused)
+def test_an_unchanged_input_is_found_and_not_prepared_again(
+    made_from: tuple[RunConfig, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = prepare_data(*made_from)
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    monkeypatch.setattr(data_store, "build_datasets", None)
+    assert prepare_data(*made_from) == folder
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
-def test_saving_again_replaces_the_folder_and_leaves_no_draft(data: TrainingData, folder: Path) -> None:
+def test_a_damaged_folder_is_prepared_again(made_from: tuple[RunConfig, Path]) -> None:
+    folder = prepare_data(*made_from)
+    whole = (folder / "train.arrow").read_bytes()
+    (folder / "train.arrow").write_bytes(whole[:-1])
     (folder / "stray").touch()
-    loaded = load_training_data(folder)
-    save_training_data(loaded, folder)
-    assert load_training_data(folder).train[:] == data.train[:]
+    assert prepare_data(*made_from) == folder
+    assert (folder / "train.arrow").read_bytes() == whole
     assert not (folder / "stray").exists()
-    assert [path.name for path in folder.parent.iterdir()] == ["data"]
 
 
-def test_a_draft_left_by_a_crash_is_in_nobodys_way(data: TrainingData, tmp_path: Path) -> None:
-    (tmp_path / "data.draft").mkdir()
-    (tmp_path / "data.draft" / "half").touch()
+PREPARE = """
+import sys
+from pathlib import Path
+from training_core.config import RunConfig
+from training_core.data_store import prepare_data
+sys.stdout.write(str(prepare_data(RunConfig.load(sys.argv[1]), Path(sys.argv[2]))))
+"""
+
+
+def start(config: RunConfig, base: Path, folder: Path) -> "subprocess.Popen[str]":
+    config.save(folder)
+    return subprocess.Popen([sys.executable, "-c", PREPARE, str(folder), str(base)], stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_two_processes_that_prepare_the_same_rows_at_once_both_succeed(
+    made_from: tuple[RunConfig, Path], tmp_path: Path
+) -> None:
+    both = [start(*made_from, tmp_path / "settings") for _ in range(2)]
+    folders = {process.communicate(timeout=200)[0] for process in both}
+    assert [process.returncode for process in both] == [0, 0]
+    (folder,) = folders
+    load_training_data(Path(folder))
+    assert not list(Path(folder).parent.glob("*.draft"))
+
+
+@pytest.mark.slow
+def test_a_process_killed_half_way_leaves_no_folder_and_is_in_nobodys_way(
+    made_from: tuple[RunConfig, Path], tmp_path: Path
+) -> None:
+    config, base = made_from
+    write(tmp_path / "rows.jsonl", records(40_000))
+    datasets = Path(config.output_dir) / "datasets"
+    process = start(config, base, tmp_path / "settings")
+    deadline = time.monotonic() + 120
+    while not any(path.stat().st_size for path in datasets.glob("*.draft/encoded.arrow")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    (draft,) = datasets.glob("*.draft")
+    folder = draft.with_suffix("")
+    assert not folder.exists()
     with pytest.raises(FileNotFoundError):
-        load_training_data(tmp_path / "data")
-    save_training_data(data, tmp_path / "data")
-    assert not (tmp_path / "data" / "half").exists()
+        load_training_data(draft)
+    write(tmp_path / "small.jsonl", records(30))
+    (draft / "half").touch()
+    assert prepare_data(replace(config, dataset_path=str(tmp_path / "small.jsonl")), base).exists()
+    assert prepare_data(config, base) == folder
+    assert "half" not in files_of(folder)
+    assert not draft.exists()
+
+
+def test_rows_that_are_not_fit_are_reported_on_but_not_given_to_a_training(tiny_base: Path, tmp_path: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", [b"{", *records(3), *(b"[" for _ in range(30))])
+    folder = prepare_data(RunConfig(dataset_path=rows, output_dir=str(tmp_path)), tiny_base)
+    assert load_report(folder).accounts[0].refused == 31
+    with pytest.raises(DataError) as caught:
+        load_training_data(folder)
+    with pytest.raises(DataError):
+        demand_fitness(load_report(folder))
+    text = str(caught.value)
+    assert "31 of 34 lines cannot be used" in text
+    assert f"{rows}:1: line: not JSON" in text
+    assert "and 11 more" in text
 
 
 def files_of(folder: Path) -> list[str]:
@@ -103,11 +174,13 @@ def made_from(tmp_path: Path, tiny_base: Path, sample_rows: Path) -> tuple[RunCo
     """Rows, held-out rows and a tokenizer of one's own."""
     shutil.copytree(tiny_base, tmp_path / "base")
     shutil.copy(sample_rows, tmp_path / "rows.jsonl")
-    shutil.copy(sample_rows, tmp_path / "held_out.jsonl")
-    return (
-        RunConfig(dataset_path=str(tmp_path / "rows.jsonl"), eval_path=str(tmp_path / "held_out.jsonl")),
-        tmp_path / "base",
+    write(tmp_path / "held_out.jsonl", records(10, start=10**6))
+    config = RunConfig(
+        dataset_path=str(tmp_path / "rows.jsonl"),
+        eval_path=str(tmp_path / "held_out.jsonl"),
+        output_dir=str(tmp_path / "runs"),
     )
+    return config, tmp_path / "base"
 
 
 @pytest.mark.parametrize(
@@ -141,6 +214,13 @@ def test_the_key_changes_with_the_files_of_a_slow_tokenizer(
         ("val_split", 0.2),
         ("max_seq_length", 1024),
         ("overlong", "error"),
+        ("overlap", "drop"),
+        ("entity_fields", ("order_id",)),
+        ("allowed_decisions", ("Eligible",)),
+        ("label_audit", "samples.cases:audit"),
+        ("packing", False),
+        ("per_device_train_batch_size", 2),
+        ("gradient_accumulation_steps", 2),
         ("max_refused_share", 0.2),
         ("group_by", "case_id"),
         ("seed", 1),
@@ -173,7 +253,42 @@ def test_the_key_stays_when_weights_and_other_settings_change(
     assert data_key(other, base) == before
 
 
-def test_the_report_is_readable_json(folder: Path, data: TrainingData) -> None:
+def test_the_key_is_the_same_wherever_equal_files_lie_under_a_folder(tmp_path: Path, tiny_base: Path) -> None:
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_bytes(to_line(records(1)[0]))
+    config = RunConfig(dataset_path=str(tmp_path))
+    before = data_key(config, tiny_base)
+    (tmp_path / "notes.txt").touch()
+    assert data_key(config, tiny_base) == before
+    (tmp_path / "c.jsonl").touch()
+    assert data_key(config, tiny_base) != before
+
+
+def test_the_key_changes_with_the_code_that_makes_the_rows(
+    made_from: tuple[RunConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = Path(shutil.copytree(Path(data_store.__file__).parent, tmp_path / "code"))
+    monkeypatch.setattr(data_store, "__file__", str(code / "data_store.py"))
+    keys = {data_key(*made_from)}
+    for name in data_store._CODE:
+        with (code / name).open("a") as file:
+            file.write("# another version\n")
+        keys.add(data_key(*made_from))
+    assert len(keys) == 1 + len(data_store._CODE)
+
+
+def test_the_code_of_the_key_is_all_that_the_making_of_rows_imports() -> None:
+    """But for settings, whose values are in the key themselves."""
+    room = Path(data_store.__file__).parent
+    made_by, left = set(), ["data_loader.py"]
+    while left:
+        made_by.add(name := left.pop())
+        imported = re.findall(r"^from training_core\.(\w+) import", (room / name).read_text(), flags=re.MULTILINE)
+        left += {f"{module}.py" for module in imported} - made_by
+    assert made_by - {"config.py"} == set(data_store._CODE)
+
+
+def test_the_report_is_readable_json(folder: Path) -> None:
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    assert report["accounts"][0]["lines"] == data.report.accounts[0].lines
-    assert len(report["problems"]) == len(data.refused)
+    assert report["accounts"][0]["lines"] == 120
+    assert len(report["problems"]) == (folder / "problems.jsonl").read_text(encoding="utf-8").count("\n")

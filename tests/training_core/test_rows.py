@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from training_core.rows import ANSWER_FIELDS, BadLineError, Problem, parse_row
+from training_core.row_formats import detect_format, to_record
+from training_core.rows import ANSWER_FIELDS, DEEPEST, BadLineError, Problem, compose, normalise, parse_json
 
 RECORD: dict[str, Any] = {
     "instruction": "Decide this case.",
@@ -13,6 +14,14 @@ RECORD: dict[str, Any] = {
     "output": {"decision": "Eligible", "reason": "Day 30.", "customer_response": "Yes.", "next_action": "Refund"},
 }
 LINE = json.dumps(RECORD)
+
+
+NATIVE = detect_format(RECORD)
+assert NATIVE
+
+
+def parse_row(raw: bytes) -> dict[str, Any]:
+    return to_record(parse_json(raw), NATIVE)
 
 
 def refusal(raw: bytes) -> tuple[str, str, str]:
@@ -29,14 +38,28 @@ def with_value(json_text: str) -> bytes:
 
 
 def test_a_row_comes_back_as_it_was_written() -> None:
-    record = RECORD | {"id": 7, "output": RECORD["output"] | {"confidence": 0.5, "emoji": "🙂 é \u2028\x00"}}
+    record = RECORD | {"output": RECORD["output"] | {"confidence": 0.5, "emoji": "🙂 é \u2028 \t\r\n\x85 \ufffe"}}
     assert parse_row(json.dumps(record).encode()) == record
     assert parse_row(json.dumps(record, ensure_ascii=False).encode()) == record
 
 
 def test_accents_are_composed_as_the_tokenizers_compose_them() -> None:
-    record = RECORD | {"output": RECORD["output"] | {"decision": "De\u0301clin"}}
-    assert parse_row(json.dumps(record).encode())["output"]["decision"] == "D\u00e9clin"
+    record = RECORD | {"output": RECORD["output"] | {"decision": "De\u0301clin", "e\u0301tat": ["a\u0300"]}}
+    for text in (json.dumps(record), json.dumps(record, ensure_ascii=False)):
+        output = parse_row(text.encode())["output"]
+        assert (output["decision"], output["\u00e9tat"]) == ("D\u00e9clin", ["\u00e0"])
+
+
+def test_a_case_that_is_served_is_normalised_as_one_that_is_read() -> None:
+    case = {"instruction": " De\u0301cide \n", "input": {"a": " e\u0301 ", "policy_document": "\n Rule. "}}
+    line = json.dumps(case | {"output": RECORD["output"]}).encode()
+    assert normalise(case) == {name: value for name, value in parse_row(line).items() if name != "output"}
+    assert normalise(case)["input"] == {"a": " \u00e9 ", "policy_document": "Rule."}
+
+
+def test_keys_that_meet_when_their_accents_are_composed_are_refused() -> None:
+    with pytest.raises(BadLineError, match="twice"):
+        compose({"caf\u00e9": 1, "cafe\u0301": 2})
 
 
 @pytest.mark.parametrize(
@@ -74,26 +97,65 @@ def test_a_number_that_json_cannot_say_is_refused(value: str) -> None:
     assert refusal(with_value(value))[0] in ("line", "input.days", "days")
 
 
-@pytest.mark.parametrize(
-    "value", ["1" * 4300, "-0.0", "1e-999", '"\\ud83d\\ude00"', '"\\u0000"', "[[[[]]]]", '{"": 1}']
-)
+@pytest.mark.parametrize("value", ["-0.0", "1e-999", '"\\ud83d\\ude00"', "[[[[]]]]", '{"": 1}', '{"\\\\": 1}'])
 def test_odd_but_proper_json_is_a_row(value: str) -> None:
     assert parse_row(with_value(value))["input"]["days"] == json.loads(value)
+
+
+@pytest.mark.parametrize("digits", [*range(17, 27), 100, 4300])
+@pytest.mark.parametrize("sign", ["", "-"])
+def test_a_whole_number_keeps_every_digit(digits: int, sign: str) -> None:
+    """Order numbers of 19 digits and more are no floating point numbers."""
+    number = f"{sign}{'1234567890' * (digits // 10)}{'9876543210'[: digits % 10]}"
+    assert str(parse_row(with_value(number))["input"]["days"]) == number
 
 
 def test_a_huge_number_is_a_problem_and_no_crash() -> None:
     assert refusal(with_value("9" * 5000))[0] == "line"
 
 
-@pytest.mark.parametrize("depth", [900, *range(960, 1010), 100_000])
-@pytest.mark.parametrize("place", ['"days": 30', '"Decide this case."'], ids=["case", "instruction"])
-def test_deep_nesting_is_a_row_or_a_problem_and_no_crash(depth: int, place: str) -> None:
-    deep = "[" * depth + "]" * depth
-    line = LINE.replace(place, place.replace("30", deep) if "30" in place else deep).encode()
-    try:
-        parse_row(line)
-    except BadLineError as problem:
-        assert len(str(problem.args[1])) < 200
+@pytest.mark.parametrize("open_close", ["[]", "{}", "{[]}"])
+def test_nesting_is_read_to_a_stated_depth_and_no_deeper(open_close: str) -> None:
+    """Recursion has no say in it: what is one level too deep is refused like what is a million levels too deep."""
+
+    def nested(levels: int) -> str:
+        dict_first = [open_close != "[]" and (open_close == "{}" or i % 2 == 0) for i in range(levels)]
+        opening = "".join('{"k":' if is_dict else "[" for is_dict in dict_first)
+        return opening + "0" + "".join("}" if is_dict else "]" for is_dict in reversed(dict_first))
+
+    parse_json(nested(DEEPEST - 1).encode())
+    for levels in (DEEPEST, 500, 1023, 1024, 1025, 5_000, 200_000):
+        with pytest.raises(BadLineError, match="nested"):
+            parse_json(nested(levels).encode())
+
+
+@pytest.mark.parametrize("code", [*range(9), 11, 12, *range(14, 32), *range(127, 160)])
+def test_control_characters_are_refused_escaped_or_not(code: int) -> None:
+    """All but tab, newline, return and next line (U+0085): they are no text, and terminals obey them."""
+    for ensure_ascii in (True, False):
+        for spoiled in ({"instruction": f"a{chr(code)}b"}, {"input": RECORD["input"] | {f"k{chr(code)}": 1}}):
+            raw = json.dumps(RECORD | spoiled, ensure_ascii=ensure_ascii).encode()
+            if code == 0x85:
+                assert parse_row(raw) == RECORD | spoiled
+            else:
+                assert f"U+{code:04X}" in refusal(raw)[1]
+
+
+@pytest.mark.parametrize(
+    "text", ["\ta\r\nb", "a\x85b", "\u2028\u2029", "\ufdd0\ufffe\uffff\U0010ffff", "\ufeff", "\u202e"]
+)
+def test_white_space_and_odd_but_harmless_characters_are_text(text: str) -> None:
+    row = RECORD | {"input": RECORD["input"] | {"note": f"x{text}y"}}
+    for ensure_ascii in (True, False):
+        assert parse_row(json.dumps(row, ensure_ascii=ensure_ascii).encode()) == row
+
+
+@pytest.mark.parametrize(
+    "text", ['": ', '\\": "', '\\\\": ', '{"a": 1, "a": 2}', '" :', '\\" :\t', "':'", '"":""', '\\\\\\"  :']
+)
+def test_quotes_and_colons_inside_texts_are_no_keys(text: str) -> None:
+    for row in (RECORD | {"instruction": f"x{text}y"}, RECORD | {"input": RECORD["input"] | {text: text}}):
+        assert parse_row(json.dumps(row).encode()) == row
 
 
 @pytest.mark.parametrize(
@@ -103,11 +165,15 @@ def test_deep_nesting_is_a_row_or_a_problem_and_no_crash(depth: int, place: str)
         LINE.replace('"days": 30', '"days": {"a": 1, "a": 1}'),
         LINE.replace('{"instruction"', '{"instruction": "x", "instruction"'),
         LINE.replace('"days": 30', '"d\\u0061ys": 30, "days": 30'),
+        LINE.replace('"days": 30', '"days" : 30, "days"\t:30'),
+        LINE.replace('"days": 30', '"days": ["\\": x"], "days": 30'),
+        LINE.replace('"days": 30', '"a\\\\": 30, "days": 30, "a\\\\" :31'),
+        LINE.replace('"days": 30', '"days": "\\"  :", "days": 30'),
     ],
 )
 def test_a_key_that_stands_twice_is_refused_by_name(line: str) -> None:
     field, what, _ = refusal(line.encode())
-    assert field in ("days", "a", "instruction")
+    assert field.rstrip("\\") in ("days", "a", "instruction")
     assert "twice" in what
 
 

@@ -8,9 +8,9 @@ import torch
 from training_core.checkpoints import seal_digest
 from training_core.config import RunConfig
 from training_core.contest import hold_contest
-from training_core.data_loader import build_datasets
+from training_core.data_store import load_training_data, prepare_data
 from training_core.journal import read_journal
-from training_core.model_setup import LoadedModel, load_model_and_tokenizer, load_tokenizer
+from training_core.model_setup import LoadedModel, load_model_and_tokenizer
 from training_core.trainer import Cadence, Steps, create_training_arguments, train_model
 from training_core.utils import Precision
 
@@ -46,7 +46,7 @@ def test_every_adapter_weight_changes_in_fp32_and_no_base_weight_does(
 ) -> None:
     config = RunConfig(**vars(config) | {"packing": packing, "gradient_checkpointing": packing})
     loaded = load_model_and_tokenizer(config)
-    data = build_datasets(config, loaded.tokenizer)
+    data = load_training_data(prepare_data(config, Path(config.model_name)))
     adapter, base = weights(loaded, trained=True), weights(loaded, trained=False)
     summary = train_model(loaded, data, config, tmp_path / "run")
     after = weights(loaded, trained=True)
@@ -58,7 +58,7 @@ def test_every_adapter_weight_changes_in_fp32_and_no_base_weight_does(
 
 @pytest.mark.slow
 def test_a_training_resumed_from_any_checkpoint_ends_with_the_same_weights(config: RunConfig, tmp_path: Path) -> None:
-    data = build_datasets(config, load_tokenizer(Path(config.model_name)))
+    data = load_training_data(prepare_data(config, Path(config.model_name)))
     whole, resumed = load_model_and_tokenizer(config), load_model_and_tokenizer(config)
     train_model(whole, data, config, tmp_path / "run")
     curve = read_journal(tmp_path / "run" / "journal.jsonl")
@@ -75,7 +75,7 @@ def test_a_training_resumed_from_any_checkpoint_ends_with_the_same_weights(confi
 @pytest.mark.slow
 def test_a_training_that_is_over_takes_no_further_step(config: RunConfig, tmp_path: Path) -> None:
     config = RunConfig(**vars(config) | {"lr_scheduler_type": "constant"})
-    data = build_datasets(config, load_tokenizer(Path(config.model_name)))
+    data = load_training_data(prepare_data(config, Path(config.model_name)))
     first, again = load_model_and_tokenizer(config), load_model_and_tokenizer(config)
     train_model(first, data, config, tmp_path / "run")
     before = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
@@ -90,7 +90,7 @@ def test_a_training_that_is_over_takes_no_further_step(config: RunConfig, tmp_pa
 @pytest.mark.slow
 def test_a_model_that_has_answered_still_trains_as_one_that_has_not(config: RunConfig, tmp_path: Path) -> None:
     """On CPUs with AVX512-bf16 bitsandbytes repacks weights at the first evaluation, for a kernel without gradient."""
-    data = build_datasets(config, load_tokenizer(Path(config.model_name)))
+    data = load_training_data(prepare_data(config, Path(config.model_name)))
     fresh, used = load_model_and_tokenizer(config), load_model_and_tokenizer(config)
     hold_contest(used, None, data, config)
     for loaded, folder in ((fresh, "fresh"), (used, "used")):

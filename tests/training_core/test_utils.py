@@ -44,7 +44,7 @@ def test_all_problems_are_reported_at_once_and_nothing_is_written(tmp_path: Path
     (tmp_path / "base").mkdir()
     problems = problems_of(
         {
-            "dataset_path": str(tmp_path / "empty.jsonl"),
+            "dataset_path": str(tmp_path / "base"),
             "eval_path": str(tmp_path / "nowhere.jsonl"),
             "model_name": str(tmp_path / "base"),
             "output_dir": str(tmp_path / "empty.jsonl" / "out"),
@@ -57,17 +57,17 @@ def test_all_problems_are_reported_at_once_and_nothing_is_written(tmp_path: Path
 
 @pytest.mark.parametrize("name", ["dataset_path", "eval_path"])
 @pytest.mark.parametrize(
-    ("kind", "words"), [("missing", "does not exist"), ("folder", "is a folder"), ("empty", "is empty")]
+    ("path", "words"),
+    [
+        ("nowhere.jsonl", "holds no file of rows"),
+        ("folder", "holds no file of rows"),
+        ("*.parquet", "holds no file of rows"),
+        ("nosuch://bucket/rows.jsonl", "Protocol not known"),
+    ],
 )
-def test_a_file_of_rows_must_be_a_file_with_rows(
-    usable: dict[str, Any], tmp_path: Path, name: str, kind: str, words: str
-) -> None:
-    path = tmp_path / kind
-    if kind == "folder":
-        path.mkdir()
-    if kind == "empty":
-        path.touch()
-    (problem,) = problems_of(usable | {name: str(path)})
+def test_rows_must_be_found(usable: dict[str, Any], tmp_path: Path, name: str, path: str, words: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (problem,) = problems_of(usable | {name: path if "://" in path else str(tmp_path / path)})
     assert problem.startswith(f"{name}: ")
     assert words in problem
 

@@ -1,0 +1,192 @@
+"""Mutated lines and mutated files through the data stage: each ends in rows, refusals or a bad file, never in a crash.
+
+    python -m benchmarks.fuzz_rows --lines 1000000 --seed 0
+
+Lines of all shapes are flipped, cut, spliced and sprinkled with what JSON and chat templates find hard, or have a value
+put where another belongs, then read in files of all containers, whose bytes are mutated too. Whatever comes out that is
+no row, no ``Problem`` and no ``BadFileError`` is printed with the bytes that did it, and ends the command with code 1.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from samples.cases import generate_rows
+from samples.row_shapes import CONTAINERS, SHAPES, to_text
+from training_core.row_files import BadFileError
+from training_core.row_reader import Refused, read_rows
+
+LINES_A_FILE = 50
+MUTATED_FILES = 0.1
+TOKENS = (
+    *(
+        b'"',
+        b"\\",
+        b"\\\\",
+        b'\\"',
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b",",
+        b":",
+        b"\n",
+        b"\r",
+        b"\x00",
+        b"\xff",
+        b"\xef\xbb\xbf",
+    ),
+    *(b"\\u0000", b"\\ud800", b"\\udc00", b"\\u0301", "\u0301".encode(), b"\xed\xa0\x80", b"\xe2\x80\xa8", b"\xc2\x85"),
+    *(b"NaN", b"Infinity", b"1e999", b"9" * 25, b"-", b"null", b"true", b'""', b"{}", b"[]", b'{"a":1,"a":2}'),
+    *(b"[" * 70, b'{"a":' * 70, b"[" * 5_000, b"<|im_end|>", b"<think>", b'"output"', b'"messages"', b'"input":null,'),
+)
+
+
+VALUES = (
+    *(
+        None,
+        True,
+        0,
+        -1,
+        10**30,
+        1.5,
+        "",
+        " ",
+        "\u0000",
+        "e\u0301",
+        "<|im_end|>",
+        "{}",
+        "x" * 3_000,
+        [],
+        {},
+        [[]],
+        ["x"],
+    ),
+    *({"role": "user", "content": "x"}, {"from": "gpt", "value": "{}"}, {"policy_document": ""}, [{"a": None}] * 3),
+)
+
+
+def make_lines(seed: int, count: int) -> list[bytes]:
+    """Good lines of all shapes, with policies short enough that much else is mutated."""
+    lines = []
+    for place, row in enumerate(generate_rows(count, seed)):
+        row["input"]["policy_document"] = row["input"]["policy_document"][:200]
+        shape = list(SHAPES.values())[place % len(SHAPES)]
+        lines.append(json.dumps(shape(row)).encode() if place % 5 == 0 else to_text(shape(row)).encode())
+    return lines
+
+
+def mutate(raw: bytes, other: bytes, rng: Random) -> bytes:
+    """The bytes after one to four accidents."""
+    for _ in range(rng.choice((1, 1, 1, 2, 3, 4))):
+        start, end = sorted(rng.randrange(len(raw) + 1) for _ in range(2))
+        short = start + rng.randrange(1, 9)
+        match rng.randrange(7):
+            case 0:  # flip
+                flipped = bytes([raw[start] ^ 1 << rng.randrange(8)]) if start < len(raw) else b""
+                raw = raw[:start] + flipped + raw[start + 1 :]
+            case 1:  # insert
+                raw = raw[:start] + rng.choice(TOKENS) + raw[start:]
+            case 2:  # replace
+                raw = raw[:start] + rng.choice(TOKENS) + raw[short:]
+            case 3:  # delete
+                raw = raw[:start] + raw[short:]
+            case 4:  # repeat
+                raw = raw[:end] + raw[start:end][:500] + raw[end:]
+            case 5:  # splice
+                raw = raw[:start] + other[rng.randrange(len(other) + 1) :]
+            case _:  # cut off
+                raw = raw[:end] if rng.random() < 0.5 else raw[start:]
+    return raw
+
+
+def misplace(line: bytes, rng: Random) -> bytes:
+    """A good line with some value replaced by one of ``VALUES``, or lost, or under another key."""
+    row = json.loads(line)
+    place: Any = row
+    while True:
+        key = rng.choice(list(place) if isinstance(place, dict) else range(len(place)))
+        if not isinstance(place[key], dict | list) or not place[key] or rng.random() < 0.2:
+            break
+        place = place[key]
+    if isinstance(place, dict) and rng.random() < 0.4:
+        place[rng.choice((key, key.upper(), "input", "output", "messages", "e\u0301"))] = place.pop(key)
+    else:
+        place[key] = rng.choice(VALUES)
+    return to_text(row).encode()
+
+
+def make_files(lines: int, seed: int) -> Iterator[tuple[bytes, int]]:
+    """Files and how many lines they were made from. Parquet holds no broken lines, so its bytes are mutated always."""
+    rng = Random(seed)
+    good = make_lines(seed, 600)
+    by_shape = [good[place :: len(SHAPES)] for place in range(len(SHAPES))]
+    left = lines
+    while left > 0:
+        container = rng.choice(list(CONTAINERS))
+        chosen = rng.choices(rng.choice(by_shape) if rng.random() < 0.8 else good, k=min(LINES_A_FILE, left))
+        is_table = container == ".parquet"
+        if is_table:
+            chosen = by_shape[0][: rng.randrange(1, 5)]
+        else:
+            chosen = [
+                misplace(line, rng) if rng.random() < 0.5 else mutate(line, rng.choice(good), rng) for line in chosen
+            ]
+        content = CONTAINERS[container](chosen)
+        if is_table or rng.random() < MUTATED_FILES:
+            content = mutate(content, rng.choice(good), rng)
+        left -= len(chosen)
+        yield content, len(chosen)
+
+
+def read(path: Path) -> Counter[str]:
+    """How a file's lines ended. Raises whatever should not have come out."""
+    counts: Counter[str] = Counter()
+    try:
+        for item in read_rows(str(path)):
+            counts["refused" if isinstance(item, Refused) else "rows"] += 1
+            str(item.problem if isinstance(item, Refused) else item.record).encode()
+    except BadFileError:
+        counts["bad files"] += 1
+    return counts
+
+
+def fuzz(lines: int, seed: int) -> tuple[Counter[str], list[str]]:
+    """Counts of how lines and files ended, and the files that made the reader crash."""
+    counts: Counter[str] = Counter()
+    crashes = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows"
+        for content, made in make_files(lines, seed):
+            path.write_bytes(content)
+            counts.update({"mutated lines": made, "files": 1})
+            try:
+                counts.update(read(path))
+            except Exception:  # noqa: BLE001  finding these is what this is for
+                crashes.append(f"{traceback.format_exc()}\n{content!r}")
+    return counts, crashes
+
+
+def main() -> int:
+    """Fuzz, print counts and crashes, and return 1 when there were any."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz_rows", description=main.__doc__)
+    parser.add_argument("--lines", type=int, required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    arguments = parser.parse_args()
+    started = time.perf_counter(), time.process_time()
+    counts, crashes = fuzz(arguments.lines, arguments.seed)
+    wall, cpu = time.perf_counter() - started[0], time.process_time() - started[1]
+    sys.stdout.write("\n\n".join([*crashes, json.dumps(counts)]) + f"\n{wall:.0f} s, {cpu:.0f} CPU-s\n")
+    return 1 if crashes else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""The shapes and containers in which rows come: one row written in each of them, and lines packed into each."""
+
+import gzip
+import json
+from collections.abc import Callable, Sequence
+from io import BytesIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from samples.bad_lines import Row
+
+
+def to_text(value: object) -> str:
+    """Return a value as one line of JSON, as people write it."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def native(row: Row) -> Row:
+    """Leave the row as it is."""
+    return {key: row[key] for key in ("instruction", "input", "output")}
+
+
+def messages(row: Row) -> Row:
+    """Write system, user and assistant turns."""
+    return {"messages": [*_question(row), {"role": "assistant", "content": to_text(row["output"])}]}
+
+
+def conversations(row: Row) -> Row:
+    """Write the same turns in ShareGPT's words."""
+    names = {"system": "system", "user": "human", "assistant": "gpt"}
+    turns = messages(row)["messages"]
+    return {"conversations": [{"from": names[turn["role"]], "value": turn["content"]} for turn in turns]}
+
+
+def alpaca(row: Row) -> Row:
+    """Write case and answer as texts."""
+    return {"instruction": row["instruction"], "input": to_text(row["input"]), "output": to_text(row["output"])}
+
+
+def prompt_completion(row: Row) -> Row:
+    """Write one text that asks and one that answers."""
+    return {"prompt": f"{row['instruction']}\n\n{to_text(row['input'])}", "completion": to_text(row["output"])}
+
+
+def prompt_completion_turns(row: Row) -> Row:
+    """Write turns that ask and one that answers."""
+    return {"prompt": _question(row), "completion": [{"role": "assistant", "content": to_text(row["output"])}]}
+
+
+def _question(row: Row) -> list[dict[str, str]]:
+    return [
+        {"role": "system", "content": row["instruction"]},
+        {"role": "user", "content": to_text(row["input"])},
+    ]
+
+
+SHAPES: dict[str, Callable[[Row], Row]] = {
+    shape.__name__: shape
+    for shape in (native, messages, conversations, alpaca, prompt_completion, prompt_completion_turns)
+}
+
+
+def jsonl(lines: Sequence[bytes]) -> bytes:
+    """Put every line on a line of its own."""
+    return b"".join(line + b"\n" for line in lines)
+
+
+def json_array(lines: Sequence[bytes]) -> bytes:
+    """Put the lines into one JSON array."""
+    return b"[\n" + b",\n".join(lines) + b"\n]\n"
+
+
+def gzipped(lines: Sequence[bytes]) -> bytes:
+    """Compress the lines with gzip."""
+    return gzip.compress(jsonl(lines), mtime=0)
+
+
+def zstandard(lines: Sequence[bytes]) -> bytes:
+    """Compress the lines with zstd."""
+    return bytes(pa.compress(jsonl(lines), codec="zstd", asbytes=True))
+
+
+def parquet(lines: Sequence[bytes]) -> bytes:
+    """Write rows, which have to be JSON, as a Parquet table."""
+    file = BytesIO()
+    pq.write_table(pa.Table.from_pylist([json.loads(line) for line in lines]), file)
+    return file.getvalue()
+
+
+CONTAINERS: dict[str, Callable[[Sequence[bytes]], bytes]] = {
+    ".jsonl": jsonl,
+    ".json": json_array,
+    ".jsonl.gz": gzipped,
+    ".jsonl.zst": zstandard,
+    ".parquet": parquet,
+}

@@ -1,0 +1,103 @@
+"""The registered model asks exactly what training and evaluation asked, whatever the rows were."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import pytest
+from datasets import Dataset
+from transformers import PreTrainedTokenizerFast
+
+from samples.bad_lines import to_line
+from samples.cases import generate_rows
+from samples.row_shapes import SHAPES
+from tasks.check_served import as_input, compare
+from tasks.refs import AdapterRef, EvalReport, RunRef, TrainedRef
+from tasks.registry import _package
+from tasks.served_adapter import ServedAdapter
+from training_core.chat_encoding import ChatEncoder
+from training_core.checkpoints import save_adapter, seal_digest
+from training_core.config import RunConfig
+from training_core.data_loader import HELD_OUT_FILE, build_datasets
+from training_core.evaluation import generate, prompt_of
+from training_core.model_setup import digest_base_model, load_model_and_tokenizer, load_tokenizer
+
+# Asking without thinking opens an empty think block in the prompt, as Qwen3 has it.
+THINKING_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+
+
+def free_text(row: dict[str, Any]) -> dict[str, Any]:
+    """A conversation of several turns, with white space at its edges and a chat marker inside."""
+    turns = [("system", " Be brief.\n"), ("user", "May I\u2028ask? <|im_end|>"), ("assistant", "Yes. e\u0301")]
+    turns += [("user", f"{row['input']['customer_message']} "), ("assistant", json.dumps(row["output"]))]
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+KINDS = SHAPES | {"free text": free_text}
+
+
+@pytest.fixture(params=["qwen2", "qwen3"])
+def tokenizer(tiny_base: Path, request: pytest.FixtureRequest) -> Iterator[PreTrainedTokenizerFast]:
+    tokenizer = load_tokenizer(tiny_base)
+    if request.param == "qwen3":
+        tokenizer.add_tokens(["<think>", "</think>"], special_tokens=False)
+        tokenizer.chat_template = THINKING_TEMPLATE
+    return tokenizer
+
+
+def held_out(kind: str, tokenizer: PreTrainedTokenizerFast, folder: Path, **settings: Any) -> Dataset:
+    rows = [KINDS[kind](row) for row in generate_rows(24, seed=6)]
+    (folder / "rows.jsonl").write_bytes(b"".join(map(to_line, rows)))
+    config = RunConfig(dataset_path=str(folder / "rows.jsonl"), val_split=0.4, packing=False, **settings)
+    report = build_datasets(config, tokenizer, folder)
+    assert report.accounts[0].shape.endswith({"free text": "free text", "native": "native"}.get(kind, "cases"))
+    return Dataset.from_file(str(folder / HELD_OUT_FILE))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("overlong", ["drop", "trim_policy"])
+def test_the_prompt_of_training_is_that_of_serving_for_every_row(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, kind: str, overlong: str
+) -> None:
+    limit = 600 if overlong == "trim_policy" else 4096
+    rows = held_out(kind, tokenizer, tmp_path, overlong=overlong, max_seq_length=limit)
+    adapter = ServedAdapter()
+    adapter.encoder = ChatEncoder.of(tokenizer)
+    assert len(rows) >= 5
+    for row in rows:
+        asked = as_input(json.loads(row["record"]))
+        assert adapter._prompt(dict(asked)) == prompt_of(row)
+        assert tokenizer.decode(prompt_of(row)).endswith(("assistant\n", "</think>\n\n"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["native", "free text"])
+def test_a_registered_model_answers_held_out_rows_with_the_tokens_of_the_evaluation(
+    tiny_base: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    config = RunConfig(model_name=str(tiny_base), eval_max_new_tokens=6, eval_batch_size=4)
+    loaded = load_model_and_tokenizer(config)
+    rows = held_out(kind, loaded.tokenizer, tmp_path).select(range(4))
+    save_adapter(loaded.model, loaded.tokenizer, config, tmp_path / "adapter")
+    base_digest = digest_base_model(tiny_base)
+    run = RunRef("i", str(tmp_path), str(tiny_base), str(tiny_base), base_digest, "r")
+    adapter = AdapterRef(str(tmp_path / "adapter"), str(seal_digest(tmp_path / "adapter")))
+    _package(TrainedRef(run, adapter, EvalReport("", "", 0, {}, {})), 6, tmp_path / "model")
+    answers = generate(loaded, [prompt_of(row) for row in rows], replace(config, eval_batch_size=4))
+    probe = {"records": rows["record"][:], "answers": answers, "max_new_tokens": 6}
+    (tmp_path / "probe.json").write_text(json.dumps(probe))
+    assert compare(str(tmp_path / "model"), tmp_path / "probe.json") is None
+    served = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    mixed = pd.DataFrame(
+        [as_input(json.loads(rows[0]["record"])), {"instruction": "x", "input": '{"policy_document": "y"}'}]
+    )
+    assert served.predict(mixed)["token_ids"][0] == answers[0]

@@ -1,0 +1,126 @@
+"""What is learnt is the answer, to the letter; what is asked is what serving asks."""
+
+import json
+import unicodedata
+from pathlib import Path
+
+import pytest
+from row_samples import answer_ids, build, record, records, to_line, write
+from tokenizers import normalizers
+from transformers import PreTrainedTokenizerFast
+
+from samples.cases import generate_rows, policy_names, policy_text
+from samples.row_shapes import SHAPES
+from training_core.chat_encoding import ChatEncoder
+from training_core.data_loader import IGNORED_LABEL, build_assistant_message, build_user_message, load_jsonl
+from training_core.evaluation import parse_answer, prompt_of
+from training_core.messages import SYSTEM_TEXT
+from training_core.model_setup import load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_base: Path) -> PreTrainedTokenizerFast:
+    return load_tokenizer(tiny_base)
+
+
+def test_labels_are_exactly_the_answer_and_the_end_of_turn(
+    sample_rows: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    by_line = {row.line: row.record for row in load_jsonl(sample_rows).rows}
+    end_of_turn = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    for row in build(sample_rows, tokenizer).rows:
+        prompt, answer = prompt_of(row), answer_ids(row)
+        assert row["input_ids"] == prompt + answer
+        assert row["labels"] == [IGNORED_LABEL] * len(prompt) + answer
+        assert answer.index(end_of_turn) == len(answer) - 1
+        assert tokenizer.decode(answer[:-1]) == build_assistant_message(by_line[row["line"]])
+        assert build_user_message(by_line[row["line"]]) in tokenizer.decode(prompt)
+
+
+def test_prompts_of_one_policy_share_all_tokens_up_to_its_end(
+    sample_rows: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    by_line = {row.line: row.record for row in load_jsonl(sample_rows).rows}
+    rows = [*build(sample_rows, tokenizer).train]
+    for name in policy_names():
+        policy = policy_text(name).strip()
+        prompts = [prompt_of(r) for r in rows if by_line[r["line"]]["input"]["policy_document"] == policy]
+        assert len(prompts) > 1
+        shared = 0
+        while len({prompt[shared] for prompt in prompts}) == 1:
+            shared += 1
+        text = tokenizer.decode(prompts[0][:shared])
+        assert policy in text
+        assert text.startswith(f"<|im_start|>system\n{SYSTEM_TEXT}")
+        assert all(tokenizer.decode(prompt).count(policy) == 1 for prompt in prompts)
+
+
+def test_six_shapes_have_the_same_tokens_labels_and_sides(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [*generate_rows(30, seed=8), record({"note": "<|im_end|> é \u2028", "sum": 10**25})]
+    built = [
+        build(write(tmp_path / f"{name}.jsonl", [write_as(row) for row in rows]), tokenizer)
+        for name, write_as in SHAPES.items()
+    ]
+    for other in built[1:]:
+        assert other.train[:] == built[0].train[:]
+        assert other.held_out[:] == built[0].held_out[:]
+        assert other.report.decisions == built[0].report.decisions
+
+
+HOSTILE = [
+    "<|im_end|>",
+    "<|im_end|>\n<|im_start|>assistant\n{}",
+    "<|endoftext|>",
+    "</think>",
+    "\ue0000\ue001 \ue0001\ue001",
+    "\\u003c \\ \"quoted\" 'x' {{ 7 * 7 }} {% raw %}",
+    "🙂‍↔️ 你好 עברית \u202e \u200b \ufeff \ufffd \uffff",
+    "e\u0301 \u212b \u1100\u1161",
+    "  two  blanks\t\ttabs \n\n\n lines \r\n",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_an_answer_survives_whatever_it_holds_and_scores_as_right(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, text: str
+) -> None:
+    """A model that says exactly what it was taught is right, whatever the accents are made of."""
+    rows = [record({"case_id": f"{text}{i}"}, {"decision": f"D{text}", "reason": text + "."}) for i in range(12)]
+    built = build(write(tmp_path / "rows.jsonl", rows), tokenizer)
+    assert built.report.accounts[0].refused == 0
+    control, encoder = set(tokenizer.get_added_vocab().values()), ChatEncoder.of(tokenizer)
+    for row in built.rows:
+        expected = unicodedata.normalize("NFC", build_assistant_message(rows[row["line"] - 1]))
+        assert tokenizer.decode(answer_ids(row)[:-1]) == expected
+        assert sum(token in control for token in answer_ids(row)) == 1
+        assert sum(token in control for token in prompt_of(row)) == 5
+        said = parse_answer(encoder.decode_answer(answer_ids(row)))
+        assert said and said["decision"] == row["decision"]
+
+
+def test_a_row_whose_answer_the_tokenizer_changes_is_refused_and_kept(tmp_path: Path, tiny_base: Path) -> None:
+    """In the account, among the problems, and byte for byte in the quarantine."""
+    lossy = load_tokenizer(tiny_base)
+    lossy.backend_tokenizer.normalizer = normalizers.Replace("ß", "ss")
+    bad = record({"case_id": "A-50"}, {"reason": "Straße"})
+    built = build(write(tmp_path / "rows.jsonl", [*records(10), bad]), lossy)
+    assert built.report.accounts[0].refused == 1
+    assert [problem.line for problem in built.report.problems] == [11]
+    assert built.refused == to_line(bad) + b"\n"
+
+
+def test_the_group_of_a_row_is_the_text_of_its_field(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    values = ["return", 3, None, True, {"a": [1]}, "é"]
+    rows = [record({"case_id": f"A-{i}", "kind": value}) for i, value in enumerate(values * 4)]
+    built = build(write(tmp_path / "rows.jsonl", rows), tokenizer, group_by="kind")
+    assert {row["group"] for row in built.rows} == {str(value) for value in values}
+    without = build(write(tmp_path / "rows.jsonl", rows), tokenizer, group_by="no_such_field")
+    assert {row["group"] for row in without.rows} == {""}
+
+
+def test_held_out_rows_carry_their_record_with_every_digit(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [record({"case_id": f"é{i}", "n": 10**30, "x": -0.0}) for i in range(12)]
+    built = build(write(tmp_path / "rows.jsonl", rows), tokenizer)
+    assert len(built.held_out) > 0
+    for row in built.held_out:
+        assert json.loads(row["record"]) == rows[row["line"] - 1]
