@@ -50,7 +50,7 @@ TOKENS = (
 )
 
 
-VALUES = (
+VALUES: tuple[Any, ...] = (
     *(
         None,
         True,
