@@ -1,4 +1,4 @@
-"""Imports go one way: deployments → flows → tasks → training_core; samples and benchmarks → training_core."""
+"""Imports go one way: deployments → flows → tasks → training_core ← samples; benchmarks measure all from above."""
 
 import ast
 import importlib.metadata
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
     "training_core": set(),
     "samples": {"training_core"},
-    "benchmarks": {"training_core"},
+    "benchmarks": {"training_core", "samples", "flows"},
     "tasks": {"training_core"},
     "flows": {"training_core", "samples", "tasks"},
     "deployments": {"training_core", "samples", "tasks", "flows"},
