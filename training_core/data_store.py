@@ -29,7 +29,7 @@ _SETTINGS = (
 _CODE = (
     *("rows.py", "row_files.py", "row_formats.py", "row_reader.py", "row_encoding.py", "row_survey.py", "splits.py"),
     *("messages.py", "chat_encoding.py", "policy_trimming.py", "data_loader.py", "data_findings.py", "packing.py"),
-    *("data_report.py", "data_tables.py", "data_page.py", TEMPLATE),
+    *("data_report.py", "data_tables.py", "data_page.py", "grid.py", TEMPLATE),
 )
 
 

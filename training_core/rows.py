@@ -73,7 +73,7 @@ def _parse_quickly(raw: bytes) -> Any:
     """
     try:
         value = orjson.loads(raw)
-        keys = _count_keys(value, DEEPEST)
+        keys = _count_keys([value], DEEPEST + 1)
     except (orjson.JSONDecodeError, OverflowError):
         return _IN_DOUBT
     ends = len(_KEY_END.findall(raw))
@@ -117,7 +117,7 @@ def _too_deep() -> BadLineError:
 
 
 def _check_depth(value: Any, levels: int) -> None:
-    if not levels:
+    if not levels and isinstance(value, dict | list):
         raise _too_deep()
     for item in _children(value):
         _check_depth(item, levels - 1)

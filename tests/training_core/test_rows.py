@@ -123,8 +123,8 @@ def test_nesting_is_read_to_a_stated_depth_and_no_deeper(open_close: str) -> Non
         opening = "".join('{"k":' if is_dict else "[" for is_dict in dict_first)
         return opening + "0" + "".join("}" if is_dict else "]" for is_dict in reversed(dict_first))
 
-    parse_json(nested(DEEPEST - 1).encode())
-    for levels in (DEEPEST, 500, 1023, 1024, 1025, 5_000, 200_000):
+    parse_json(nested(DEEPEST).encode())
+    for levels in (DEEPEST + 1, 500, 1023, 1024, 1025, 5_000, 200_000):
         with pytest.raises(BadLineError, match="nested"):
             parse_json(nested(levels).encode())
 
