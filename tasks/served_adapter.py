@@ -16,9 +16,10 @@ import pandas as pd
 
 from training_core.chat_encoding import ChatEncoder
 from training_core.config import RunConfig
-from training_core.data_loader import format_as_chat
 from training_core.generation import generate
+from training_core.messages import format_as_chat
 from training_core.model_setup import digest_base_model, fetch_base_model, load_adapted_model
+from training_core.row_formats import read_question
 from training_core.rows import normalise
 
 BATCH_SIZE = 16
@@ -49,7 +50,7 @@ class ServedAdapter(mlflow.pyfunc.PythonModel):
 
     def _prompt(self, row: dict[Hashable, Any]) -> list[int]:
         if isinstance(row.get("messages"), str):
-            asked = {"messages": json.loads(row["messages"])}
+            asked = read_question(json.loads(row["messages"]))
         else:
             asked = {"instruction": row["instruction"], "input": json.loads(row["input"])}
         return self.encoder.encode_prompt(format_as_chat(normalise(asked)))

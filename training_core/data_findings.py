@@ -18,6 +18,7 @@ _OVERLAP = {"error": "not allowed", "drop": "dropped", "allow": "used all the sa
 _PERCENTILES = (50, 90, 99, 100)
 _MOST_BINS = 15
 _SAME = ["near", "policy"]
+_PLACES_IN_A_FAILURE = 5
 
 
 def report_on(config: RunConfig, survey: Survey, facts: pd.DataFrame, packing: str) -> DataReport:
@@ -118,17 +119,23 @@ def _failures(config: RunConfig, survey: Survey, facts: pd.DataFrame) -> Iterato
     for name, path, is_held_out in _paths(config):
         if not any(source.held_out == is_held_out and source.rows for source in survey.sources):
             yield f"{name}: there are no rows in {path}; mend its lines or give other files"
-    shared = facts["overlap"].notna().sum()
-    if shared and config.overlap == "error":
-        remedy = "set overlap to drop or allow"
-        yield f"overlap: {shared} training rows share their case or an entity with eval_path; {remedy}"
-    if fates.get(OVERLONG) and config.overlong == "error":
-        remedy = "raise max_seq_length, or set overlong to drop or trim_policy"
-        yield f"overlong: {fates[OVERLONG]} rows are longer than {config.max_seq_length} tokens; {remedy}"
+    shared = facts[facts["overlap"].notna()]
+    if len(shared) and config.overlap == "error":
+        what = f"{len(shared)} training rows share their case or an entity with eval_path ({_first_places(shared)})"
+        yield f"overlap: {what}; set overlap to drop or allow"
+    overlong = facts[facts["fate"] == OVERLONG]
+    if len(overlong) and config.overlong == "error":
+        what = f"{len(overlong)} rows are longer than {config.max_seq_length} tokens ({_first_places(overlong)})"
+        yield f"overlong: {what}; raise max_seq_length, or set overlong to drop or trim_policy"
     if TRAINED not in fates:
         yield "no row is left to train on; see where the lines went, and max_seq_length"
     if HELD_OUT not in fates:
-        yield "no row is held out to evaluate on; raise val_split, give eval_path or add rows"
+        yield "no row is held out to evaluate on; raise val_split, give eval_path, add rows or name fewer entity_fields"
+
+
+def _first_places(rows: pd.DataFrame) -> str:
+    places = [_place(row) for _, row in rows.head(_PLACES_IN_A_FAILURE).iterrows()]
+    return ", ".join([*places, "…"] if len(rows) > len(places) else places)
 
 
 def _failures_of_file(config: RunConfig, source: Source) -> Iterator[str]:

@@ -1,9 +1,11 @@
 """Encoded rows on disk: made once, found again by what they were made from."""
 
 import hashlib
+import inspect
 import logging
 import shutil
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from datasets import Dataset
@@ -50,9 +52,11 @@ class TrainingData:
 def prepare_data(config: RunConfig, base: Path) -> Path:
     """The folder of a run's rows, encoded by the base's tokenizer and reported on: made now, or found.
 
-    Raises ``OSError`` when the rows cannot be found. Whether they are fit to train on, the report says.
+    Raises ``OSError`` when the rows cannot be found, and ``DataError`` when they change meanwhile. Whether they are fit
+    to train on, the report says.
     """
-    folder = Path(config.output_dir).resolve() / "datasets" / data_key(config, base)[:12]
+    key = data_key(config, base)
+    folder = Path(config.output_dir).resolve() / "datasets" / key[:12]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if seal_digest(folder):
@@ -62,6 +66,8 @@ def prepare_data(config: RunConfig, base: Path) -> Path:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
         build_datasets(config, load_tokenizer(base), draft)
+        if data_key(config, base) != key:
+            raise DataError("The rows changed while they were read; run again when they are written")
         seal(draft)
         shutil.rmtree(folder, ignore_errors=True)
         draft.rename(folder)
@@ -74,9 +80,17 @@ def data_key(config: RunConfig, base: Path) -> str:
     small_files = {path for pattern in ("*.json", "*.txt", "*.jinja") for path in base.glob(pattern)}
     tokenizer = [path.read_bytes() for path in sorted(small_files)]
     code = [(Path(__file__).parent / name).read_bytes() for name in _CODE]
+    code += [path.read_bytes() for path in _code_of(config.label_audit)] if config.label_audit else []
     settings = repr({name: getattr(config, name) for name in _SETTINGS}).encode()
     digests = [hashlib.sha256(part).digest() for part in (*sources, *tokenizer, *code, settings)]
     return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def _code_of(function: str) -> list[Path]:
+    """The files of the module or the whole package that a function ``module:name`` stands in."""
+    home = Path(inspect.getfile(import_module(function.partition(":")[0].partition(".")[0])))
+    files = home.parent.rglob("*") if home.name == "__init__.py" else [home]
+    return sorted(path for path in files if path.is_file() and "__pycache__" not in path.parts)
 
 
 def load_report(folder: Path) -> DataReport:
@@ -102,13 +116,7 @@ def demand_fitness(report: DataReport) -> None:
         problems = [f"  - {problem}" for problem in report.problems[:_MOST_SHOWN]]
         more = sum(account.refused for account in report.accounts) - len(problems)
         rest = [f"  … and {more} more; `sft-flow check` shows them"] if more > 0 else []
-        overlaps = [
-            f"  - {place}"
-            for finding in report.findings
-            for place in finding.places
-            if finding.subject in ("rows that share with eval_path", "overlong rows")
-        ]
-        raise DataError("\n".join(["The rows are not fit to train on.", *report.failures, *problems, *rest, *overlaps]))
+        raise DataError("\n".join(["The rows are not fit to train on.", *report.failures, *problems, *rest]))
 
 
 def _load(file: Path) -> Dataset:

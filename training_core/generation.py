@@ -45,7 +45,8 @@ def generate(loaded: LoadedModel, prompts: Sequence[list[int]], config: RunConfi
     caches: dict[tuple[int, ...], DynamicCache] = {}
     for batch in _batches(_in_order(model, prompts), config.eval_batch_size):
         shared = [prompt.shared for prompt in batch if prompt.shared]
-        caches = {tokens: caches.get(tokens) or _read(model, tokens) for tokens in dict.fromkeys(shared)}
+        caches = {tokens: cache for tokens, cache in caches.items() if tokens in shared}  # before others are read
+        caches |= {tokens: _read(model, tokens) for tokens in dict.fromkeys(shared) if tokens not in caches}
         prefixes = [CachedPrefix(len(list(same)), caches[tokens]) for tokens, same in groupby(shared)]
         inputs = _pad_left(batch, end_of_turn, model.device)
         with continue_prefixes(model, prefixes):

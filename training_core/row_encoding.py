@@ -41,7 +41,7 @@ class EncodedRows(NamedTuple):
     """Some rows of a file, in one order in ``batch`` (columns of ``SCHEMA``) and in ``facts``.
 
     ``facts`` has ``file``, ``line``, ``decision``, ``tokens``, ``kept`` (``"3 of 9"`` where a policy was trimmed), and
-    64-bit digests: of the whole ``row``, its ``prompt``, its ``policy``, its ``case`` alone, the case as letters and
+    64-bit digests: of the whole ``row``, its ``policy``, its ``case`` alone, the case as letters and
     digits (``near``), and its ``lot``, which the seed shuffles. ``entities`` has a digest for every id that a row
     names, and the ``row``, its place in ``facts``. ``broken`` are the rows whose answers tokenisation does not keep.
     """
@@ -110,7 +110,7 @@ def _facts(items: Sequence[_Encoded], config: RunConfig) -> pd.DataFrame:
     )
 
 
-_DIGESTS = ("row", "prompt", "policy", "case", "near", "lot")
+_DIGESTS = ("row", "policy", "case", "near", "lot")
 
 
 def _digests(record: Record, seed: int) -> tuple[int, ...]:
@@ -120,7 +120,6 @@ def _digests(record: Record, seed: int) -> tuple[int, ...]:
     subject = case if case != b"{}" else instruction  # rows without a case differ by what they ask
     return (
         _digest(prompt.to_bytes(8, "little") + _canonical(record["output"])),
-        prompt,
         policy,
         _digest(subject),
         _digest(near if case != b"{}" else instruction),
@@ -138,13 +137,19 @@ def _subject(record: Record) -> tuple[int, bytes, bytes]:
 
 def _entities(items: Sequence[_Encoded], config: RunConfig) -> pd.DataFrame:
     named = [
-        (place, _digest(_canonical([name, case[name]])))
+        (place, digest_id(name, case[name]))
         for place, item in enumerate(items)
         for case in [item.record.get("input", {})]
         for name in config.entity_fields
         if case.get(name) not in (None, "")
     ]
     return pd.DataFrame(named, columns=["row", "entity"], dtype="uint64")
+
+
+def digest_id(field: str, value: Any) -> int:
+    """64 bits of an id: the same for 1001 and "1001", for "C-7" and " c-7", since exports differ in that."""
+    text = value if isinstance(value, str) else _canonical(value).decode()
+    return _digest(_canonical([field, text.strip().casefold()]))
 
 
 @lru_cache(maxsize=1_000)

@@ -124,7 +124,10 @@ def _split_array(stream: io.BufferedReader) -> Iterator[Line]:
                 yield from element.close(chunk[start : sign.start()] if opened else b"")
                 element, start, opened = _Element(line), sign.end(), True
         yield from element.add(chunk[start:])
+    begins = element.line
     yield from element.close(b"")
+    if depth or quoted:
+        raise BadFileError(f"brackets or quotes of the array do not match from line {begins} on; mend it there")
 
 
 class _Element:

@@ -59,52 +59,66 @@ def to_record(value: object, row_format: RowFormat, allowed_decisions: tuple[str
     if row_format.name == "native":
         record = {key: value.get(key) for key in row_format.keys}
     else:
-        turns = _SHAPES[row_format.name].read(value)
-        record = _as_case(turns) if row_format.holds_cases else _as_conversation(turns)
+        *question, (_, answer) = _in_turn(_SHAPES[row_format.name].read(value))
+        record = _read_as(row_format, question) | {"output": _parse_text("assistant", answer)}
     check_record(record, allowed_decisions)
     return strip_edges(record)
 
 
+def _read_as(row_format: RowFormat, question: list[Turn]) -> Record:
+    case = _find_case(question)
+    if (case is not None) != row_format.holds_cases:
+        what = "does not end in a case as JSON with its policy_document" if case is None else "ends in a case as JSON"
+        raise BadLineError("user", f"{what}, unlike rows before", "give rows of one kind in a file")
+    return case or _as_conversation(question)
+
+
 def _holds_case(shape: "_Shape", value: Record) -> bool:
     try:
-        return _find_case(shape.read(value)) is not None
+        return _find_case(shape.read(value)[:-1]) is not None
     except BadLineError:
         return False
 
 
-def _find_case(turns: list[Turn]) -> tuple[str, Record] | None:
-    """Instruction and case of `[system,] user, assistant`, where the user's text ends in the case as JSON."""
-    if [role for role, _ in turns] not in (["user", "assistant"], ["system", "user", "assistant"]):
+def read_question(messages: object) -> Record:
+    """What is asked by messages without their answer, as the record without output that training makes of them.
+
+    Raises ``BadLineError`` for the first thing amiss.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise BadLineError("messages", "no list of messages", 'write [{"role": …, "content": …}]')
+    question = [_read_turn(turn) for turn in messages]
+    _in_turn([*question, ("assistant", "")])
+    return _find_case(question) or _as_conversation(question)
+
+
+def _find_case(question: list[Turn]) -> Record | None:
+    """Instruction and case of `[system,] user`, where the user's text ends in the case as JSON."""
+    if [role for role, _ in question] not in (["user"], ["system", "user"]):
         return None
-    *system, (_, user), _ = turns
-    head, brace, tail = ("", "{", user[1:]) if user.startswith("{") else user.partition("\n\n{")
-    if not brace or "policy_document" not in tail:
+    *system, (_, user) = question
+    head, brace, tail = user.rpartition("\n\n{")
+    if not brace and user.startswith("{"):
+        brace, tail = "{", user[1:]
+    if not brace or not tail.endswith("}") or "policy_document" not in tail:
         return None
     case = _parse_text("user", f"{{{tail}")
     if not isinstance(case, dict) or "policy_document" not in case:
         return None
-    return "\n\n".join(text for text in (*(text for _, text in system), head) if text), case
+    return {"instruction": "\n\n".join(text for text in (*(text for _, text in system), head) if text), "input": case}
 
 
-def _as_case(turns: list[Turn]) -> Record:
-    found = _find_case(turns)
-    if found is None:
-        what = "does not end in a case as JSON with its policy_document, as in rows before"
-        raise BadLineError("user", what, "give rows of one kind in a file")
-    instruction, case = found
-    return {"instruction": instruction, "input": case, "output": _parse_text("assistant", turns[-1][1])}
+def _as_conversation(question: list[Turn]) -> Record:
+    return {"messages": [{"role": role, "content": text} for role, text in question]}
 
 
-def _as_conversation(turns: list[Turn]) -> Record:
-    if _find_case(turns) is not None:
-        raise BadLineError("user", "ends in a case as JSON, unlike rows before", "give rows of one kind in a file")
+def _in_turn(turns: list[Turn]) -> list[Turn]:
     roles = [role for role, _ in turns]
-    spoken = roles[1:] if roles[0] == "system" else roles
+    spoken = roles[1:] if roles[:1] == ["system"] else roles
     if not spoken or spoken != ["user", "assistant"] * (len(spoken) // 2):
         what = f"the turns are {', '.join(roles)}"[:80]
         raise BadLineError("messages", what, "let user and assistant take turns, after the system if there is one")
-    messages = [{"role": role, "content": text} for role, text in turns[:-1]]
-    return {"messages": messages, "output": _parse_text("assistant", turns[-1][1])}
+    return turns
 
 
 def _parse_text(field: str, text: str) -> object:

@@ -79,9 +79,8 @@ def survey_rows(config: RunConfig, encoder: ChatEncoder, folder: Path) -> Survey
         for source in _sources(config):
             survey.sources.append(source)
             for items in _chunks(_until_it_breaks(source, read_rows(source.file, config.allowed_decisions))):
-                rows = [item for item in items if isinstance(item, Row)]
-                encoded = encode_rows(rows, encoder, config)
-                refused = [*(item for item in items if isinstance(item, Refused)), *encoded.broken]
+                encoded = encode_rows([item for item in items if isinstance(item, Row)], encoder, config)
+                rows, refused = _told_apart(items, encoded.broken)
                 survey.entities.append(encoded.entities.assign(row=encoded.entities["row"] + survey.rows))
                 survey.facts.append(encoded.facts.assign(held_out_file=source.held_out))
                 stream.write_batch(encoded.batch)
@@ -116,6 +115,14 @@ def _chunks(items: Iterable[Row | Refused]) -> Iterator[list[Row | Refused]]:
     yield chunk
 
 
+def _told_apart(items: Iterable[Row | Refused], broken: Iterable[Refused]) -> tuple[list[Row], list[Refused]]:
+    """The rows that stayed whole, and all that is refused, both in the order of the file."""
+    broken_at = {item.problem.line: item for item in broken if item.problem}
+    sorted_out = [broken_at.get(item.line, item) if isinstance(item, Row) else item for item in items]
+    rows = [item for item in sorted_out if isinstance(item, Row)]
+    return rows, [item for item in sorted_out if isinstance(item, Refused)]
+
+
 def _set_aside(refused: Iterable[Refused], quarantine: BinaryIO, problems: TextIO) -> None:
     """Each refused line as it was, and the one after it on a line of its own."""
     for item in refused:
@@ -137,12 +144,16 @@ def _count(survey: Survey, source: Source, rows: int, refused: Sequence[Refused]
 def _note(survey: Survey, source: Source, rows: Iterable[Row], audit: Audit | None) -> None:
     for row in rows:
         source.shape = str(row.shape)
-        for key in row.unknown_keys:
-            survey.unknown_keys.setdefault(ascii(key)[1:-1], f"{row.file}:{row.line}")
+        if len(survey.unknown_keys) < MOST_KEPT:
+            survey.unknown_keys |= {ascii(key)[1:-1]: _place(row) for key in row.unknown_keys} | survey.unknown_keys
         ruled = audit(row.record) if audit else None
         given = row.record["output"]["decision"]
         survey.audited += ruled is not None
         if ruled not in (None, given):
             survey.contradicted += 1
             if len(survey.contradictions) < MOST_KEPT:
-                survey.contradictions.append(f"{row.file}:{row.line}: {given}, by the rules {ruled}")
+                survey.contradictions.append(f"{_place(row)}: {given}, by the rules {ruled}")
+
+
+def _place(row: Row) -> str:
+    return f"{row.file}:{row.line}"

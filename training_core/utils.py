@@ -114,7 +114,7 @@ def _rows_problems(name: str, value: str) -> list[str]:
 def _audit_problems(value: str | None) -> list[str]:
     try:
         return [] if value is None or callable(resolve_name(value)) else [f"label_audit: {value!r} is no function"]
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         return [f"label_audit: {value!r} cannot be imported: {error}"]
 
 

@@ -75,6 +75,9 @@ def test_the_prompt_of_training_is_that_of_serving_for_every_row(
     for row in rows:
         asked = as_input(json.loads(row["record"]))
         assert adapter._prompt(dict(asked)) == prompt_of(row)
+        if kind in ("messages", "free text") and overlong == "drop":  # as its owner has it, not as it was turned into
+            given = json.loads((tmp_path / "rows.jsonl").read_bytes().split(b"\n")[row["line"] - 1])["messages"][:-1]
+            assert adapter._prompt({"messages": json.dumps(given)}) == prompt_of(row)
         assert tokenizer.decode(prompt_of(row)).endswith(("assistant\n", "</think>\n\n"))
 
 

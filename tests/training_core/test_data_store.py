@@ -17,7 +17,9 @@ from row_samples import records, to_line, write
 
 from training_core import data_store
 from training_core.config import RunConfig
+from training_core.data_loader import build_datasets
 from training_core.data_page import TEMPLATE
+from training_core.data_report import DataReport
 from training_core.data_store import data_key, demand_fitness, load_report, load_training_data, prepare_data
 from training_core.rows import DataError
 
@@ -294,3 +296,37 @@ def test_the_report_is_readable_json(folder: Path) -> None:
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     assert report["accounts"][0]["lines"] == 120
     assert len(report["problems"]) == (folder / "problems.jsonl").read_text(encoding="utf-8").count("\n")
+
+
+def test_the_key_changes_with_the_code_of_the_rules(
+    made_from: tuple[RunConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mended rule has to be heard: nobody looks twice at a report that says the same as before."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "shop_rules").mkdir()
+    for name in ("__init__.py", "returns.py", "limits.py"):
+        (tmp_path / "shop_rules" / name).write_text("def audit(record):\n    return None\n")
+    config, base = made_from
+    config = replace(config, label_audit="shop_rules.returns:audit")
+    before = data_key(config, base)
+    assert data_key(config, base) == before
+    (tmp_path / "shop_rules" / "limits.py").write_text("LIMIT = 31\n")
+    assert data_key(config, base) != before
+
+
+def test_rows_that_change_while_they_are_read_are_refused(
+    made_from: tuple[RunConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would be found again under a key that is not theirs."""
+
+    def build_and_append(*args: Any) -> DataReport:
+        report = build_datasets(*args)
+        with (tmp_path / "rows.jsonl").open("ab") as file:
+            file.write(b"\n")
+        return report
+
+    monkeypatch.setattr(data_store, "build_datasets", build_and_append)
+    with pytest.raises(DataError, match="changed while they were read"):
+        prepare_data(*made_from)
+    monkeypatch.undo()
+    assert load_report(prepare_data(*made_from)).accounts

@@ -16,6 +16,7 @@ from training_core.data_loader import IGNORED_LABEL, build_assistant_message, bu
 from training_core.evaluation import parse_answer, prompt_of
 from training_core.messages import SYSTEM_TEXT
 from training_core.model_setup import load_tokenizer
+from training_core.row_encoding import digest_id
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +125,10 @@ def test_held_out_rows_carry_their_record_with_every_digit(tmp_path: Path, token
     assert len(built.held_out) > 0
     for row in built.held_out:
         assert json.loads(row["record"]) == rows[row["line"] - 1]
+
+
+def test_an_id_is_the_same_as_number_as_text_and_in_capitals() -> None:
+    """Two exports of one shop differ in that; the customer is one."""
+    for ids in ([1001, "1001", " 1001 "], ["C-7", "c-7"], [["a", 1], ["a", 1]]):
+        assert len({digest_id("customer", value) for value in ids}) == 1
+    assert digest_id("customer", "C-7") not in (digest_id("customer", "C-8"), digest_id("order", "C-7"))

@@ -8,7 +8,7 @@ from row_samples import Record, record
 
 from samples.cases import generate_rows
 from samples.row_shapes import SHAPES
-from training_core.row_formats import detect_format, refuse_shapeless, to_record
+from training_core.row_formats import detect_format, read_question, refuse_shapeless, to_record
 from training_core.rows import BadLineError, parse_json
 
 NAMES = {
@@ -88,6 +88,38 @@ def test_cases_and_free_text_do_not_mix_in_one_file(shape: str) -> None:
     free = json.loads(json.dumps(case).replace("policy_document", "policy"))
     assert refusal(free, like=case)[0] == "user"
     assert refusal(case, like=free)[0] == "user"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        'Answer with\n\n{"decision": "…"}\n\nby the policy_document above.',
+        "{customer} wants a refund, see policy_document below.",
+        '{"order": 1}\n\nThe policy_document says: no.',
+        "By the policy_document {see above}",
+    ],
+)
+def test_braces_in_free_text_make_no_case_of_it(asked: str) -> None:
+    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": ANSWER}]
+    shape = detect_format({"messages": turns})
+    assert shape is not None
+    assert to_record({"messages": turns}, shape)["messages"] == turns[:1]
+
+
+def test_a_template_of_the_answer_may_stand_before_the_case() -> None:
+    case = record()
+    instruction = 'Answer with\n\n{"decision": "…"}\n\nfor this case:'
+    asked = f"{instruction}\n\n{json.dumps(case['input'])}"
+    row = {"prompt": asked, "completion": json.dumps(case["output"])}
+    shape = detect_format(row)
+    assert shape is not None
+    assert to_record(row, shape) == case | {"instruction": instruction}
+
+
+@pytest.mark.parametrize("messages", [None, [], "text", [{"role": "assistant", "content": "x"}], [{"from": "tool"}]])
+def test_a_question_that_is_none_is_refused(messages: object) -> None:
+    with pytest.raises(BadLineError):
+        read_question(messages)
 
 
 @pytest.mark.parametrize("first", SHAPES)
