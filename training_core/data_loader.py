@@ -19,7 +19,7 @@ from training_core.data_tables import verdict
 from training_core.messages import build_assistant_message as build_assistant_message
 from training_core.messages import build_user_message as build_user_message
 from training_core.messages import format_as_chat as format_as_chat
-from training_core.packing import plan_packing
+from training_core.packing import pack_limits, plan_packing
 from training_core.row_encoding import IGNORED_LABEL as IGNORED_LABEL
 from training_core.row_encoding import SCHEMA
 from training_core.row_reader import Refused, Row, read_rows
@@ -93,6 +93,4 @@ def _expected_packing(config: RunConfig, folder: Path) -> str:
     if not config.packing or not len(rows):
         return ""
     first = rows.select(range(min(len(rows), _ROWS_FOR_PACKING)))
-    budget = config.per_device_train_batch_size * config.max_seq_length
-    rows_per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    return plan_packing(first, budget, rows_per_step, config.seed).reason
+    return plan_packing(first, *pack_limits(config), config.seed).reason

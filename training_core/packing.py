@@ -19,6 +19,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from training_core.config import RunConfig
 from training_core.row_encoding import IGNORED_LABEL
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,15 @@ class PackingPlan:
     def gain(self) -> float:
         """Tokens of all rows over tokens computed: how much less work than training every row on its own."""
         return self.row_tokens / self.computed_tokens
+
+
+def pack_limits(config: RunConfig) -> tuple[int, int]:
+    """The token budget of a pack and the rows of an optimiser step that settings allow.
+
+    The memory that the batch size asks for rows of full length is the room that a pack may fill.
+    """
+    rows = config.per_device_train_batch_size
+    return rows * config.max_seq_length, rows * config.gradient_accumulation_steps
 
 
 class _Limits(NamedTuple):

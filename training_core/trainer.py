@@ -23,7 +23,7 @@ from training_core.data_store import TrainingData
 from training_core.evaluation import held_out_sample
 from training_core.journal import Point, append_point, mend_journal, read_journal
 from training_core.model_setup import LoadedModel
-from training_core.packing import collate_pack, packed_dataset, plan_packing
+from training_core.packing import collate_pack, pack_limits, packed_dataset, plan_packing
 from training_core.prefix_attention import use_shared_prefix_attention
 from training_core.utils import Precision, set_seed
 
@@ -182,11 +182,11 @@ def _batches(loaded: LoadedModel, data: TrainingData, config: RunConfig) -> tupl
     if not config.packing:
         return train, held_out, Steps.of(config, len(train), rows, accumulation)
     use_shared_prefix_attention(loaded.model)
-    # The memory that the batch size allows for rows of full length is the room a pack may fill.
-    plan = plan_packing(train, rows * config.max_seq_length, rows * accumulation, config.seed)
+    budget, rows_per_step = pack_limits(config)
+    plan = plan_packing(train, budget, rows_per_step, config.seed)
     if plan.sharing_rows and config.lora_dropout:
         logger.info("Packing: rows share the dropout mask of what they share; lora_dropout 0 is exact")
-    in_turn = plan_packing(held_out, rows * config.max_seq_length, len(held_out), config.seed)
+    in_turn = plan_packing(held_out, budget, len(held_out), config.seed)
     steps = Steps.of(config, len(plan.packs), 1, plan.packs_per_step)
     return packed_dataset(train, plan), packed_dataset(held_out, in_turn), steps
 
