@@ -126,8 +126,9 @@ def run_flow(config: RunConfig) -> None:
     """Run the flow in this process and print what came out."""
     set_environment()
     with garbage_left_alone():
-        from training_core.utils import validate_args
+        from training_core.utils import setup_logging, validate_args
 
+    setup_logging()
     validate_args(config)
     with prefect_api(Path(config.output_dir)) as wait:  # the server starts while all else is loaded
         with garbage_left_alone():
