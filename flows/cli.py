@@ -93,9 +93,9 @@ def _show(report: DataReport, folder: Path) -> None:
 def report_on_rows(config: RunConfig) -> tuple[Path, DataReport]:
     """Prepare the rows as the flow's first task does, and return their folder and the report on them."""
     from training_core.data_store import load_report, prepare_data
-    from training_core.model_setup import fetch_base_model
+    from training_core.model_setup import fetch_tokenizer
 
-    folder = prepare_data(config, fetch_base_model(config.model_name, config.cache_dir))
+    folder = prepare_data(config, fetch_tokenizer(config.model_name, config.cache_dir))
     return folder, load_report(folder)
 
 
