@@ -16,8 +16,8 @@ import pandas as pd
 
 from training_core.chat_encoding import ChatEncoder
 from training_core.config import RunConfig
-from training_core.data_loader import format_as_chat
 from training_core.generation import generate
+from training_core.messages import format_as_chat
 from training_core.model_setup import digest_base_model, fetch_base_model, load_adapted_model
 from training_core.rows import normalise
 

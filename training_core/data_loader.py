@@ -20,7 +20,6 @@ from training_core.messages import build_assistant_message as build_assistant_me
 from training_core.messages import build_user_message as build_user_message
 from training_core.messages import format_as_chat as format_as_chat
 from training_core.packing import plan_packing
-from training_core.row_encoding import IGNORED_LABEL as IGNORED_LABEL
 from training_core.row_encoding import SCHEMA
 from training_core.row_reader import Refused, Row, read_rows
 from training_core.row_survey import ENCODED, survey_rows
