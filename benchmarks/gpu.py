@@ -1,7 +1,7 @@
 """The same comparison on a GPU, with Qwen2.5's shapes and random weights: `python -m benchmarks.gpu`.
 
-Needs torch, transformers, peft, bitsandbytes, trl, datasets, pydantic, pyyaml, scipy, scikit-learn, filelock, rich and
-matplotlib; neither Prefect nor MLflow. `--tiny` shows on a CPU that it runs.
+Needs torch, transformers, peft, bitsandbytes, trl, datasets, pydantic, pyyaml, orjson, pandas, pyarrow, fsspec, scipy,
+scikit-learn, filelock, jinja2, rich and matplotlib; neither Prefect nor MLflow. `--tiny` shows on a CPU that it runs.
 """
 
 import argparse

@@ -28,7 +28,7 @@ USAGE = """usage:
   sft-flow demo [--setting value …]                        the same on sample rows and a tiny base model
   sft-flow ui   [--output_dir DIR]                         open the Prefect and the MLflow UI on what was made
 
-Settings or rows that cannot be used end every command with exit code 2.
+Settings that cannot be used end every command with exit code 2, and so do rows that are not fit in run and demo.
 """
 
 # Libraries read these when they are imported.
