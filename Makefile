@@ -7,8 +7,7 @@ BIN := $(VENV)/bin
 # pip has to see torch's exact pin before anything else asks for torch, or it may fetch another build of it first.
 TORCH := $(shell sed -n 's/^torch==.*/&/p' constraints.txt)
 
-.PHONY: demo test check lint types fix clean
-.PHONY: bench
+.PHONY: demo test check lint types fix bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sft-flow demo

@@ -11,7 +11,7 @@ from training_core.contest import hold_contest, save_contest
 from training_core.data_store import load_training_data, prepare_data
 from training_core.data_tables import account_grid
 from training_core.identity import digest_rows, training_identity
-from training_core.model_setup import digest_base_model, fetch_base_model, load_model_and_tokenizer
+from training_core.model_setup import digest_base_model, fetch_base_model, fetch_tokenizer, load_model_and_tokenizer
 from training_core.report import score_grid
 from training_core.rows import DataError
 from training_core.trainer import train_model
@@ -22,8 +22,8 @@ def run(config: RunConfig) -> None:
     """Rows in, a scored adapter out, in ``output_dir/<training identity>``."""
     validate_args(config)
     log_system_info()
+    data = load_training_data(prepare_data(config, fetch_tokenizer(config.model_name, config.cache_dir)))
     base = fetch_base_model(config.model_name, config.cache_dir)
-    data = load_training_data(prepare_data(config, base))
     identity = training_identity(config, digest_rows(data.train), digest_base_model(base))
     run_dir = Path(config.output_dir).resolve() / identity[:12]
     loaded = load_model_and_tokenizer(config)

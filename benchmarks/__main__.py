@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.compare import Plan, check_losses, compare
-from benchmarks.report import PICTURE, RESULTS, details, draw, write_readme
+from benchmarks.report import PICTURE, RESULTS, RUNS, details, draw, write_readme
 from benchmarks.rows import SMALL_QWEN3, RowSet
 
 FULL = Plan(
@@ -36,13 +36,14 @@ QUICK = Plan(everyone=(RowSet(100, 4, 2),), only_ours=(), repeats=1, starts=0)
 def main() -> None:
     """Measure; a full run also writes the picture and the README's figures."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a minute; leaves picture and README alone")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="where the results are written")
+    parser.add_argument("--quick", action="store_true", help="a minute; leaves what is published alone")
+    parser.add_argument("--output", type=Path, help="where the results are written")
     arguments = parser.parse_args()
+    output = arguments.output or (RUNS / "quick.json" if arguments.quick else RESULTS)
     console = Console()
     results = compare(QUICK if arguments.quick else FULL, SMALL_QWEN3, console)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(asdict(results), indent=1) + "\n", encoding="utf-8")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(asdict(results), indent=1) + "\n", encoding="utf-8")
     console.print(details(results))
     check_losses(results)
     if not arguments.quick:

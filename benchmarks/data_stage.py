@@ -137,7 +137,8 @@ def measure(name: str, path: Path) -> dict[str, float] | None:
     found = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if "ModuleNotFoundError" in found.stderr:
         return None
-    found.check_returncode()
+    if found.returncode:
+        raise RuntimeError(f"{name} failed:\n{found.stderr}")
     return dict(json.loads(found.stdout.splitlines()[-1]))
 
 
@@ -157,10 +158,11 @@ def show(results: dict[str, dict[str, float]], size_mib: float) -> None:
     for group, ours in ((READERS, our_reading), (PREPARATIONS, our_preparation)):
         for name in (contestant.__name__ for contestant in group if contestant.__name__ in results):
             cost = results[name]
-            speed, own = cost["rows"] / cost["cpu"], results[ours.__name__]["rows"] / results[ours.__name__]["cpu"]
+            speed, own = cost["rows"] / cost["cpu"], results.get(ours.__name__)
+            against_ours = f"{speed * own['cpu'] / own['rows']:.2f}" if own else ""
             figures = (f"{cost['rows']:,.0f}", f"{speed:,.0f}", f"{cost['rows'] / cost['wall']:,.0f}")
             memory = (f"{cost['rss']:,.0f}", f"{cost['rss_before']:,.0f}")
-            table.add_row(name, *figures, f"{size_mib / cost['cpu']:,.1f}", f"{speed / own:.2f}", *memory)
+            table.add_row(name, *figures, f"{size_mib / cost['cpu']:,.1f}", against_ours, *memory)
         table.add_section()
     Console(width=120).print(table)
 

@@ -1,7 +1,7 @@
 """The same comparison on a GPU, with Qwen2.5's shapes and random weights: `python -m benchmarks.gpu`.
 
-Needs torch, transformers, peft, bitsandbytes, trl, datasets, pydantic, pyyaml, scipy, scikit-learn, filelock, rich and
-matplotlib; neither Prefect nor MLflow. `--tiny` shows on a CPU that it runs.
+Needs torch, transformers, peft, bitsandbytes, trl, datasets, pydantic, pyyaml, orjson, pandas, pyarrow, fsspec, scipy,
+scikit-learn, filelock, jinja2, rich and matplotlib; neither Prefect nor MLflow. `--tiny` shows on a CPU that it runs.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from rich.table import Table
 
 from benchmarks.compare import Plan, check_losses, compare
 from benchmarks.findings import Findings
+from benchmarks.report import RUNS
 from benchmarks.rows import Architecture, RowSet
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
@@ -98,18 +99,19 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=("1.5B", "7B"), default=["1.5B", "7B"])
     parser.add_argument("--tiny", action="store_true", help="a tiny model and few rows, on a CPU too")
     parser.add_argument("--peak_tflops", type=float, default=H100_TFLOPS, help="of the GPU, dense, in bf16")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="where the results are written")
+    parser.add_argument("--output", type=Path, help="where the results are written")
     arguments = parser.parse_args()
     if not (arguments.tiny or torch.cuda.is_available()):
         parser.error("there is no GPU here; --tiny runs on a CPU")
+    output = arguments.output or (RUNS / "gpu_tiny.json" if arguments.tiny else RESULTS)
     console = Console()
     found = {}
     for name in ["tiny"] if arguments.tiny else arguments.models:
         results = compare(TINY if arguments.tiny else FULL, ARCHITECTURES[name], console)
         console.print(show(results, ARCHITECTURES[name], arguments.peak_tflops))
         found[name] = asdict(results)
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         check_losses(results)
 
 

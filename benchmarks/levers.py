@@ -76,7 +76,7 @@ def take_loss(model: Qwen2ForCausalLM, inputs: dict[str, Any], *, chunked: bool)
     model.zero_grad()
 
 
-def peak_memory_above(call: Callable[[], object]) -> tuple[float, float, float]:
+def cost_of(call: Callable[[], object]) -> tuple[float, float, float]:
     """CPU seconds, wall seconds, and the memory in MB that a call adds at its peak."""
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
@@ -95,7 +95,7 @@ def compare(title: str, variants: Mapping[str, Callable[[], object]], console: C
     runs: dict[str, list[tuple[float, float, float]]] = {name: [] for name in variants}
     for _ in range(REPEATS + 1):
         for name, call in variants.items():
-            runs[name].append(peak_memory_above(call))
+            runs[name].append(cost_of(call))
     middle = {name: [median(values) for values in zip(*found[1:], strict=True)] for name, found in runs.items()}
     table = Table(title=title)
     for heading in ("variant", "CPU s", "wall s", "CPU, times as it is", "MB above rest"):

@@ -22,6 +22,8 @@ from benchmarks.processes import Watched, watch
 from flows.cli import DEMO_BAD_SHARE, DEMO_CONFIG, DEMO_ROWS, DEMO_SEED, ENVIRONMENT, ROOT
 from samples.cases import write_rows
 from training_core.config import RunConfig
+from training_core.data_loader import load_jsonl
+from training_core.messages import format_as_chat
 
 BASE = str(ROOT / "samples" / "tiny_qwen")
 QUICK = ["--max_steps", "2", "--max_eval_rows", "16", "--eval_max_new_tokens", "8"]
@@ -79,8 +81,6 @@ def make_programs(folder: Path, settings: list[str]) -> dict[str, Program]:
 
 def write_conversations(rows: Path, target: Path) -> None:
     """The usable rows in TRL's form of prompt and completion."""
-    from training_core.data_loader import format_as_chat, load_jsonl  # heavy, and wanted only here
-
     chats = [format_as_chat(row.record) for row in load_jsonl(rows).rows]
     target.parent.mkdir()
     lines = [json.dumps({"prompt": chat[:-1], "completion": chat[-1:]}) + "\n" for chat in chats]

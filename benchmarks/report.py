@@ -13,6 +13,7 @@ from benchmarks.findings import ALONE, BEST, DOCUMENTED, FLOOR, LAYOUT_NAMES, OU
 ROOT = Path(__file__).parent.parent
 README, PICTURE = ROOT / "README.md", ROOT / "docs" / "packing.png"
 RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
+RUNS = ROOT / "runs" / "benchmarks"
 BEGIN, END = "<!-- bench:begin -->\n", "<!-- bench:end -->"
 
 COLOURS = {DOCUMENTED: "#c9c9c9", BEST: "#9a9a9a", FLOOR: "#5f5f5f", ALONE: "#9ecae1", OURS: "#1f77b4"}

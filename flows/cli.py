@@ -28,7 +28,7 @@ USAGE = """usage:
   sft-flow demo [--setting value …]                        the same on sample rows and a tiny base model
   sft-flow ui   [--output_dir DIR]                         open the Prefect and the MLflow UI on what was made
 
-Settings or rows that cannot be used end every command with exit code 2.
+Settings that cannot be used end every command with exit code 2, and so do rows that are not fit in run and demo.
 """
 
 # Libraries read these when they are imported.
@@ -93,9 +93,9 @@ def _show(report: DataReport, folder: Path) -> None:
 def report_on_rows(config: RunConfig) -> tuple[Path, DataReport]:
     """Prepare the rows as the flow's first task does, and return their folder and the report on them."""
     from training_core.data_store import load_report, prepare_data
-    from training_core.model_setup import fetch_base_model
+    from training_core.model_setup import fetch_tokenizer
 
-    folder = prepare_data(config, fetch_base_model(config.model_name, config.cache_dir))
+    folder = prepare_data(config, fetch_tokenizer(config.model_name, config.cache_dir))
     return folder, load_report(folder)
 
 
@@ -126,8 +126,9 @@ def run_flow(config: RunConfig) -> None:
     """Run the flow in this process and print what came out."""
     set_environment()
     with garbage_left_alone():
-        from training_core.utils import validate_args
+        from training_core.utils import setup_logging, validate_args
 
+    setup_logging()
     validate_args(config)
     with prefect_api(Path(config.output_dir)) as wait:  # the server starts while all else is loaded
         with garbage_left_alone():

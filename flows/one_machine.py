@@ -14,14 +14,12 @@ from tasks.refs import FinishedRun
 from tasks.registry import tracking_uri
 from tasks.reporting import run_grids
 from training_core.config import RunConfig
-from training_core.utils import setup_logging
 
 console = Console(highlight=False)
 
 
 def run_and_show(config: RunConfig) -> None:
     """Run the flow with these settings; end with the tables, the verdict, and where to look."""
-    setup_logging()
     _quieten_libraries()
     started = time.monotonic()
     try:

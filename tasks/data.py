@@ -11,7 +11,7 @@ from training_core.data_loader import PAGE_FILE
 from training_core.data_store import demand_fitness, load_report, load_training_data, prepare_data
 from training_core.data_tables import as_markdown, verdict
 from training_core.identity import digest_rows
-from training_core.model_setup import fetch_base_model
+from training_core.model_setup import fetch_tokenizer
 from training_core.utils import validate_args
 
 
@@ -27,7 +27,7 @@ def validate_data(config: RunConfig) -> None:
     Retried because rows and the base model's tokenizer may have to come over the network.
     """
     validate_args(config)
-    folder = prepare_data(config, fetch_base_model(config.model_name, config.cache_dir))
+    folder = prepare_data(config, fetch_tokenizer(config.model_name, config.cache_dir))
     report = load_report(folder)
     text = f"{as_markdown(report)}\n\nAs a page: `{folder / PAGE_FILE}`"
     create_markdown_artifact(text, key="sft-flow-rows", description=verdict(report))
@@ -37,6 +37,6 @@ def validate_data(config: RunConfig) -> None:
 @task(retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=_may_pass)
 def build_dataset(config: RunConfig) -> DatasetRef:
     """The folder of encoded rows, found or made anew."""
-    folder = prepare_data(config, fetch_base_model(config.model_name, config.cache_dir))
+    folder = prepare_data(config, fetch_tokenizer(config.model_name, config.cache_dir))
     data = load_training_data(folder)
     return DatasetRef(str(folder), digest_rows(data.train), len(data.train), len(data.held_out))

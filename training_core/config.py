@@ -71,18 +71,21 @@ class RunConfig:
     )
     entity_fields: tuple[str, ...] = Field(
         ("order_id", "user_id", "customer_id"),
-        description="Fields of the case that name somebody or something: never on both sides of the split.",
+        description="Fields of the case that name somebody or something; []: none. Rows that share a value, "
+        "be it a placeholder such as n/a, stay on one side of the split.",
     )
     overlap: Literal["error", "drop", "allow"] = Field(
         "error",
-        description="A training row whose case or entity is in eval_path too ends the run, is dropped, or is kept.",
+        description="With eval_path: a training row whose case or entity is there too ends the run, is dropped, "
+        "or is kept.",
     )
     max_seq_length: int = Field(
         2048, ge=16, description="Longest row, in tokens, prompt and answer together. No answer is ever cut."
     )
     overlong: Literal["drop", "trim_policy", "error"] = Field(
         "drop",
-        description="A row above max_seq_length is dropped and listed, loses sections of its policy, or ends the run.",
+        description="A row above max_seq_length, held-out ones too, is dropped and listed, "
+        "loses sections of its policy, or ends the run.",
     )
     allowed_decisions: tuple[str, ...] = Field(
         (), description="Decisions a row may hold; empty: all that occur, rare ones are pointed out."

@@ -14,7 +14,7 @@ from training_core.splits import DUPLICATE, HELD_OUT, OVERLONG, TRAINED
 
 MOST_LISTED = 20
 RARE = 5
-_OVERLAP = {"error": "not allowed", "drop": "dropped", "allow": "used all the same"}
+_OVERLAP = {"error": "not allowed", "drop": "dropped", "allow": "used, but equal rows are duplicates"}
 _PERCENTILES = (50, 90, 99, 100)
 _MOST_BINS = 15
 _SAME = ["near", "policy"]

@@ -30,8 +30,8 @@ class _Prompt(NamedTuple):
 def generate(loaded: LoadedModel, prompts: Sequence[list[int]], config: RunConfig) -> list[list[int]]:
     """Greedy continuations of prompts, as token ids without padding, in the order of the prompts.
 
-    The beginning that prompts share is computed once, and kept while they are answered. Prompts of similar length
-    are answered together, which leaves little padding. The same prompts give the same tokens.
+    The beginning that prompts share is computed once, and kept while they are answered. The rests are answered in
+    batches, none over twice as long as the first of its batch. The same prompts give the same tokens.
     """
     end_of_turn = ChatEncoder.of(loaded.tokenizer).end_of_turn
     greedy = GenerationConfig(

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from training_core.utils import Precision, pick_precision, set_seed, setup_cache
 
 logger = logging.getLogger(__name__)
 
-_BASE_FILES = ("*.safetensors", "*.json", "*.txt", "*.jinja")
+_SMALL_FILES = ("*.json", "*.txt", "*.jinja")
+_BASE_FILES = ("*.safetensors", *_SMALL_FILES)
 
 
 def default_qwen_target_modules() -> list[str]:
@@ -36,10 +38,22 @@ def default_qwen_target_modules() -> list[str]:
 
 def fetch_base_model(model_name: str, cache_dir: str | None) -> Path:
     """The folder of a base model, downloaded first when ``model_name`` is a name on the hub."""
+    return _fetch(model_name, cache_dir, _BASE_FILES)
+
+
+def fetch_tokenizer(model_name: str, cache_dir: str | None) -> Path:
+    """The same folder for work that needs no weights: of a name on the hub only the small files are downloaded.
+
+    These are all files that ``fetch_base_model`` brings besides the weights, so rows are found again after either.
+    """
+    return _fetch(model_name, cache_dir, _SMALL_FILES)
+
+
+def _fetch(model_name: str, cache_dir: str | None, patterns: Sequence[str]) -> Path:
     folder = Path(model_name)
     if folder.is_dir():
         return folder.resolve()
-    return Path(snapshot_download(model_name, cache_dir=setup_cache(cache_dir), allow_patterns=list(_BASE_FILES)))
+    return Path(snapshot_download(model_name, cache_dir=setup_cache(cache_dir), allow_patterns=list(patterns)))
 
 
 def digest_base_model(folder: Path) -> str:

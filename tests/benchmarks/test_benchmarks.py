@@ -30,7 +30,8 @@ def test_all_layouts_learn_the_same_and_only_ours_computes_less(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "quick.json"
-    monkeypatch.setattr("sys.argv", ["benchmarks", "--quick", "--output", str(path)])
+    monkeypatch.setattr(command_line, "RUNS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["benchmarks", "--quick"])
     command_line.main()
     runs = {run["layout"]: run for run in Findings.load(path).runs}
     assert list(runs) == list(LAYOUTS)
@@ -44,8 +45,9 @@ def test_all_layouts_learn_the_same_and_only_ours_computes_less(
 
 @pytest.mark.slow
 def test_the_gpu_benchmark_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "gpu.json"
-    monkeypatch.setattr("sys.argv", ["benchmarks.gpu", "--tiny", "--output", str(path)])
+    path = tmp_path / "gpu_tiny.json"
+    monkeypatch.setattr(gpu, "RUNS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["benchmarks.gpu", "--tiny"])
     gpu.main()
     (runs,) = [results["runs"] for results in json.loads(path.read_text()).values()]
     assert [run["layout"] for run in runs] == list(LAYOUTS)

@@ -70,6 +70,7 @@ def test_rows_that_are_unfit_end_a_run_with_their_problems_and_exit_code_2(tiny_
         assert found.returncode == 2, found.stderr
         assert "2 of 2 lines cannot be used" in found.stderr
         assert "rows.jsonl:1: instruction: 5 is no text" in found.stderr
+        assert found.stderr.count("| Rows") == 1  # the log tells what is read, once
         assert {path.name for path in (tmp_path / "runs").iterdir()} <= {"datasets", "prefect"}
 
 

@@ -10,8 +10,9 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from training_core.config import RunConfig
-from training_core.data_loader import HELD_OUT_FILE, IGNORED_LABEL, TRAIN_FILE, build_datasets
+from training_core.data_loader import HELD_OUT_FILE, TRAIN_FILE, build_datasets
 from training_core.data_report import DataReport, Finding
+from training_core.row_encoding import IGNORED_LABEL
 from training_core.row_survey import REFUSED
 
 Record = dict[str, Any]

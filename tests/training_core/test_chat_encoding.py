@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from samples.cases import generate_rows
 from training_core.chat_encoding import ChatEncoder, Message, _cut
-from training_core.data_loader import format_as_chat
+from training_core.messages import format_as_chat
 from training_core.model_setup import load_tokenizer
 
 # Qwen3's manner: <think> is an added token that is not special, and asking without thinking opens an empty think block.

@@ -151,6 +151,13 @@ def test_a_report_comes_back_from_its_file_as_it_was(
     assert DataReport.load(tmp_path / "report.json") == report
 
 
+def test_a_gain_that_is_reckoned_from_the_first_rows_says_so(
+    sample_rows: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training_core.data_loader._ROWS_FOR_PACKING", 20)
+    assert build(sample_rows, tokenizer, packing=True).report.packing.endswith("(reckoned from the first 20 rows)")
+
+
 MEASURE = """
 import sys, resource
 from pathlib import Path

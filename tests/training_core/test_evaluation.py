@@ -12,7 +12,6 @@ from datasets import Dataset
 
 from training_core.chat_encoding import ChatEncoder
 from training_core.config import RunConfig
-from training_core.data_loader import IGNORED_LABEL
 from training_core.evaluation import (
     NO_DECISION,
     Prediction,
@@ -26,6 +25,7 @@ from training_core.evaluation import (
 )
 from training_core.generation import generate
 from training_core.model_setup import LoadedModel, load_model_and_tokenizer
+from training_core.row_encoding import IGNORED_LABEL
 
 CONFIG = RunConfig(eval_max_new_tokens=12)
 

@@ -5,8 +5,7 @@ import json
 import pytest
 from row_samples import record, with_policy
 
-from training_core.data_loader import build_assistant_message, build_user_message, format_as_chat
-from training_core.messages import SYSTEM_TEXT
+from training_core.messages import SYSTEM_TEXT, build_assistant_message, build_user_message, format_as_chat
 
 
 def test_the_policy_stands_once_and_before_all_that_differs() -> None:

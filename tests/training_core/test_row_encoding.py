@@ -12,11 +12,11 @@ from transformers import PreTrainedTokenizerFast
 from samples.cases import generate_rows, policy_names, policy_text
 from samples.row_shapes import SHAPES
 from training_core.chat_encoding import ChatEncoder
-from training_core.data_loader import IGNORED_LABEL, build_assistant_message, build_user_message, load_jsonl
+from training_core.data_loader import load_jsonl
 from training_core.evaluation import parse_answer, prompt_of
-from training_core.messages import SYSTEM_TEXT
+from training_core.messages import SYSTEM_TEXT, build_assistant_message, build_user_message
 from training_core.model_setup import load_tokenizer
-from training_core.row_encoding import digest_id
+from training_core.row_encoding import IGNORED_LABEL, digest_id
 
 
 @pytest.fixture(scope="module")
