@@ -16,7 +16,7 @@ from training_core.config import RunConfig
 from training_core.data_loader import HELD_OUT_FILE, REPORT_FILE, TRAIN_FILE, build_datasets
 from training_core.data_page import TEMPLATE
 from training_core.data_report import DataReport
-from training_core.model_setup import load_tokenizer
+from training_core.model_setup import SMALL_FILES, load_tokenizer
 from training_core.row_files import digest_files
 from training_core.rows import DataError
 
@@ -77,7 +77,7 @@ def prepare_data(config: RunConfig, base: Path) -> Path:
 def data_key(config: RunConfig, base: Path) -> str:
     """SHA-256 over all that encoded rows are made from: files, settings, tokenizer, and the code that makes them."""
     sources = [digest_files(path) for path in (config.dataset_path, config.eval_path) if path]
-    small_files = {path for pattern in ("*.json", "*.txt", "*.jinja") for path in base.glob(pattern)}
+    small_files = {path for pattern in SMALL_FILES for path in base.glob(pattern)}
     tokenizer = [path.read_bytes() for path in sorted(small_files)]
     code = [(Path(__file__).parent / name).read_bytes() for name in _CODE]
     code += [path.read_bytes() for path in _code_of(config.label_audit)] if config.label_audit else []

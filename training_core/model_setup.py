@@ -24,8 +24,8 @@ from training_core.utils import Precision, pick_precision, set_seed, setup_cache
 
 logger = logging.getLogger(__name__)
 
-_SMALL_FILES = ("*.json", "*.txt", "*.jinja")
-_BASE_FILES = ("*.safetensors", *_SMALL_FILES)
+SMALL_FILES = ("*.json", "*.txt", "*.jinja")
+_BASE_FILES = ("*.safetensors", *SMALL_FILES)
 
 
 def default_qwen_target_modules() -> list[str]:
@@ -46,7 +46,7 @@ def fetch_tokenizer(model_name: str, cache_dir: str | None) -> Path:
 
     These are all files that ``fetch_base_model`` brings besides the weights, so rows are found again after either.
     """
-    return _fetch(model_name, cache_dir, _SMALL_FILES)
+    return _fetch(model_name, cache_dir, SMALL_FILES)
 
 
 def _fetch(model_name: str, cache_dir: str | None, patterns: Sequence[str]) -> Path:
