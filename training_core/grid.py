@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 _NUMBER = re.compile(r"[<>]?[\d.,%–/-]*(?: [A-Za-z]{1,3})?")
+_NAME_WIDTH = 24
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,15 @@ class Grid:
     def terminal(self) -> Group:
         """The table for rich: texts wrap where the terminal is narrow, numbers never do, nothing is cut."""
         table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        texts = [place for place in range(len(self.head)) if not self.is_number(place)]
         for place, name in enumerate(self.head):
             if self.is_number(place):
                 table.add_column(Text("\n".join(name.split())), justify="right", no_wrap=True)
             else:
-                table.add_column(Text(name), overflow="fold")
+                longest = max((len(row[place]) for row in self.rows), default=0)
+                # Where other texts can give way, a name or a place in a file stays in one piece.
+                whole = min(longest, _NAME_WIDTH) if place == 0 and len(texts) > 1 else None
+                table.add_column(Text(name), overflow="fold", min_width=whole)
         for row in self.rows:
             table.add_row(*(Text(cell) for cell in row))
         note = [Padding(Text(self.note), (0, 0, 1, 1), expand=False)] if self.note else []
