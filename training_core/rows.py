@@ -7,6 +7,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import orjson
@@ -17,6 +18,10 @@ DEEPEST = 64
 # Tab, newline and return are text, and so is U+0085 (next line); no other control character is.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
 
+# The same in a line, escaped or not, behind any number of whole escapes.
+_CONTROL_WRITTEN = re.compile(
+    rb"((?<!\\)(?:\\\\)*)(?:\\[bf]|\\u00(?:0[0-8bcefBCEF]|1.|7[fF]|8[0-46-9a-fA-F]|9.)|\x7f|\xc2[\x80-\x84\x86-\x9f])"
+)
 _IN_DOUBT = object()
 _ESCAPED = re.compile(rb"\\[ubf]")
 _KEY_END = re.compile(rb'"[ \t\n\r]*:')
@@ -61,7 +66,7 @@ def parse_json(raw: bytes) -> Any:
     if raw.isascii() and not escaped:
         return value
     if escaped or b"\xc2" in raw:  # in UTF-8 the control characters from U+0080 on begin so
-        _refuse_control_characters(value)
+        _refuse_control_characters(value, raw)
     return value if all(unicodedata.is_normalized("NFC", text) for text in _texts(value)) else compose(value)
 
 
@@ -126,14 +131,17 @@ def _check_depth(value: Any, levels: int) -> None:
 def _parse_exactly(raw: bytes) -> Any:
     """Python's own parser, ten times slower: it keeps every digit, and tells what is wrong."""
     try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        value = json.loads(
+            raw.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=partial(_refuse_constant, raw)
+        )
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except UnicodeDecodeError as error:
         utf_16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         what = "the file is UTF-16" if utf_16 else f"byte {error.start} is not UTF-8"
         raise BadLineError("line", what, "save the file as UTF-8") from error
     except UnicodeEncodeError as error:
-        raise BadLineError("line", "a lone surrogate stands in a text", "remove the broken character") from error
+        what = f"a lone surrogate stands in a text, at byte {_byte_refused(raw)}"
+        raise BadLineError("line", what, "remove the broken character") from error
     except BadLineError:
         raise
     except json.JSONDecodeError as error:
@@ -161,15 +169,26 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _refuse_constant(name: str) -> None:
-    raise BadLineError("line", f"{name} is not JSON", "write null or a number")
+def _refuse_constant(raw: bytes, name: str) -> None:
+    raise BadLineError("line", f"{name} at byte {_byte_refused(raw)} is not JSON", "write null or a number")
 
 
-def _refuse_control_characters(value: Any) -> None:
+def _byte_refused(raw: bytes) -> int:
+    """Where orjson, which knows neither NaN nor lone surrogates, stops reading."""
+    try:
+        orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        return len(error.doc[: error.pos].encode())
+    return len(raw)
+
+
+def _refuse_control_characters(value: Any, raw: bytes) -> None:
     for text in _texts(value):
         if found := _CONTROL.search(text):
             near = ascii(text[max(0, found.start() - 20) : found.end() + 20])[1:-1]
-            what = f"control character U+{ord(found[0]):04X} near '{near}'"
+            written = _CONTROL_WRITTEN.search(raw)
+            place = f" at byte {written.end(1)}" if written else ""
+            what = f"control character U+{ord(found[0]):04X}{place} near '{near}'"
             raise BadLineError("line", what, "remove it")
 
 

@@ -1,6 +1,7 @@
 """A line is a row or a named problem, never a crash and never half understood."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -187,6 +188,16 @@ def test_a_key_that_stands_twice_is_refused_by_name(line: str) -> None:
 )
 def test_a_lone_surrogate_is_refused(line: str) -> None:
     assert "surrogate" in refusal(line.encode())[1]
+
+
+@pytest.mark.parametrize(
+    "bad", ["NaN", "-Infinity", '"é \\u0007"', '"\\\\\\u0007"', '"\x7f"', '"\x86"', '"\\b"', '"\\ud800"', "01"]
+)
+def test_what_is_refused_inside_a_line_is_found_by_its_byte(bad: str) -> None:
+    raw = with_value(bad)
+    start = raw.index(b'"days": ') + len(b'"days": ')
+    (place,) = re.findall(r"at byte (\d+)", refusal(raw)[1])
+    assert start <= int(place) < start + len(bad.encode()) + 1
 
 
 @pytest.mark.parametrize("key", ["\\ud800", "a\\nb", "x" * 10_000], ids=["surrogate", "newline", "long"])
