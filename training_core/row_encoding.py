@@ -43,13 +43,14 @@ class EncodedRows(NamedTuple):
     ``facts`` has ``file``, ``line``, ``decision``, ``tokens``, ``kept`` (``"3 of 9"`` where a policy was trimmed), and
     64-bit digests: of the whole ``row``, its ``policy``, its ``case`` alone, the case as letters and
     digits (``near``), and its ``lot``, which the seed shuffles. ``entities`` has a digest for every id that a row
-    names, and the ``row``, its place in ``facts``. ``broken`` are the rows whose answers tokenisation does not keep.
+    names, and the ``row``, its place in ``facts``. ``broken`` are the rows whose answers tokenisation does not keep, by
+    their places among the rows.
     """
 
     batch: pa.RecordBatch
     facts: pd.DataFrame
     entities: pd.DataFrame
-    broken: list[Refused]
+    broken: dict[int, Refused]
 
 
 class _Encoded(NamedTuple):
@@ -66,13 +67,13 @@ def encode_rows(rows: Sequence[Row], encoder: ChatEncoder, config: RunConfig) ->
     answers = encoder.encode_answers(texts)
     decoded = encoder.decode_answers(answers)
     prompts = encoder.encode_prompts([format_as_chat(row.record)[:-1] for row in rows])
-    encoded, broken = [], []
-    for row, text, back, prompt, answer in zip(rows, texts, decoded, prompts, answers, strict=True):
-        if back == text:
+    encoded, broken = [], {}
+    for place, (row, prompt, answer) in enumerate(zip(rows, prompts, answers, strict=True)):
+        if decoded[place] == texts[place]:
             encoded.append(_trimmed(_Encoded(row, row.record, prompt, answer, ""), encoder, config))
         else:
             what = Problem(row.file, row.line, "output", "does not survive tokenisation", "use plain Unicode")
-            broken.append(Refused(what, row.raw))
+            broken[place] = Refused(what, row.raw)
     return EncodedRows(_as_batch(encoded, config), _facts(encoded, config), _entities(encoded, config), broken)
 
 

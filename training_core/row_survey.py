@@ -1,8 +1,9 @@
 """One pass over all files: rows are checked, encoded and written, and facts about them are gathered."""
 
+import itertools
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
@@ -115,10 +116,10 @@ def _chunks(items: Iterable[Row | Refused]) -> Iterator[list[Row | Refused]]:
     yield chunk
 
 
-def _told_apart(items: Iterable[Row | Refused], broken: Iterable[Refused]) -> tuple[list[Row], list[Refused]]:
+def _told_apart(items: Iterable[Row | Refused], broken: Mapping[int, Refused]) -> tuple[list[Row], list[Refused]]:
     """The rows that stayed whole, and all that is refused, both in the order of the file."""
-    broken_at = {item.problem.line: item for item in broken if item.problem}
-    sorted_out = [broken_at.get(item.line, item) if isinstance(item, Row) else item for item in items]
+    places = itertools.count()  # of rows: elements of an array may share a line, so its number is no name for one
+    sorted_out = [broken.get(next(places), item) if isinstance(item, Row) else item for item in items]
     rows = [item for item in sorted_out if isinstance(item, Row)]
     return rows, [item for item in sorted_out if isinstance(item, Refused)]
 

@@ -110,6 +110,19 @@ def test_a_row_whose_answer_the_tokenizer_changes_is_refused_and_kept(tmp_path: 
     assert built.refused == to_line(bad) + b"\n"
 
 
+def test_a_row_refused_so_is_told_from_its_neighbours_on_the_same_line(tmp_path: Path, tiny_base: Path) -> None:
+    """All elements of an array may stand on one line; its number is then no name for any of them."""
+    lossy = load_tokenizer(tiny_base)
+    lossy.backend_tokenizer.normalizer = normalizers.Replace("ß", "ss")
+    bad = to_line(record({"case_id": "A-50"}, {"reason": "Straße"}))
+    lines = [*map(to_line, records(6)), bad, *map(to_line, records(5, start=100))]
+    (tmp_path / "rows.json").write_bytes(b"[" + b",".join(lines) + b"]")
+    built = build(str(tmp_path / "rows.json"), lossy)
+    (account,) = built.report.accounts
+    assert (account.lines, account.refused, account.trained + account.held_out) == (12, 1, 11)
+    assert built.refused == bad + b"\n"
+
+
 def test_the_group_of_a_row_is_the_text_of_its_field(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     values = ["return", 3, None, True, {"a": [1]}, "é"]
     rows = [record({"case_id": f"A-{i}", "kind": value}) for i, value in enumerate(values * 4)]
