@@ -22,6 +22,8 @@ _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
 _CONTROL_WRITTEN = re.compile(
     rb"((?<!\\)(?:\\\\)*)(?:\\[bf]|\\u00(?:0[0-8bcefBCEF]|1.|7[fF]|8[0-46-9a-fA-F]|9.)|\x7f|\xc2[\x80-\x84\x86-\x9f])"
 )
+# Strings are matched whole, so that what stands in them is no key and no brace.
+_KEYS_AND_BRACES = re.compile(rb'(?P<key>"(?:[^"\\]|\\.)*")[ \t\n\r]*:|"(?:[^"\\]|\\.)*"|[{}]')
 _IN_DOUBT = object()
 _ESCAPED = re.compile(rb"\\[ubf]")
 _KEY_END = re.compile(rb'"[ \t\n\r]*:')
@@ -67,7 +69,9 @@ def parse_json(raw: bytes) -> Any:
         return value
     if escaped or b"\xc2" in raw:  # in UTF-8 the control characters from U+0080 on begin so
         _refuse_control_characters(value, raw)
-    return value if all(unicodedata.is_normalized("NFC", text) for text in _texts(value)) else compose(value)
+    if all(unicodedata.is_normalized("NFC", text) for text in _texts(value)):
+        return value
+    return compose(_parse_exactly(raw))  # which also finds keys that are the same once composed
 
 
 def _parse_quickly(raw: bytes) -> Any:
@@ -132,7 +136,9 @@ def _parse_exactly(raw: bytes) -> Any:
     """Python's own parser, ten times slower: it keeps every digit, and tells what is wrong."""
     try:
         value = json.loads(
-            raw.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=partial(_refuse_constant, raw)
+            raw.decode("utf-8"),
+            object_pairs_hook=partial(_unique_keys, raw=raw),
+            parse_constant=partial(_refuse_constant, raw),
         )
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except UnicodeDecodeError as error:
@@ -162,11 +168,29 @@ def _json_remedy(raw: bytes) -> str:
     return "write one whole object a line"
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]], raw: bytes = b"") -> dict[str, Any]:
     twice = [key for key, count in Counter(unicodedata.normalize("NFC", key) for key, _ in pairs).items() if count > 1]
     if twice:
-        raise BadLineError(ascii(twice[0])[1:-1][:60], "stands twice in one object", "keep one of the two")
+        key, place = _find_twin(raw) or (twice[0], None)
+        what = "stands twice in one object" + (f", again at byte {place}" if place else "")
+        raise BadLineError(ascii(key)[1:-1][:60], what, "keep one of the two")
     return dict(pairs)
+
+
+def _find_twin(raw: bytes) -> tuple[str, int] | None:
+    """The first key of a line that stood in its object before, and the byte where it stands again."""
+    seen: list[set[str]] = []
+    for token in _KEYS_AND_BRACES.finditer(raw):
+        if token[0] == b"{":
+            seen.append(set())
+        elif token[0] == b"}":
+            seen.pop()
+        elif token["key"]:
+            key = unicodedata.normalize("NFC", json.loads(token["key"]))
+            if key in seen[-1]:
+                return key, token.start()
+            seen[-1].add(key)
+    return None
 
 
 def _refuse_constant(raw: bytes, name: str) -> None:

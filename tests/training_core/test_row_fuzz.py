@@ -163,9 +163,8 @@ def test_an_array_is_split_into_the_elements_that_json_sees(elements: list[Any],
     assert [repr(json.loads(line.raw)) for line in lines] == [repr(value) for value in json.loads(content)]
 
 
-def test_mutated_lines_and_files_never_make_the_reader_crash() -> None:
-    counts, crashes = fuzz(lines=20_000, seed=1)
-    assert crashes == []
+def test_mutated_lines_and_files_never_make_the_reader_crash(tmp_path: Path) -> None:
+    counts = fuzz(20_000, 1, tmp_path / "rows")
     assert counts["mutated lines"] >= 20_000
     assert min(counts["rows"], counts["refused"], counts["bad files"]) > 50
 

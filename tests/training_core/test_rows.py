@@ -175,7 +175,10 @@ def test_quotes_and_colons_inside_texts_are_no_keys(text: str) -> None:
 def test_a_key_that_stands_twice_is_refused_by_name(line: str) -> None:
     field, what, _ = refusal(line.encode())
     assert field.rstrip("\\") in ("days", "a", "instruction")
-    assert "twice" in what
+    (place,) = re.findall(r"twice in one object, again at byte (\d+)", what)
+    again = json.loads(re.match(r'"(?:[^"\\]|\\.)*"', line[int(place) :])[0])  # type: ignore[index]
+    assert again.rstrip("\\") == field.rstrip("\\")
+    assert line[: int(place)].count("{") >= line[: int(place)].count("}") + 1
 
 
 @pytest.mark.parametrize(
