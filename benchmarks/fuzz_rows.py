@@ -158,7 +158,7 @@ def read(path: Path) -> Counter[str]:
 
 
 def fuzz(lines: int, seed: int, path: Path) -> Counter[str]:
-    """Counts of how lines and files ended. An error travels, and leaves the file that made the reader crash at `path`."""
+    """Counts of how lines and files ended. An error travels, and leaves the file that made it at `path`."""
     counts: Counter[str] = Counter()
     for content, made in make_files(lines, seed):
         path.write_bytes(content)

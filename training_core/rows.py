@@ -135,11 +135,8 @@ def _check_depth(value: Any, levels: int) -> None:
 def _parse_exactly(raw: bytes) -> Any:
     """Python's own parser, ten times slower: it keeps every digit, and tells what is wrong."""
     try:
-        value = json.loads(
-            raw.decode("utf-8"),
-            object_pairs_hook=partial(_unique_keys, raw=raw),
-            parse_constant=partial(_refuse_constant, raw),
-        )
+        text, hook = raw.decode("utf-8"), partial(_unique_keys, raw=raw)
+        value = json.loads(text, object_pairs_hook=hook, parse_constant=partial(_refuse_constant, raw))
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except UnicodeDecodeError as error:
         utf_16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))

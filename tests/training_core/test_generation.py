@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from tiny_models import ARCHITECTURES, tiny_model
 
 from training_core.config import RunConfig
 from training_core.generation import generate
@@ -16,23 +16,13 @@ from training_core.prefix_cache import CachedPrefix, continue_prefixes
 from training_core.utils import Precision
 
 VOCABULARY = 900
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "initializer_range": 0.2,  # so that every token depends on all before it
-}
-ARCHITECTURES = {"qwen2": (Qwen2ForCausalLM, Qwen2Config), "qwen3": (Qwen3ForCausalLM, Qwen3Config)}
+# So wide that every token depends on all before it.
+INITIALIZER_RANGE = 0.2
 
 
 def build(tiny_base: Path, architecture: str = "qwen3", **settings: Any) -> LoadedModel:
     torch.manual_seed(0)
-    model_class, config_class = ARCHITECTURES[architecture]
-    model: PreTrainedModel = model_class(config_class(**SIZES, **settings))
+    model = tiny_model(architecture, vocab_size=VOCABULARY, initializer_range=INITIALIZER_RANGE, **settings)
     adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
     return LoadedModel(adapted.eval(), load_tokenizer(tiny_base), Precision("fp32", ""))
 
