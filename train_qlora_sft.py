@@ -30,7 +30,7 @@ def run(config: RunConfig) -> None:
     summary = train_model(loaded, data, config, run_dir)
     save_adapter(loaded.model, loaded.tokenizer, config, run_dir / "adapter")
     contest = hold_contest(loaded, None, data, config)
-    save_contest(contest, run_dir / "journal.jsonl", run_dir / "evaluation")
+    save_contest(contest, run_dir, run_dir / "evaluation")
     console = Console()
     console.print(account_grid(data.report.accounts).terminal(), score_grid(contest.scores).terminal())
     console.print(f"{summary.steps} steps in {summary.seconds:.0f} s, adapter: {run_dir / 'adapter'}")

@@ -108,11 +108,7 @@ def demo(arguments: Sequence[str]) -> None:
     """Run `sft-flow` on sample rows and the tiny base model, both of the project's own making."""
     from samples.cases import write_rows
 
-    # The file's own paths are those of a checkout; the demo runs from any folder.
-    own_paths = ["--model_name", str(ROOT / "samples" / "tiny_qwen")]
-    config = read_settings(
-        config_from_command_line(["--config", str(DEMO_CONFIG), *own_paths, *arguments], "sft-flow demo")
-    )
+    config = read_settings(config_from_command_line(["--config", str(DEMO_CONFIG), *arguments], "sft-flow demo"))
     rows = Path(config.dataset_path)
     if rows.exists():
         console.print(f"Sample rows reused: {rows}", markup=False)
@@ -170,7 +166,7 @@ def ui(arguments: Sequence[str]) -> None:
     from tasks.registry import tracking_uri
 
     home = Path(config.output_dir).resolve() / "prefect"
-    with prefect_server(home) as prefect, mlflow_server(tracking_uri(config)) as mlflow:
+    with prefect_server(home) as prefect, mlflow_server(tracking_uri(config), home.parent / "mlartifacts") as mlflow:
         console.print(f"Prefect: {prefect.wait()}/runs")
         console.print(f"MLflow:  {mlflow.wait()}/#/experiments?workflowType=machine_learning")
         console.print("Ctrl-C ends both.")

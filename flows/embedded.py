@@ -20,7 +20,7 @@ START_TIMEOUT_SECONDS = 180
 # They serve deployments and automations, which a server that goes with its command never has.
 _SERVICES_WITHOUT_WORK = (
     *("SCHEDULER", "LATE_RUNS", "PAUSE_EXPIRATIONS", "CANCELLATION_CLEANUP"),
-    *("FOREMAN", "REPOSSESSOR", "TRIGGERS", "EVENT_LOGGER", "DB_VACUUM"),
+    *("FOREMAN", "REPOSSESSOR", "TRIGGERS", "DB_VACUUM"),
 )
 
 
@@ -44,8 +44,8 @@ class Server:
 
 
 @contextlib.contextmanager
-def prefect_server(home: Path, preferred_port: int = 4200) -> Iterator[Server]:
-    """A Prefect server with its UI and its database in ``home``.
+def prefect_server(home: Path, preferred_port: int = 4200, *, for_workers: bool = False) -> Iterator[Server]:
+    """A Prefect server with its UI and its database in ``home``, unless the environment names another database.
 
     Prefect's own temporary server outlives a killed parent and goes on holding the database; this one does not.
     """
@@ -56,20 +56,22 @@ def prefect_server(home: Path, preferred_port: int = 4200) -> Iterator[Server]:
         "PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
-        **{f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in _SERVICES_WITHOUT_WORK},
+        "PREFECT_SERVER_SERVICES_EVENT_LOGGER_ENABLED": "false",
+        **{f"PREFECT_SERVER_SERVICES_{name}_ENABLED": str(for_workers).lower() for name in _SERVICES_WITHOUT_WORK},
     }
     command = ["uvicorn", "--factory", "prefect.server.api.server:create_app", "--log-level", "error"]
-    with _running([*command, "--host", "127.0.0.1", "--port", str(port)], environment) as process:
+    with running([*command, "--host", "127.0.0.1", "--port", str(port)], environment) as process:
         yield Server(process, f"http://127.0.0.1:{port}", "/api/health")
 
 
 @contextlib.contextmanager
-def mlflow_server(tracking_uri: str, preferred_port: int = 5000) -> Iterator[Server]:
-    """An MLflow server with its UI over a store on this machine."""
+def mlflow_server(tracking_uri: str, artifacts: Path, preferred_port: int = 5000) -> Iterator[Server]:
+    """An MLflow server with its UI over a store on this machine; clients reach artifacts through it."""
     port = free_port(preferred_port)
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     command = ["mlflow", "server", "--backend-store-uri", tracking_uri, "--workers", "1"]
-    with _running([*command, "--host", "127.0.0.1", "--port", str(port)], environment) as process:
+    command += ["--artifacts-destination", artifacts.as_uri()]
+    with running([*command, "--host", "127.0.0.1", "--port", str(port)], environment) as process:
         yield Server(process, f"http://127.0.0.1:{port}", "/health")
 
 
@@ -77,15 +79,21 @@ def free_port(preferred: int) -> int:
     """The preferred port where it is free, else any free one."""
     for port in (preferred, 0):
         with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that has just ended is no hindrance
             probe.bind(("127.0.0.1", port))
             return int(probe.getsockname()[1])
     raise OSError("no port is free on 127.0.0.1")
 
 
 @contextlib.contextmanager
-def _running(arguments: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    arguments: list[str], environment: dict[str, str], folder: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A Python module and its arguments, running until the body ends or this process does."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "flows.embedded", str(os.getpid()), *arguments], env=os.environ | environment
+        [sys.executable, "-m", "flows.embedded", str(os.getpid()), *arguments],
+        env=os.environ | environment,
+        cwd=folder,
     )
     try:
         yield process
@@ -107,6 +115,7 @@ def _end_with(parent: int) -> None:
 def main() -> None:
     """Run a Python module as ``python -m module arguments`` would, for as long as the parent process lives."""
     parent, module, *arguments = sys.argv[1:]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts jobs with & has it ignored
     threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -4,7 +4,6 @@ import logging
 import time
 import warnings
 from datetime import timedelta
-from pathlib import Path
 
 from prefect.logging.handlers import APILogWorker
 from rich.console import Console
@@ -47,7 +46,7 @@ def _say_where(config: RunConfig, finished: FinishedRun, took: timedelta) -> Non
         f"{version.name} version {version.version} {version.verdict} ({took})",
         f"Adapter  {trained.adapter.path}",
         f"Model    models:/{version.name}@candidate in {tracking_uri(config)}, run {trained.run.tracking_run_id}",
-        f"Refused  {Path(finished.dataset.path) / 'refused.jsonl'}",
+        f"Refused  {finished.dataset.folder.path}/refused.jsonl",
         f"UIs      sft-flow ui --output_dir {config.output_dir}",
     ]
     for line in lines:

@@ -3,17 +3,22 @@
 from prefect import flow
 
 from tasks.evaluation import evaluate
+from tasks.gpu_stage import hand_back
 from tasks.refs import DatasetRef, TrainedRef
 from tasks.training import finetune, load_model, open_run, save_adapter
 from training_core.config import RunConfig
+from training_core.utils import setup_logging
 
 
 @flow(name="train-flow", retries=2, retry_delay_seconds=10)
 def train_flow(config: RunConfig, dataset: DatasetRef) -> TrainedRef:
     """Train one adapter and judge it; a retry loads the model anew and goes on from the last complete checkpoint."""
+    setup_logging()
     run = open_run(config, dataset)
     loaded = load_model(config, run)
     finetune(loaded, config, run, dataset)
     adapter = save_adapter(loaded, config, run)
     report = evaluate(loaded, config, run, adapter, dataset)
-    return TrainedRef(run, adapter, report)
+    trained = TrainedRef(run, adapter, report)
+    hand_back(trained)
+    return trained

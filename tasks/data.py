@@ -6,6 +6,7 @@ from prefect import State, task
 from prefect.artifacts import create_markdown_artifact
 
 from tasks.refs import DatasetRef
+from tasks.store import publish
 from training_core.config import RunConfig
 from training_core.data_loader import PAGE_FILE
 from training_core.data_store import demand_fitness, load_report, load_training_data, prepare_data
@@ -39,4 +40,4 @@ def build_dataset(config: RunConfig) -> DatasetRef:
     """The folder of encoded rows, found or made anew."""
     folder = prepare_data(config, fetch_tokenizer(config.model_name, config.cache_dir))
     data = load_training_data(folder)
-    return DatasetRef(str(folder), digest_rows(data.train), len(data.train), len(data.held_out))
+    return DatasetRef(publish(folder), digest_rows(data.train), len(data.train), len(data.held_out))

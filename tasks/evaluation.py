@@ -5,8 +5,9 @@ from pathlib import Path
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.refs import AdapterRef, DatasetRef, EvalReport, RunRef
+from tasks.refs import DatasetRef, EvalReport, FolderRef, RunRef
 from tasks.registry import fetch_champion
+from tasks.store import open_folder, publish
 from training_core.checkpoints import seal_digest
 from training_core.config import RunConfig
 from training_core.contest import contest_key, hold_contest, load_scores, save_contest
@@ -16,13 +17,13 @@ from training_core.model_setup import LoadedModel, load_adapted_model
 
 @task(cache_policy=NO_CACHE, retries=1, retry_delay_seconds=10)
 def evaluate(
-    loaded: LoadedModel, config: RunConfig, run: RunRef, adapter: AdapterRef, dataset: DatasetRef
+    loaded: LoadedModel, config: RunConfig, run: RunRef, adapter: FolderRef, dataset: DatasetRef
 ) -> EvalReport:
     """Score everyone on the same rows, unless this very contest has been held.
 
     Retried once because the champion may come over the network.
     """
-    data = load_training_data(Path(dataset.path))
+    data = load_training_data(open_folder(dataset.folder, config))
     champion = fetch_champion(config, but_not=run.identity)
     key = contest_key(config, data, [adapter.digest, *([champion.digest] if champion else [])])
     folder = Path(run.path) / f"evaluation-{key[:12]}"
@@ -30,11 +31,10 @@ def evaluate(
         get_run_logger().info("Evaluation reused: rows, settings and contestants are those of %s", folder)
     else:
         rival = load_adapted_model(champion.base, champion.adapter) if champion else None
-        save_contest(hold_contest(loaded, rival, data, config), Path(run.path) / "journal.jsonl", folder)
+        save_contest(hold_contest(loaded, rival, data, config), Path(run.path), folder)
     scores = load_scores(folder)
     return EvalReport(
-        path=str(folder),
-        digest=seal_digest(folder) or "",
+        folder=publish(folder),
         rows=scores["candidate"].rows,
         accuracy={name: found.accuracy for name, found in scores.items()},
         wrongly_favourable={name: found.wrongly_favourable for name, found in scores.items()},

@@ -1,6 +1,7 @@
 """Shows a training from outside: a thread of its own reads the journal, so that no server can stall a step."""
 
 import contextvars
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +13,13 @@ from uuid import UUID
 import httpx
 from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.client.orchestration import get_client
+from prefect.logging.handlers import APILogWorker
+from prefect.runtime import flow_run
 
+from tasks.refs import RunRef
 from tasks.registry import send_points
+from tasks.store import save_progress
 from training_core.config import RunConfig
 from training_core.journal import Point, read_journal
 
@@ -23,25 +29,42 @@ SECONDS_BETWEEN_LOOKS = 5
 @dataclass
 class _Follower:
     config: RunConfig
-    tracking_run_id: str
-    journal: Path
+    run: RunRef
+    attempt: tuple[str, int]
     sent: int = 0
+    saved_step: int = 0
     artifact: UUID | None = None
 
     def catch_up(self) -> None:
-        """Send what is new since the last look."""
-        points = read_journal(self.journal)
-        send_points(self.config, self.tracking_run_id, points[self.sent :])
+        """Send what is new since the last look, and bring new checkpoints to safety."""
+        points = read_journal(Path(self.run.path) / "journal.jsonl")
+        send_points(self.config, self.run.tracking_run_id, points[self.sent :])
         if len(points) > self.sent:
             self._show_progress(points)
         self.sent = len(points)
+        self.saved_step = save_progress(Path(self.run.path), self.run.identity, self.saved_step)
 
     def follow(self, finished: threading.Event) -> None:
         while not finished.wait(SECONDS_BETWEEN_LOOKS):
             try:
+                self._end_when_replaced()
                 self.catch_up()
-            except (ConnectionError, httpx.HTTPError) as error:
+            except (OSError, httpx.HTTPError) as error:  # OSError: connections and stores
                 get_run_logger().warning("Progress not shown this time, training goes on: %s", error)
+
+    def _end_when_replaced(self) -> None:
+        """End this process, silently, when its run is no longer its own.
+
+        A machine that froze long enough to be given up, and woke, must neither train beside its replacement nor report
+        a state for it: exit code 0 tells the worker nothing.
+        """
+        run_id, run_count = self.attempt
+        with get_client(sync_client=True) as client:
+            now = client.read_flow_run(UUID(run_id))
+        if now.run_count != run_count or not (now.state and (now.state.is_running() or now.state.is_cancelling())):
+            get_run_logger().error("This run goes on elsewhere or is over (%s); this process ends", now.state)
+            APILogWorker.drain_all(timeout=5)
+            os._exit(0)
 
     def _show_progress(self, points: list[Point]) -> None:
         share, text = 100 * points[-1].step / points[-1].of_steps, describe_progress(points)
@@ -54,13 +77,14 @@ class _Follower:
 
 
 @contextmanager
-def follow_journal(config: RunConfig, tracking_run_id: str, journal: Path) -> Iterator[None]:
-    """Show a training's curve in MLflow and its progress in Prefect while the body runs.
+def follow_journal(config: RunConfig, run: RunRef) -> Iterator[None]:
+    """While the body trains: its curve in MLflow, its progress in Prefect, its checkpoints in the store; and its end
+    when the run has been given to another process.
 
     Servers that do not answer are tried again at the next look; after the body all points must arrive. Raises
-    ``ConnectionError`` or ``httpx.HTTPError`` when they do not.
+    ``OSError`` or ``httpx.HTTPError`` when they do not.
     """
-    follower, finished = _Follower(config, tracking_run_id, journal), threading.Event()
+    follower, finished = _Follower(config, run, (flow_run.id, flow_run.run_count)), threading.Event()
     in_this_task = contextvars.copy_context()
     thread = threading.Thread(target=in_this_task.run, args=(follower.follow, finished), daemon=True)
     thread.start()

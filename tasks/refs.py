@@ -4,10 +4,20 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class DatasetRef:
-    """A complete folder of encoded rows; ``digest`` is over the training rows' token ids and labels."""
+class FolderRef:
+    """A sealed folder: its path on the machine that made it, the URL where others fetch it (see ``tasks.store``), and
+    the digest of its manifest."""
 
     path: str
+    url: str | None
+    digest: str
+
+
+@dataclass(frozen=True)
+class DatasetRef:
+    """Encoded rows; ``digest`` is over the training rows' token ids and labels."""
+
+    folder: FolderRef
     digest: str
     train_rows: int
     held_out_rows: int
@@ -15,36 +25,23 @@ class DatasetRef:
 
 @dataclass(frozen=True)
 class RunRef:
-    """A training: its identity (see ``training_core.identity``), its folder, its run in the tracking server.
-
-    ``base_model`` is the base's name on the hub or its absolute folder; ``base_path`` the folder on this machine.
-    """
+    """A training: its identity (see ``training_core.identity``), its folder on the machine that trains, the digest of
+    its base model's files, its run in the tracking server."""
 
     identity: str
     path: str
-    base_model: str
-    base_path: str
     base_digest: str
     tracking_run_id: str
 
 
 @dataclass(frozen=True)
-class AdapterRef:
-    """A complete adapter folder; ``digest`` is the one of its manifest."""
-
-    path: str
-    digest: str
-
-
-@dataclass(frozen=True)
 class EvalReport:
-    """A complete folder of predictions, scores and pictures, and the few numbers that decisions read.
+    """A folder of predictions, scores and pictures, and the few numbers that decisions read.
 
     ``accuracy`` and ``wrongly_favourable`` map model or baseline to a share of all ``rows``.
     """
 
-    path: str
-    digest: str
+    folder: FolderRef
     rows: int
     accuracy: dict[str, float]
     wrongly_favourable: dict[str, float]
@@ -55,7 +52,7 @@ class TrainedRef:
     """What the GPU stage hands back."""
 
     run: RunRef
-    adapter: AdapterRef
+    adapter: FolderRef
     report: EvalReport
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from prefect import get_run_logger, task
+from prefect.events import emit_event
 
 from tasks.refs import EvalReport, ModelVersionRef, TrainedRef
 from tasks.registry import (
@@ -18,11 +19,13 @@ from tasks.registry import (
     point_alias,
     tracking_uri,
 )
+from tasks.store import open_folder
 from training_core.config import RunConfig
 from training_core.contest import load_scores
 from training_core.report import score_grid
 
 CHECK_TIMEOUT_SECONDS = 1800
+PROMOTED = "sft-flow.promoted"
 
 
 @task(retries=3, retry_delay_seconds=[5, 30, 120])
@@ -32,6 +35,7 @@ def register_adapter(config: RunConfig, trained: TrainedRef) -> ModelVersionRef:
     Retried because the registry is reached over the network. Raises ``RuntimeError`` when the registered model does
     not load or answers otherwise than the model in memory did.
     """
+    trained = bring_here(trained, config)
     log_results(config, trained)
     version = find_or_create_version(config, trained, describe_version(trained))
     check_in_fresh_process(config, version, trained.report)
@@ -48,6 +52,11 @@ def promote(config: RunConfig, version: ModelVersionRef, report: EvalReport) -> 
     earned, verdict = judge(report, config.min_improvement)
     if earned:
         point_alias(config, CHAMPION, version.version)
+        emit_event(
+            PROMOTED,
+            resource={"prefect.resource.id": f"sft-flow.model.{version.name}.{version.version}"},
+            payload={"verdict": f"{version.name} version {version.version} {verdict}"},
+        )
     get_run_logger().info("Version %s %s", version.version, verdict)
     return dataclasses.replace(version, champion=earned, verdict=verdict)
 
@@ -69,6 +78,16 @@ def judge(report: EvalReport, min_improvement: float) -> tuple[bool, str]:
     return True, f"becomes champion: {own:.1%} of decisions right, the {best} has {rival:.1%}"
 
 
+def bring_here(trained: TrainedRef, config: RunConfig) -> TrainedRef:
+    """The same, with the paths of this machine."""
+    adapter, report = (open_folder(ref, config) for ref in (trained.adapter, trained.report.folder))
+    return dataclasses.replace(
+        trained,
+        adapter=dataclasses.replace(trained.adapter, path=str(adapter)),
+        report=dataclasses.replace(trained.report, folder=dataclasses.replace(trained.report.folder, path=str(report))),
+    )
+
+
 def describe_version(trained: TrainedRef) -> str:
     """The description of a version in the registry: it opens with the scores."""
     report = trained.report
@@ -76,7 +95,7 @@ def describe_version(trained: TrainedRef) -> str:
         [
             f"Decision accuracy {report.accuracy['candidate']:.1%} over {report.rows} held-out rows, "
             f"wrongly favourable {report.wrongly_favourable['candidate']:.1%}.",
-            score_grid(load_scores(Path(report.path))).markdown(),
+            score_grid(load_scores(Path(report.folder.path))).markdown(),
             f"Training identity `{trained.run.identity}`, adapter digest `{trained.adapter.digest}`.",
         ]
     )
@@ -88,7 +107,7 @@ def check_in_fresh_process(config: RunConfig, version: str, report: EvalReport) 
         [
             *(sys.executable, "-m", "tasks.check_served"),
             f"models:/{config.registered_model_name}/{version}",
-            f"{report.path}/probe.json",
+            f"{report.folder.path}/probe.json",
         ],
         env=os.environ | {"MLFLOW_TRACKING_URI": tracking_uri(config)},
         capture_output=True,

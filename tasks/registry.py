@@ -24,6 +24,7 @@ from tasks.refs import DatasetRef, TrainedRef
 from training_core.checkpoints import seal_digest
 from training_core.config import RunConfig
 from training_core.journal import Point
+from training_core.local_base import base_folder
 from training_core.model_setup import digest_base_model, fetch_base_model
 
 EXPERIMENT = "sft-flow"
@@ -70,7 +71,7 @@ def connect(config: RunConfig) -> MlflowClient:
     return MlflowClient(uri, registry_uri=uri)
 
 
-def open_tracking_run(config: RunConfig, identity: str, dataset: DatasetRef) -> str:
+def open_tracking_run(config: RunConfig, identity: str, dataset: DatasetRef, rows: Path) -> str:
     """The id of the one run of this identity, created with its parameters and dataset when it is new."""
     client = connect(config)
     experiment = _experiment(client, config)
@@ -84,8 +85,8 @@ def open_tracking_run(config: RunConfig, identity: str, dataset: DatasetRef) -> 
         client.log_inputs(run.info.run_id, [_dataset_input(config, dataset)])
     if not client.list_artifacts(run.info.run_id, "data/refused.jsonl"):  # the last of them
         client.log_dict(run.info.run_id, asdict(config), "run_config.json")
-        client.log_artifact(run.info.run_id, f"{dataset.path}/report.json", "data")
-        client.log_artifact(run.info.run_id, f"{dataset.path}/refused.jsonl", "data")
+        client.log_artifact(run.info.run_id, str(rows / "report.json"), "data")
+        client.log_artifact(run.info.run_id, str(rows / "refused.jsonl"), "data")
     return str(run.info.run_id)
 
 
@@ -110,7 +111,7 @@ def send_points(config: RunConfig, run_id: str, points: Sequence[Point]) -> None
 def log_results(config: RunConfig, trained: TrainedRef) -> None:
     """Log scores, predictions and pictures to the training's run and close it."""
     client, run_id = connect(config), trained.run.tracking_run_id
-    scores_file = Path(trained.report.path) / "scores.json"
+    scores_file = Path(trained.report.folder.path) / "scores.json"
     measured_at = round(scores_file.stat().st_mtime * 1000)
     metrics = [
         Metric(f"{name}/{measure}".replace(" ", "_"), value, measured_at, 0)
@@ -119,7 +120,7 @@ def log_results(config: RunConfig, trained: TrainedRef) -> None:
         if isinstance(value, int | float)
     ]
     client.log_batch(run_id, metrics=metrics)
-    client.log_artifacts(run_id, trained.report.path, "evaluation")
+    client.log_artifacts(run_id, trained.report.folder.path, "evaluation")
     if client.get_run(run_id).info.status != "FINISHED":
         client.set_terminated(run_id, "FINISHED")
 
@@ -211,7 +212,7 @@ def _create_version(client: MlflowClient, config: RunConfig, trained: TrainedRef
     tags = {
         IDENTITY_TAG: run.identity,
         "sft_flow.adapter_digest": trained.adapter.digest,
-        "sft_flow.base_model": run.base_model,
+        "sft_flow.base_model": _base_name(config),
         "sft_flow.base_digest": run.base_digest,
     }
     own = client.create_model_version(
@@ -236,12 +237,12 @@ def _find_or_log_model(client: MlflowClient, config: RunConfig, trained: Trained
     )
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "model"
-        _package(trained, config.eval_max_new_tokens, package)
+        _package(config, trained, package)
         client.log_model_artifacts(model.model_id, str(package))
     return client.finalize_logged_model(model.model_id, "READY")
 
 
-def _package(trained: TrainedRef, max_new_tokens: int, folder: Path) -> None:
+def _package(config: RunConfig, trained: TrainedRef, folder: Path) -> None:
     """Write the adapter as a model made of source files: no pickle, no copy of the base."""
     requirements = [f"{name}=={_version(name)}" for name in (*_SERVED_BY, *_SERVED_BY_TOO)]
     asked = [ColSpec(DataType.string, name, required=False) for name in ("instruction", "input", "messages")]
@@ -251,14 +252,20 @@ def _package(trained: TrainedRef, max_new_tokens: int, folder: Path) -> None:
         python_model=str(Path(__file__).parent / "served_adapter.py"),
         artifacts={"adapter": trained.adapter.path},
         model_config={
-            "base_model": trained.run.base_model,
+            "base_model": _base_name(config),
             "base_digest": trained.run.base_digest,
-            "max_new_tokens": max_new_tokens,
+            "max_new_tokens": config.eval_max_new_tokens,
         },
         code_paths=[str(Path(training_core.__file__).parent)],
         signature=ModelSignature(inputs=Schema(asked), outputs=Schema(list(answer))),
         pip_requirements=requirements,
     )
+
+
+def _base_name(config: RunConfig) -> str:
+    """The base's name on the hub, or its absolute folder on this machine."""
+    base = base_folder(config.model_name)
+    return str(base) if base else config.model_name
 
 
 def _version(package: str) -> str:

@@ -8,20 +8,21 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
 from tasks.refs import DatasetRef, ModelVersionRef, TrainedRef
+from tasks.store import open_folder
 from training_core.config import RunConfig
 from training_core.contest import load_scores
-from training_core.data_store import load_training_data
+from training_core.data_store import load_report
 from training_core.data_tables import account_grid
 from training_core.grid import Grid
 from training_core.report import group_grid, score_grid
+from training_core.trainer import SUMMARY_FILE
 
 
 @task
 def publish_report(config: RunConfig, dataset: DatasetRef, trained: TrainedRef, version: ModelVersionRef) -> None:
     """Put tables, pictures and the verdict into one artifact of the run."""
-    pictures = [
-        f"![{name}]({_as_data_url(Path(trained.report.path) / name)})" for name in ("loss_curve.png", "confusion.png")
-    ]
+    report = open_folder(trained.report.folder, config)
+    pictures = [f"![{name}]({_as_data_url(report / name)})" for name in ("loss_curve.png", "confusion.png")]
     heading = f"# {version.name} version {version.version} {version.verdict}"
     tables = [grid.markdown() for grid in run_grids(config, dataset, trained)]
     create_markdown_artifact("\n\n".join([heading, *tables, *pictures]), key="sft-flow-report", description=heading[2:])
@@ -29,17 +30,18 @@ def publish_report(config: RunConfig, dataset: DatasetRef, trained: TrainedRef, 
 
 def run_grids(config: RunConfig, dataset: DatasetRef, trained: TrainedRef) -> list[Grid]:
     """The tables that a run ends with: scores, scores by group, row accounting, time and memory."""
-    scores = load_scores(Path(trained.report.path))
+    report = open_folder(trained.report.folder, config)
+    scores = load_scores(report)
     return [
         score_grid(scores),
         group_grid(scores, config.group_by),
-        account_grid(load_training_data(Path(dataset.path)).report.accounts),
-        _cost_grid(Path(trained.run.path)),
+        account_grid(load_report(open_folder(dataset.folder, config)).accounts),
+        _cost_grid(report),
     ]
 
 
-def _cost_grid(run_dir: Path) -> Grid:
-    cost = json.loads((run_dir / "training.json").read_text(encoding="utf-8"))
+def _cost_grid(report: Path) -> Grid:
+    cost = json.loads((report / SUMMARY_FILE).read_text(encoding="utf-8"))
     row = (
         str(cost["steps"]),
         str(cost["resumed_from_step"]),

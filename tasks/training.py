@@ -6,8 +6,9 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.progress import follow_journal
-from tasks.refs import AdapterRef, DatasetRef, RunRef
+from tasks.refs import DatasetRef, FolderRef, RunRef
 from tasks.registry import open_tracking_run, send_points
+from tasks.store import open_folder, publish, restore_progress
 from training_core import checkpoints
 from training_core.config import RunConfig
 from training_core.data_store import load_training_data
@@ -29,14 +30,12 @@ def open_run(config: RunConfig, dataset: DatasetRef) -> RunRef:
 
     Retried because the base model and the tracking server are reached over the network.
     """
-    base = fetch_base_model(config.model_name, config.cache_dir)
-    base_digest = digest_base_model(base)
+    base_digest = digest_base_model(fetch_base_model(config.model_name, config.cache_dir))
     identity = training_identity(config, dataset.digest, base_digest)
     folder = Path(config.output_dir).resolve() / identity[:12]
     folder.mkdir(parents=True, exist_ok=True)
-    run_id = open_tracking_run(config, identity, dataset)
-    base_model = str(base) if Path(config.model_name).is_dir() else config.model_name
-    return RunRef(identity, str(folder), base_model, str(base), base_digest, run_id)
+    run_id = open_tracking_run(config, identity, dataset, open_folder(dataset.folder, config))
+    return RunRef(identity, str(folder), base_digest, run_id)
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
@@ -44,7 +43,7 @@ def load_model(config: RunConfig, run: RunRef) -> LoadedModel:
     """The four-bit base with this run's finished adapter, or with a fresh one to be trained."""
     adapter = _adapter_folder(run)
     if checkpoints.seal_digest(adapter):
-        return load_adapted_model(Path(run.base_path), adapter)
+        return load_adapted_model(fetch_base_model(config.model_name, config.cache_dir), adapter)
     return load_model_and_tokenizer(config)
 
 
@@ -59,19 +58,18 @@ def finetune(loaded: LoadedModel, config: RunConfig, run: RunRef, dataset: Datas
         send_points(config, run.tracking_run_id, read_journal(journal))
         get_run_logger().info("Adapter reused: %s was trained before from the same settings, rows and base", run.path)
         return
-    folder = Path(run.path)
-    with follow_journal(config, run.tracking_run_id, journal):
-        train_model(loaded, load_training_data(Path(dataset.path)), config, folder)
+    restore_progress(Path(run.path), run.identity)
+    with follow_journal(config, run):
+        train_model(loaded, load_training_data(open_folder(dataset.folder, config)), config, Path(run.path))
 
 
 @task(cache_policy=NO_CACHE)
-def save_adapter(loaded: LoadedModel, config: RunConfig, run: RunRef) -> AdapterRef:
-    """Write the adapter folder, unless it is there already and complete."""
+def save_adapter(loaded: LoadedModel, config: RunConfig, run: RunRef) -> FolderRef:
+    """Write the adapter folder, unless it is there already and complete, and publish it."""
     folder = _adapter_folder(run)
-    digest = checkpoints.seal_digest(folder)
-    if not digest:
-        digest = checkpoints.save_adapter(loaded.model, loaded.tokenizer, config, folder)
-    return AdapterRef(str(folder), digest)
+    if not checkpoints.seal_digest(folder):
+        checkpoints.save_adapter(loaded.model, loaded.tokenizer, config, folder)
+    return publish(folder)
 
 
 def _adapter_folder(run: RunRef) -> Path:

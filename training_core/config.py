@@ -25,7 +25,7 @@ NOT_OF_TRAINING = frozenset(
         # how a finished adapter is judged
         *("max_eval_rows", "eval_batch_size", "eval_max_new_tokens", "group_by", "favourable_decisions"),
         # where things lie and happen
-        *("registered_model_name", "min_improvement", "output_dir", "cache_dir"),
+        *("registered_model_name", "min_improvement", "output_dir", "cache_dir", "train_on", "max_queue_hours"),
     }
 )
 
@@ -51,7 +51,7 @@ class RunConfig:
     model_name: str = Field(
         "Qwen/Qwen2.5-1.5B-Instruct",
         min_length=1,
-        description="Base model: a local folder or a name on the hub.",
+        description="Base model: a folder, one that ships with the project (samples/tiny_qwen), or a name on the hub.",
     )
 
     # Data
@@ -169,6 +169,16 @@ class RunConfig:
     )
     output_dir: str = Field("runs", min_length=1, description="Folder of everything a run writes.")
     cache_dir: str | None = Field(None, description="Folder for downloaded base models; empty: the hub's own.")
+
+    # Where it trains
+    train_on: str | None = Field(
+        None,
+        pattern=r"^[^/]+/[^/]+$",
+        description="Deployment that trains, on its own pool, such as train-flow/gpu; empty: this very process.",
+    )
+    max_queue_hours: float = Field(
+        24.0, gt=0, description="With train_on: longest wait for a worker to take the training, in hours."
+    )
 
     def training_settings(self) -> dict[str, Any]:
         """The settings that shape the weights, for the training identity."""

@@ -24,6 +24,7 @@ from training_core.generation import generate
 from training_core.journal import read_journal
 from training_core.model_setup import LoadedModel
 from training_core.report import draw_confusion, draw_curve
+from training_core.trainer import SUMMARY_FILE
 
 PROBE_ROWS = 4
 
@@ -76,8 +77,9 @@ def contest_key(config: RunConfig, data: TrainingData, adapter_digests: list[str
     return hashlib.sha256(json.dumps([adapter_digests, records, settings, code]).encode()).hexdigest()
 
 
-def save_contest(contest: Contest, journal: Path, folder: Path) -> str:
-    """Write scores, predictions, probe and pictures into a folder; returns its digest. All of it, or no folder."""
+def save_contest(contest: Contest, run_dir: Path, folder: Path) -> str:
+    """Write scores, predictions, probe, pictures and what the training in ``run_dir`` took into a folder; returns its
+    digest. All of it, or no folder."""
     draft = folder.with_name(f"{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -87,7 +89,8 @@ def save_contest(contest: Contest, journal: Path, folder: Path) -> str:
         lines = "".join(json.dumps(asdict(found), ensure_ascii=False) + "\n" for found in predictions)
         (draft / f"predictions_{name.replace(' ', '_')}.jsonl").write_text(lines, encoding="utf-8")
     draw_confusion(contest.predictions["candidate"], draft / "confusion.png")
-    draw_curve(read_journal(journal), draft / "loss_curve.png")
+    draw_curve(read_journal(run_dir / "journal.jsonl"), draft / "loss_curve.png")
+    shutil.copy(run_dir / SUMMARY_FILE, draft)
     digest = seal(draft)
     shutil.rmtree(folder, ignore_errors=True)
     draft.rename(folder)

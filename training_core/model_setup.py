@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from training_core.config import RunConfig
+from training_core.local_base import base_folder
 from training_core.utils import Precision, pick_precision, set_seed, setup_cache
 
 logger = logging.getLogger(__name__)
@@ -50,9 +51,9 @@ def fetch_tokenizer(model_name: str, cache_dir: str | None) -> Path:
 
 
 def _fetch(model_name: str, cache_dir: str | None, patterns: Sequence[str]) -> Path:
-    folder = Path(model_name)
-    if folder.is_dir():
-        return folder.resolve()
+    folder = base_folder(model_name)
+    if folder:
+        return folder
     return Path(snapshot_download(model_name, cache_dir=setup_cache(cache_dir), allow_patterns=list(patterns)))
 
 

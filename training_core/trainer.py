@@ -29,6 +29,8 @@ from training_core.utils import Precision, set_seed
 
 logger = logging.getLogger(__name__)
 
+SUMMARY_FILE = "training.json"
+
 _CURVE = (
     "loss",
     "eval_loss",
@@ -151,7 +153,7 @@ def train_model(loaded: LoadedModel, data: TrainingData, config: RunConfig, run_
             peak_memory_gib=peak_memory_gib(),
         )
         text = json.dumps(asdict(summary), indent=2) + "\n"
-        (run_dir / "training.json").write_text(text, encoding="utf-8")
+        (run_dir / SUMMARY_FILE).write_text(text, encoding="utf-8")
     return summary
 
 

@@ -19,6 +19,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import safe_open
 
 from training_core.config import RunConfig, SettingsError
+from training_core.local_base import base_folder
 from training_core.row_files import find_files
 
 logger = logging.getLogger(__name__)
@@ -119,8 +120,8 @@ def _audit_problems(value: str | None) -> list[str]:
 
 
 def _base_model_problems(config: RunConfig) -> list[str]:
-    folder = Path(config.model_name)
-    if os.path.isdir(folder):  # noqa: PTH112  unlike Path.is_dir, it takes a name of any length
+    folder = base_folder(config.model_name)
+    if folder:
         return _base_folder_problems(config, folder)
     try:
         hf_hub_download(config.model_name, "config.json", cache_dir=config.cache_dir)

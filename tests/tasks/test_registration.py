@@ -1,6 +1,6 @@
 """A promotion is earned."""
 
-from tasks.refs import EvalReport
+from tasks.refs import EvalReport, FolderRef
 from tasks.registration import judge
 
 
@@ -9,7 +9,7 @@ def report(candidate: float, champion: float | None = None, given_away: tuple[fl
     favourable = dict.fromkeys(accuracy, 0.2) | {"candidate": given_away[0]}
     if champion is not None:
         accuracy["champion"], favourable["champion"] = champion, given_away[1]
-    return EvalReport("folder", "digest", 100, accuracy, favourable)
+    return EvalReport(FolderRef("folder", None, "digest"), 100, accuracy, favourable)
 
 
 def test_the_first_adapter_ahead_of_base_and_baselines_becomes_champion() -> None:

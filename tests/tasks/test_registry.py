@@ -8,7 +8,7 @@ import pytest
 from mlflow.entities.model_registry import ModelVersion
 
 from tasks import registry
-from tasks.refs import AdapterRef, DatasetRef, EvalReport, ModelVersionRef, RunRef, TrainedRef
+from tasks.refs import DatasetRef, EvalReport, FolderRef, ModelVersionRef, RunRef, TrainedRef
 from tasks.registration import promote
 from training_core.checkpoints import seal
 from training_core.config import RunConfig
@@ -24,17 +24,22 @@ def output_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def config(output_dir: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+def config(
+    output_dir: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> RunConfig:
     """Settings with a registered model of this test's own, in one store for all tests."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return RunConfig(output_dir=str(output_dir), registered_model_name=request.node.name, dataset_path="rows.jsonl")
+    base = tmp_path / "base"
+    base.mkdir()
+    names = {"registered_model_name": request.node.name, "model_name": str(base)}
+    return RunConfig(output_dir=str(output_dir), dataset_path="rows.jsonl", **names)
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> DatasetRef:
     for name in ("report.json", "refused.jsonl"):
         (tmp_path / name).touch()
-    return DatasetRef(str(tmp_path), "d" * 64, 10, 2)
+    return DatasetRef(FolderRef(str(tmp_path), None, ""), "d" * 64, 10, 2)
 
 
 @pytest.fixture
@@ -46,18 +51,10 @@ def trained(config: RunConfig, dataset: DatasetRef, tmp_path: Path) -> TrainedRe
     evaluation.mkdir()
     (evaluation / "scores.json").write_text(json.dumps({"candidate": {"accuracy": 0.5, "by_group": {}}}))
     identity = config.registered_model_name.ljust(64, "0")
-    base = tmp_path / "base"
-    base.mkdir()
-    run = RunRef(
-        identity,
-        str(tmp_path),
-        str(base),
-        str(base),
-        digest_base_model(base),
-        registry.open_tracking_run(config, identity, dataset),
-    )
-    report = EvalReport(str(evaluation), "e", 2, {"candidate": 0.5}, {"candidate": 0.0})
-    return TrainedRef(run, AdapterRef(str(adapter), seal(adapter)), report)
+    run_id = registry.open_tracking_run(config, identity, dataset, tmp_path)
+    run = RunRef(identity, str(tmp_path), digest_base_model(tmp_path / "base"), run_id)
+    report = EvalReport(FolderRef(str(evaluation), None, "e"), 2, {"candidate": 0.5}, {"candidate": 0.0})
+    return TrainedRef(run, FolderRef(str(adapter), None, seal(adapter)), report)
 
 
 def versions(config: RunConfig) -> list[ModelVersion]:
@@ -65,14 +62,14 @@ def versions(config: RunConfig) -> list[ModelVersion]:
 
 
 def test_an_identity_has_one_run_with_all_parameters_even_when_its_creator_was_killed(
-    config: RunConfig, dataset: DatasetRef
+    config: RunConfig, dataset: DatasetRef, tmp_path: Path
 ) -> None:
     client = registry.connect(config)
     experiment = registry._experiment(client, config)
     bare = client.create_run(experiment, tags={registry.IDENTITY_TAG: "killed"})  # and then the process died
-    assert registry.open_tracking_run(config, "killed", dataset) == bare.info.run_id
+    assert registry.open_tracking_run(config, "killed", dataset, tmp_path) == bare.info.run_id
     later = dataclasses.replace(config, max_eval_rows=7)  # no part of the identity, and parameters never change
-    assert registry.open_tracking_run(later, "killed", dataset) == bare.info.run_id
+    assert registry.open_tracking_run(later, "killed", dataset, tmp_path) == bare.info.run_id
     run = client.get_run(bare.info.run_id)
     assert run.data.params.keys() == dataclasses.asdict(config).keys()
     assert run.data.params["max_eval_rows"] == str(config.max_eval_rows)

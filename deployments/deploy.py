@@ -1,0 +1,179 @@
+"""Everything on the Prefect server, created or updated: ``python -m deployments.deploy``; twice changes nothing."""
+
+import os
+import sys
+import tempfile
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+from uuid import UUID
+
+import fsspec
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.deployments.runner import RunnerDeployment
+from prefect.events.schemas.automations import AutomationCore
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL
+from rich.console import Console
+
+from deployments.job_templates import PoolKind
+from deployments.topology import Pool, automations, deployments, pools
+from flows.cli import DEMO_BAD_SHARE, DEMO_ROWS, DEMO_SEED
+from samples.cases import write_rows
+from tasks.store import VARIABLE as STORE
+
+POOL_KIND, NOTIFY = "SFT_FLOW_POOL_KIND", "SFT_FLOW_NOTIFY"
+
+Outcome = Literal["created", "updated", "unchanged"]
+
+_AUTOMATION_FIELDS = ("name", "description", "enabled", "trigger", "actions")
+
+
+def main() -> None:
+    """Apply the topology and say of each thing whether it was created, updated or is unchanged."""
+    kind, store = os.environ.get(POOL_KIND, "process"), os.environ.get(STORE, "")
+    kinds = typing.get_args(PoolKind)
+    problems = [
+        *([] if PREFECT_API_URL.value() else ["PREFECT_API_URL is not set: name the API of your Prefect server"]),
+        *([] if store else [f"{STORE} is not set: name a URL that all workers reach, such as s3://bucket/sft-flow"]),
+        *([] if kind in kinds else [f"{POOL_KIND}: {kind!r} is no kind of pool; use one of {', '.join(kinds)}"]),
+    ]
+    if problems:
+        sys.exit("\n".join(["Nothing was deployed:", *(f"  - {problem}" for problem in problems)]))
+    console = Console(highlight=False)
+    with get_client(sync_client=True) as client:
+        for outcome, what, name in deploy(client, typing.cast(PoolKind, kind), store, os.environ.get(NOTIFY)):
+            console.print(f"{outcome:10} {what:11} {name}", markup=False)
+
+
+def deploy(
+    client: SyncPrefectClient, kind: PoolKind, store: str, notify: str | None = None
+) -> Iterator[tuple[Outcome, str, str]]:
+    """Bring pools, demo rows, deployments and automations to what the topology says; yields what happened to each.
+
+    ``notify`` names a notification block, such as ``slack-webhook/team``. Raises ``ValueError`` when there is none.
+    """
+    block = _block_id(client, notify) if notify else None  # before anything is touched
+    for pool in pools(kind):
+        yield _apply_pool(client, pool), "pool", pool.name
+        for queue, priority in pool.queues.items():
+            yield _apply_queue(client, pool.name, queue, priority), "queue", f"{pool.name}/{queue}"
+    demo_rows = f"{store.rstrip('/')}/samples.jsonl"
+    yield _apply_rows(demo_rows), "rows", demo_rows
+    ids: dict[str, UUID] = {}
+    for deployment in deployments(demo_rows):
+        outcome, ids[deployment.full_name] = _apply_deployment(client, deployment)
+        yield outcome, "deployment", deployment.full_name
+    for automation in automations(ids, block):
+        yield _apply_automation(client, automation), "automation", automation.name
+
+
+def _block_id(client: SyncPrefectClient, name: str) -> UUID:
+    kind, _, block = name.partition("/")
+    try:
+        return client.read_block_document_by_name(block, kind).id
+    except ObjectNotFound as error:
+        raise ValueError(f"{NOTIFY}: there is no block {name!r}; make one in the Prefect UI, under Blocks") from error
+
+
+def _apply_pool(client: SyncPrefectClient, pool: Pool) -> Outcome:
+    try:
+        found = client.read_work_pool(pool.name)
+    except ObjectNotFound:
+        client.create_work_pool(WorkPoolCreate(name=pool.name, type=pool.kind, base_job_template=pool.template))
+        return "created"
+    if found.type != pool.kind:
+        raise ValueError(f"pool {pool.name} is of kind {found.type}, not {pool.kind}: delete it first, or rename it")
+    if found.base_job_template == pool.template:
+        return "unchanged"
+    client.update_work_pool(pool.name, WorkPoolUpdate(base_job_template=pool.template))
+    return "updated"
+
+
+def _apply_queue(client: SyncPrefectClient, pool: str, queue: str, priority: int) -> Outcome:
+    try:
+        found = client.read_work_queue_by_name(queue, pool)
+    except ObjectNotFound:
+        client.create_work_queue(queue, work_pool_name=pool, priority=priority)
+        return "created"
+    if found.priority == priority:
+        return "unchanged"
+    client.update_work_queue(found.id, priority=priority)
+    return "updated"
+
+
+def _apply_rows(url: str) -> Outcome:
+    """The demo's rows, of the project's own making, where every worker can read them."""
+    files, place = fsspec.core.url_to_fs(url)
+    if files.exists(place):
+        return "unchanged"
+    files.makedirs(place.rpartition("/")[0], exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = Path(folder) / "samples.jsonl"
+        write_rows(rows, DEMO_ROWS, DEMO_SEED, DEMO_BAD_SHARE)
+        files.put_file(str(rows), place)
+    return "created"
+
+
+def _apply_deployment(client: SyncPrefectClient, deployment: RunnerDeployment) -> tuple[Outcome, UUID]:
+    try:
+        found = client.read_deployment_by_name(deployment.full_name)
+    except ObjectNotFound:
+        return "created", _apply(deployment)
+    _keep_switches(deployment, found)
+    if _facts(deployment) == _facts(found):
+        return "unchanged", found.id
+    return "updated", _apply(deployment)
+
+
+def _apply(deployment: RunnerDeployment) -> UUID:
+    applied = deployment.apply()
+    assert isinstance(applied, UUID)  # a coroutine only where the caller is one
+    return applied
+
+
+def _keep_switches(deployment: RunnerDeployment, found: DeploymentResponse) -> None:
+    """Whether a schedule is on is decided in the UI, and stays."""
+    switches = {schedule.slug: schedule.active for schedule in found.schedules}
+    for schedule in deployment.schedules or []:
+        schedule.active = switches.get(schedule.slug, schedule.active)
+
+
+def _facts(deployment: RunnerDeployment | DeploymentResponse) -> dict[str, Any]:
+    schema = (
+        deployment._parameter_openapi_schema.model_dump()
+        if isinstance(deployment, RunnerDeployment)
+        else deployment.parameter_openapi_schema
+    )
+    return {
+        "entrypoint": deployment.entrypoint,
+        "description": deployment.description,
+        "parameters": deployment.parameters,
+        "schema": schema,
+        "pool": deployment.work_pool_name,
+        "schedules": [
+            (schedule.slug, schedule.active, schedule.schedule.model_dump(include={"cron", "timezone"}))
+            for schedule in deployment.schedules or []
+            if schedule.schedule
+        ],
+    }
+
+
+def _apply_automation(client: SyncPrefectClient, automation: AutomationCore) -> Outcome:
+    found = next(iter(client.read_automations_by_name(automation.name)), None)
+    if found is None:
+        client.create_automation(automation)
+        return "created"
+    automation = automation.model_copy(update={"enabled": found.enabled})
+    wanted, present = (a.model_dump(mode="json", include=set(_AUTOMATION_FIELDS)) for a in (automation, found))
+    if wanted == present:
+        return "unchanged"
+    client.update_automation(found.id, automation)
+    return "updated"
+
+
+if __name__ == "__main__":
+    main()

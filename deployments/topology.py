@@ -1,0 +1,176 @@
+"""What runs where: pools, deployments, schedules and automations, as plain data that ``deploy`` applies."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from prefect import Flow
+from prefect.client.schemas.objects import StateType
+from prefect.deployments.runner import RunnerDeployment
+from prefect.events.actions import ActionTypes, ChangeFlowRunState, RunDeployment, SendNotification
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.schedules import Cron, Schedule
+from prefect.types.entrypoint import EntrypointType
+
+from deployments.job_templates import HEARTBEAT_SECONDS, PoolKind, base_job_template
+from flows.cli import DEMO_CONFIG, ROOT
+from flows.janitor_flow import janitor_flow
+from flows.reevaluate_flow import reevaluate_flow
+from flows.sft_flow import sft_flow
+from flows.train_flow import train_flow
+from tasks.registration import PROMOTED
+from training_core.config import read_settings_file
+
+WEEKLY = Cron("0 3 * * 1", timezone="UTC", active=False, slug="weekly")
+EVERY_FIVE_MINUTES = Cron("*/5 * * * *", timezone="UTC", slug="often")
+ROWS_UPDATED = "rows.updated"
+
+# A machine is given up after three heartbeats; a crashed run that nothing has moved for a minute is taken up again.
+GIVEN_UP_AFTER = timedelta(seconds=3 * HEARTBEAT_SECONDS)
+TAKEN_UP_AFTER = timedelta(seconds=60)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A work pool and its queues by priority, 1 first; workers take the higher queue first."""
+
+    name: str
+    kind: PoolKind
+    template: dict[str, Any]
+    queues: Mapping[str, int]
+
+
+def pools(kind: PoolKind) -> list[Pool]:
+    """A pool for what needs no GPU, and one whose workers each have one and take one run at a time."""
+    return [
+        Pool("cpu", kind, base_job_template(kind, gpu=False), {}),
+        Pool("gpu", kind, base_job_template(kind, gpu=True), {"urgent": 1, "default": 2}),
+    ]
+
+
+def deployments(demo_rows: str) -> list[RunnerDeployment]:
+    """All deployments; their parameters hold only what differs from ``RunConfig``'s defaults."""
+    on_gpu = {"train_on": "train-flow/gpu"}
+    qwen = read_settings_file(ROOT / "configs" / "qwen.yaml") | on_gpu
+    demo = read_settings_file(DEMO_CONFIG) | on_gpu | {"dataset_path": demo_rows}
+    return [
+        _deployment(train_flow, "gpu", "gpu"),
+        _deployment(sft_flow, "qwen", "cpu", qwen, WEEKLY),
+        _deployment(sft_flow, "demo", "cpu", demo),
+        _deployment(reevaluate_flow, "qwen", "gpu", qwen),
+        _deployment(reevaluate_flow, "demo", "gpu", demo),
+        _deployment(janitor_flow, "often", "cpu", {}, EVERY_FIVE_MINUTES),
+    ]
+
+
+def _deployment(
+    flow: Flow[..., Any],
+    name: str,
+    pool: str,
+    parameters: dict[str, Any] | None = None,
+    schedule: Schedule | None = None,
+) -> RunnerDeployment:
+    # A worker has the code installed, so the module's name is all it needs: no storage, no pull step.
+    return flow.to_deployment(  # type: ignore[return-value]  # a coroutine only where the caller is one
+        name,
+        work_pool_name=pool,
+        parameters=parameters or {},
+        schedules=[schedule] if schedule else [],
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+
+
+def automations(ids: Mapping[str, UUID], notify: UUID | None) -> list[AutomationCore]:
+    """What happens without anybody looking, given the ids of the deployments and of a notification block."""
+    resumable = [ids[name] for name in ids if not name.startswith("janitor-flow/")]
+    found = [given_up(resumable), taken_up(resumable), retrained(ids["sft-flow/qwen"])]
+    return [*found, *(notifications(resumable, notify) if notify else [])]
+
+
+def given_up(deployment_ids: list[UUID]) -> AutomationCore:
+    """A run whose heartbeats stop without an end has crashed, whoever was there to say so."""
+    ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed", "AwaitingRetry")}
+    return AutomationCore(
+        name="sft-flow: a silent run has crashed",
+        trigger=EventTrigger(
+            **_runs_of(deployment_ids),
+            after={"prefect.flow-run.heartbeat"},
+            expect={"prefect.flow-run.heartbeat", *ends},
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=GIVEN_UP_AFTER,
+        ),
+        actions=[
+            ChangeFlowRunState(state=StateType.CRASHED, message=f"no heartbeat in {GIVEN_UP_AFTER.seconds} seconds")
+        ],
+    )
+
+
+def taken_up(deployment_ids: list[UUID]) -> AutomationCore:
+    """A crashed run is scheduled again; it goes on from what is on disk. The worker may report a crash twice, so
+    nothing is done before a minute has passed."""
+    return AutomationCore(
+        name="sft-flow: a crashed run is taken up again",
+        trigger=EventTrigger(
+            **_runs_of(deployment_ids),
+            after={"prefect.flow-run.Crashed"},
+            expect={"prefect.flow-run.*"},
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=TAKEN_UP_AFTER,
+        ),
+        actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message="taken up again")],
+    )
+
+
+def retrained(deployment_id: UUID) -> AutomationCore:
+    """New rows start a run: ``prefect event emit rows.updated --resource-id rows``."""
+    return AutomationCore(
+        name="sft-flow: new rows are trained on",
+        trigger=EventTrigger(expect={ROWS_UPDATED}, posture=Posture.Reactive, threshold=1, within=timedelta(0)),
+        actions=[RunDeployment(source="selected", deployment_id=deployment_id)],
+    )
+
+
+def notifications(deployment_ids: list[UUID], block: UUID) -> list[AutomationCore]:
+    """Failure and promotion, sent through a notification block."""
+    name, url = "{{ flow_run.name }}", "{{ flow_run|ui_url }}"
+    failed: ActionTypes = SendNotification(
+        block_document_id=block, subject=f"sft-flow: {name} failed", body="{{ flow_run.state.message }}\n" + url
+    )
+    promoted: ActionTypes = SendNotification(
+        block_document_id=block, subject="sft-flow: a new champion", body="{{ event.payload.verdict }}"
+    )
+    return [
+        AutomationCore(
+            name="sft-flow: failures are told",
+            trigger=EventTrigger(
+                **_runs_of(deployment_ids),
+                expect={"prefect.flow-run.Failed"},
+                for_each={"prefect.resource.id"},
+                posture=Posture.Reactive,
+                threshold=1,
+                within=timedelta(0),
+            ),
+            actions=[failed],
+        ),
+        AutomationCore(
+            name="sft-flow: promotions are told",
+            trigger=EventTrigger(expect={PROMOTED}, posture=Posture.Reactive, threshold=1, within=timedelta(0)),
+            actions=[promoted],
+        ),
+    ]
+
+
+def _runs_of(deployment_ids: list[UUID]) -> dict[str, Any]:
+    return {
+        "match": {"prefect.resource.id": "prefect.flow-run.*"},
+        "match_related": {
+            "prefect.resource.role": "deployment",
+            "prefect.resource.id": [f"prefect.deployment.{deployment_id}" for deployment_id in deployment_ids],
+        },
+    }

@@ -1,0 +1,100 @@
+"""The training on another pool: started once, waited for through outages, taken up again after a crash."""
+
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import httpx
+from prefect import get_run_logger, task
+from prefect.artifacts import Artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.sorting import ArtifactSort
+from prefect.deployments import run_deployment
+from prefect.runtime import flow_run
+from prefect.states import AwaitingRetry
+from pydantic import TypeAdapter
+
+from tasks.refs import DatasetRef, TrainedRef
+from training_core.config import RunConfig
+
+SECONDS_BETWEEN_LOOKS = 5
+# In this time the automations give up a machine that is gone (90 s) and let its run be taken up again (60 s).
+GRACE = timedelta(seconds=180)
+
+_RESULT = "train-flow-result"
+
+
+@task(retries=2, retry_delay_seconds=[10, 60])
+def train_on_pool(config: RunConfig, dataset: DatasetRef) -> TrainedRef:
+    """Let the deployment ``train_on`` train, and return what it hands back.
+
+    The training is keyed on this very flow run: whoever asks again, after whatever died, gets the same one. Raises
+    ``RuntimeError`` when it ended without a result, and ``TimeoutError`` when no worker took it in ``max_queue_hours``.
+    """
+    child = _start_or_find(config, dataset)
+    get_run_logger().info("Training %s waits for a worker of its pool", child.name)
+    child = _wait(child.id, timedelta(hours=config.max_queue_hours))
+    if not (child.state and child.state.is_completed()):
+        raise RuntimeError(f"training {child.name} ended as {child.state}; its log says why. A retry takes it up again")
+    return _read_result(child.id)
+
+
+def hand_back(trained: TrainedRef) -> None:
+    """Leave the result where the waiting flow finds it: both sides share the Prefect server, and no result storage."""
+    Artifact(type="result", key=_RESULT, data=asdict(trained), description="What the training made").create()
+
+
+def _start_or_find(config: RunConfig, dataset: DatasetRef) -> FlowRun:
+    assert config.train_on
+    child = run_deployment(
+        config.train_on,
+        parameters={"config": asdict(config), "dataset": asdict(dataset)},
+        timeout=0,
+        idempotency_key=f"{flow_run.id}:train",
+    )
+    assert isinstance(child, FlowRun)  # a coroutine only where the caller is one
+    if child.state and child.state.is_final() and not child.state.is_completed():
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(child.id, AwaitingRetry(), force=True)
+    return child
+
+
+def _wait(run_id: UUID, longest_queue: timedelta) -> FlowRun:
+    """The run when it is over. One that crashed counts as over after a grace in which it may be taken up again."""
+    asked, child = datetime.now(UTC), None
+    while child is None or not _is_over(child):
+        time.sleep(SECONDS_BETWEEN_LOOKS if child else 0)
+        try:
+            with get_client(sync_client=True) as client:
+                child = client.read_flow_run(run_id)
+        except httpx.HTTPError as error:
+            get_run_logger().warning("The server does not answer, the training goes on: %s", error)
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            continue
+        if child.start_time is None and datetime.now(UTC) - asked > longest_queue:
+            raise TimeoutError(
+                f"no worker took training {child.name} in {longest_queue}; start one for pool {child.work_pool_name}, "
+                "or raise max_queue_hours, and retry this run"
+            )
+    return child
+
+
+def _is_over(run: FlowRun) -> bool:
+    if run.state is None or not run.state.is_final():
+        return False
+    return not run.state.is_crashed() or datetime.now(UTC) - run.state.timestamp > GRACE
+
+
+def _read_result(run_id: UUID) -> TrainedRef:
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(
+            artifact_filter=ArtifactFilter(
+                flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]), key=ArtifactFilterKey(any_=[_RESULT])
+            ),
+            sort=ArtifactSort.CREATED_DESC,
+            limit=1,
+        )
+    return TypeAdapter(TrainedRef).validate_json(str(found[0].data))

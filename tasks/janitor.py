@@ -1,0 +1,96 @@
+"""What the automations do at once, done again from the state of things: an event that was lost is not missed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from prefect import get_run_logger, task
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventResourceFilter
+from prefect.states import AwaitingRetry, Crashed, Failed
+
+FLOWS = ("sft-flow", "train-flow", "reevaluate-flow")
+MOST_CRASHES = 5
+
+# Longer than the automations take, so that these are only seen to when an event was lost.
+SILENT_FOR = timedelta(minutes=4)
+CRASHED_FOR = timedelta(minutes=3)
+PENDING_FOR = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class Abandoned:
+    """A run that nobody looks after, and the state it is to have."""
+
+    run_id: UUID
+    name: str
+    state: State
+
+
+@task
+def find_abandoned() -> list[Abandoned]:
+    """Runs of deployments that are silent, crashed or pending for too long."""
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(
+            flow_filter=FlowFilter(name=FlowFilterName(any_=list(FLOWS))),
+            flow_run_filter=FlowRunFilter(
+                deployment_id=FlowRunFilterDeploymentId(is_null_=False),
+                state=FlowRunFilterState(
+                    type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.CRASHED, StateType.PENDING])
+                ),
+            ),
+            limit=200,
+        )
+        judged = [(run, judge(run, _last_heartbeat(client, run), _crashes(client, run))) for run in runs]
+    return [Abandoned(run.id, run.name, state) for run, state in judged if state]
+
+
+@task
+def settle(abandoned: Abandoned) -> None:
+    """Give the run the state it is to have."""
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(abandoned.run_id, abandoned.state, force=True)
+    get_run_logger().warning("Run %s is now %s: %s", abandoned.name, abandoned.state.name, abandoned.state.message)
+
+
+def judge(run: FlowRun, last_heartbeat: datetime | None, crashes: int, now: datetime | None = None) -> State | None:
+    """The state that an abandoned run is to have; ``None`` of one that is in good hands."""
+    assert run.state
+    now = now or datetime.now(UTC)
+    age = now - run.state.timestamp
+    if run.state.is_running() and now - max(run.state.timestamp, last_heartbeat or run.state.timestamp) > SILENT_FOR:
+        return Crashed(message=f"no heartbeat in {SILENT_FOR}")
+    if run.state.is_crashed() and age > CRASHED_FOR:
+        if crashes > MOST_CRASHES:
+            return Failed(message=f"crashed {crashes} times; its log says how far it came")
+        return AwaitingRetry(message="taken up again")
+    if run.state.is_pending() and age > PENDING_FOR:
+        return AwaitingRetry(message=f"no worker started it in {PENDING_FOR}")
+    return None
+
+
+def _last_heartbeat(client: SyncPrefectClient, run: FlowRun) -> datetime | None:
+    found = client.read_events(
+        EventFilter(
+            event=EventNameFilter(name=["prefect.flow-run.heartbeat"]),
+            resource=EventResourceFilter(id=[f"prefect.flow-run.{run.id}"]),
+            occurred=EventOccurredFilter(since=datetime.now(UTC) - 2 * SILENT_FOR),
+        ),
+        limit=1,
+    )
+    return max((event.occurred for event in found.events), default=None)
+
+
+def _crashes(client: SyncPrefectClient, run: FlowRun) -> int:
+    states: Sequence[State] = client.read_flow_run_states(run.id)
+    return sum(state.is_crashed() for state in states)

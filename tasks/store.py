@@ -1,0 +1,114 @@
+"""Folders that travel between machines: published under a URL, fetched where they are missing, checked on arrival."""
+
+import os
+import shutil
+from pathlib import Path
+
+import fsspec
+from prefect import get_run_logger
+
+from tasks.refs import FolderRef
+from training_core.checkpoints import MANIFEST, latest_complete_checkpoint, seal_digest, step_of
+from training_core.config import RunConfig
+
+VARIABLE = "SFT_FLOW_STORE"
+
+
+def publish(folder: Path) -> FolderRef:
+    """Put a sealed folder where other machines find it; without a store it is found on this machine only.
+
+    The store is the URL in ``SFT_FLOW_STORE``, of any kind that fsspec knows (``s3://…``, ``gs://…``, a shared path).
+    Folders lie there by the digest of their manifest, so publishing twice changes nothing.
+    """
+    digest = seal_digest(folder)
+    if digest is None:
+        raise FileNotFoundError(f"{folder} is incomplete or damaged and cannot be published")
+    url = _place("folders", digest[:16])
+    if url:
+        _upload(folder, url)
+    return FolderRef(str(folder), url, digest)
+
+
+def open_folder(ref: FolderRef, config: RunConfig) -> Path:
+    """The folder on this machine: where it was made, or fetched from the store.
+
+    Raises ``FileNotFoundError`` when it is neither here nor in the store, or when what comes is not what was published.
+    """
+    here = Path(ref.path)
+    fetched = Path(config.output_dir).resolve() / "fetched" / ref.digest[:16]
+    for folder in (here, fetched):
+        if seal_digest(folder) == ref.digest:
+            return folder
+    if ref.url is None:
+        remedy = f"set {VARIABLE} to a URL that all workers reach"
+        raise FileNotFoundError(f"{here} is missing or damaged on this machine, and was published nowhere; {remedy}")
+    _download(ref.url, fetched)
+    if seal_digest(fetched) != ref.digest:
+        raise FileNotFoundError(f"{ref.url} does not hold the folder that was published there")
+    return fetched
+
+
+def save_progress(run_dir: Path, identity: str, saved_step: int) -> int:
+    """Copy the newest complete checkpoint after ``saved_step`` and the journal to the store; returns the step that is
+    safe now. A training whose machine is gone goes on from there on another."""
+    url = _place("runs", identity[:16])
+    if url is None:
+        return saved_step
+    steps = [step_of(path.parent) or 0 for path in (run_dir / "checkpoints").glob(f"checkpoint-*/{MANIFEST}")]
+    newest = max(steps, default=0)
+    if newest <= saved_step:
+        return saved_step
+    _upload(run_dir / "checkpoints" / f"checkpoint-{newest}", f"{url}/checkpoint-{newest}")
+    files, place = fsspec.core.url_to_fs(url)
+    files.put_file(str(run_dir / "journal.jsonl"), f"{place}/journal.jsonl")
+    if saved_step:
+        files.rm(f"{place}/checkpoint-{saved_step}", recursive=True)
+    return newest
+
+
+def restore_progress(run_dir: Path, identity: str) -> None:
+    """Fetch the store's newest checkpoint and its journal where this machine has none as new."""
+    url = _place("runs", identity[:16])
+    if url is None:
+        return
+    files, place = fsspec.core.url_to_fs(url)
+    stored = [step_of(Path(path).parent) or 0 for path in files.glob(f"{place}/checkpoint-*/{MANIFEST}")]
+    here = latest_complete_checkpoint(run_dir / "checkpoints")
+    newest = max(stored, default=0)
+    if newest <= ((step_of(here) if here else 0) or 0):
+        return
+    _download(f"{url}/checkpoint-{newest}", run_dir / "checkpoints" / f"checkpoint-{newest}")
+    files.get_file(f"{place}/journal.jsonl", str(run_dir / "journal.jsonl"))
+    get_run_logger().info("Checkpoint %d fetched from %s: another machine trained this far", newest, url)
+
+
+def _place(*parts: str) -> str | None:
+    store = os.environ.get(VARIABLE)
+    return "/".join([store.rstrip("/"), *parts]) if store else None
+
+
+def _upload(folder: Path, url: str) -> None:
+    """All files, the manifest last: a folder without one does not count."""
+    files, place = fsspec.core.url_to_fs(url)
+    if files.exists(f"{place}/{MANIFEST}"):
+        return
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    for name in sorted(names, key=lambda name: name == MANIFEST):
+        target = f"{place}/{name}"
+        files.makedirs(target.rpartition("/")[0], exist_ok=True)
+        files.put_file(str(folder / name), target)
+
+
+def _download(url: str, folder: Path) -> None:
+    """The folder appears whole or not at all."""
+    draft = folder.with_name(f"{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    files, place = fsspec.core.url_to_fs(url)
+    if not files.exists(f"{place}/{MANIFEST}"):
+        raise FileNotFoundError(f"{url} is not in the store, or not complete")
+    for path in files.find(place):
+        target = draft / path.removeprefix(place).lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        files.get_file(path, str(target))
+    shutil.rmtree(folder, ignore_errors=True)
+    draft.rename(folder)
