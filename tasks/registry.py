@@ -1,6 +1,5 @@
 """MLflow: one run per training identity, one registered version per adapter, one champion."""
 
-import importlib.metadata
 import json
 import os
 import tempfile
@@ -13,13 +12,10 @@ from filelock import FileLock
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModel, Metric, Param
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.tracking import MlflowClient
-from mlflow.types import ColSpec, Schema
-from mlflow.types.schema import Array, DataType
 
-import training_core
+from tasks.model_package import package_adapter
 from tasks.refs import DatasetRef, TrainedRef
 from training_core.checkpoints import seal_digest
 from training_core.config import RunConfig
@@ -31,8 +27,6 @@ EXPERIMENT = "sft-flow"
 IDENTITY_TAG = "sft_flow.identity"
 CANDIDATE, CHAMPION = "candidate", "champion"
 
-_SERVED_BY = ("mlflow", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
-_SERVED_BY_TOO = ("pydantic", "pyyaml", "scikit-learn", "scipy", "rich", "pandas")
 _LONGEST_PARAM = 6000
 _LARGEST_BATCH = 1000
 
@@ -237,36 +231,12 @@ def _find_or_log_model(client: MlflowClient, config: RunConfig, trained: Trained
     )
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "model"
-        _package(config, trained, package)
+        package_adapter(trained, _base_name(config), config.eval_max_new_tokens, package)
         client.log_model_artifacts(model.model_id, str(package))
     return client.finalize_logged_model(model.model_id, "READY")
-
-
-def _package(config: RunConfig, trained: TrainedRef, folder: Path) -> None:
-    """Write the adapter as a model made of source files: no pickle, no copy of the base."""
-    requirements = [f"{name}=={_version(name)}" for name in (*_SERVED_BY, *_SERVED_BY_TOO)]
-    asked = [ColSpec(DataType.string, name, required=False) for name in ("instruction", "input", "messages")]
-    answer = ColSpec(DataType.string, "answer"), ColSpec(Array(DataType.long), "token_ids")
-    mlflow.pyfunc.save_model(
-        folder,
-        python_model=str(Path(__file__).parent / "served_adapter.py"),
-        artifacts={"adapter": trained.adapter.path},
-        model_config={
-            "base_model": _base_name(config),
-            "base_digest": trained.run.base_digest,
-            "max_new_tokens": config.eval_max_new_tokens,
-        },
-        code_paths=[str(Path(training_core.__file__).parent)],
-        signature=ModelSignature(inputs=Schema(asked), outputs=Schema(list(answer))),
-        pip_requirements=requirements,
-    )
 
 
 def _base_name(config: RunConfig) -> str:
     """The base's name on the hub, or its absolute folder on this machine."""
     base = base_folder(config.model_name)
     return str(base) if base else config.model_name
-
-
-def _version(package: str) -> str:
-    return importlib.metadata.version(package).partition("+")[0]
