@@ -3,8 +3,8 @@
 import json
 import os
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import mlflow
@@ -16,7 +16,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_
 from mlflow.tracking import MlflowClient
 
 from tasks.model_package import package_adapter
-from tasks.refs import DatasetRef, TrainedRef
+from tasks.refs import DatasetRef, EvalReport, FolderRef, RegisteredRef, RunRef, TrainedRef
 from training_core.checkpoints import seal_digest
 from training_core.config import RunConfig
 from training_core.journal import Point
@@ -24,21 +24,12 @@ from training_core.local_base import base_folder
 from training_core.model_setup import digest_base_model, fetch_base_model
 
 EXPERIMENT = "sft-flow"
-IDENTITY_TAG = "sft_flow.identity"
+IDENTITY_TAG, _ADAPTER_TAG = "sft_flow.identity", "sft_flow.adapter_digest"
+_BASE_TAG, _BASE_DIGEST_TAG = "sft_flow.base_model", "sft_flow.base_digest"
 CANDIDATE, CHAMPION = "candidate", "champion"
 
 _LONGEST_PARAM = 6000
 _LARGEST_BATCH = 1000
-
-
-@dataclass(frozen=True)
-class Champion:
-    """The adapter that answers customers now, on this machine's disk."""
-
-    version: str
-    adapter: Path
-    digest: str
-    base: Path
 
 
 def tracking_uri(config: RunConfig) -> str:
@@ -102,10 +93,12 @@ def send_points(config: RunConfig, run_id: str, points: Sequence[Point]) -> None
             raise ConnectionError(f"the tracking server did not take the curve: {error}") from error
 
 
-def log_results(config: RunConfig, trained: TrainedRef) -> None:
-    """Log scores, predictions and pictures to the training's run and close it."""
-    client, run_id = connect(config), trained.run.tracking_run_id
-    scores_file = Path(trained.report.folder.path) / "scores.json"
+def log_results(config: RunConfig, run_id: str, report: EvalReport) -> None:
+    """Log scores, predictions and pictures to the training's run and close it.
+
+    Every evaluation of an adapter has a folder of its own there, and its scores the time at which they were measured.
+    """
+    client, scores_file = connect(config), Path(report.folder.path) / "scores.json"
     measured_at = round(scores_file.stat().st_mtime * 1000)
     metrics = [
         Metric(f"{name}/{measure}".replace(" ", "_"), value, measured_at, 0)
@@ -114,7 +107,7 @@ def log_results(config: RunConfig, trained: TrainedRef) -> None:
         if isinstance(value, int | float)
     ]
     client.log_batch(run_id, metrics=metrics)
-    client.log_artifacts(run_id, trained.report.folder.path, "evaluation")
+    client.log_artifacts(run_id, report.folder.path, f"evaluation/{report.folder.digest[:12]}")
     if client.get_run(run_id).info.status != "FINISHED":
         client.set_terminated(run_id, "FINISHED")
 
@@ -132,11 +125,24 @@ def point_alias(config: RunConfig, alias: str, version: str) -> None:
     connect(config).set_registered_model_alias(config.registered_model_name, alias, version)
 
 
-def champion_version(config: RunConfig) -> ModelVersion | None:
-    """The version that the alias ``champion`` points to, if any."""
+def tag_version(config: RunConfig, version: str, tags: Mapping[str, str]) -> None:
+    """Put tags on a version; old values of these tags are lost."""
     client = connect(config)
+    for name, value in tags.items():
+        client.set_model_version_tag(config.registered_model_name, version, name, value)
+
+
+def find_version(config: RunConfig, identity: str) -> ModelVersion | None:
+    """The one version of a training identity, if any."""
+    return _find_version(connect(config), config, identity)
+
+
+def named_version(config: RunConfig, name: str) -> ModelVersion | None:
+    """The version of this number, or that this alias points to, if any."""
+    client, model = connect(config), config.registered_model_name
     try:
-        return client.get_model_version_by_alias(config.registered_model_name, CHAMPION)
+        read = client.get_model_version if name.isdecimal() else client.get_model_version_by_alias
+        return read(model, name)
     except MlflowException as error:
         # An unknown alias is an invalid parameter to some stores, a missing resource to others.
         if error.error_code in ("INVALID_PARAMETER_VALUE", ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)):
@@ -144,26 +150,38 @@ def champion_version(config: RunConfig) -> ModelVersion | None:
         raise
 
 
-def fetch_champion(config: RunConfig, but_not: str) -> Champion | None:
-    """The champion's files, checked against the digest it was registered with, unless its identity is ``but_not``.
+def fetch_champion(config: RunConfig, but_not: str) -> RegisteredRef | None:
+    """The adapter that answers customers now, unless its identity is ``but_not``; raises as ``fetch_version`` does."""
+    version = named_version(config, CHAMPION)
+    return None if version is None or version.tags[IDENTITY_TAG] == but_not else fetch_version(config, version)
 
-    Raises ``ValueError`` when the registry's files are not those that were registered.
+
+def fetch_version(config: RunConfig, version: ModelVersion) -> RegisteredRef:
+    """A version's files on this machine, checked against the digests it was registered with.
+
+    Raises ``ValueError`` when the registry's files are not those that were registered, or the base is another one.
     """
-    version = champion_version(config)
-    if version is None or version.tags[IDENTITY_TAG] == but_not:
-        return None
-    folder = Path(config.output_dir).resolve() / "champions" / f"{version.name}-{version.version}"
-    adapter, digest = folder / "adapter", version.tags["sft_flow.adapter_digest"]
+    folder = Path(config.output_dir).resolve() / "registered" / f"{version.name}-{version.version}"
+    adapter, digest = folder / "adapter", version.tags[_ADAPTER_TAG]
     if seal_digest(adapter) != digest:
         folder.mkdir(parents=True, exist_ok=True)
         packaged = f"{version.source}/artifacts/adapter"
         mlflow.artifacts.download_artifacts(packaged, dst_path=str(folder), tracking_uri=tracking_uri(config))
     if seal_digest(adapter) != digest:
         raise ValueError(f"the files of {version.name} version {version.version} are not those that were registered")
-    base = fetch_base_model(version.tags["sft_flow.base_model"], config.cache_dir)
-    if digest_base_model(base) != version.tags["sft_flow.base_digest"]:
-        raise ValueError(f"{base} is not the base model of {version.name} version {version.version}; its files differ")
-    return Champion(str(version.version), adapter, digest, base)
+    base_digest = version.tags[_BASE_DIGEST_TAG]
+    run = RunRef(version.tags[IDENTITY_TAG], str(folder), base_digest, version.run_id)
+    base = _find_base(config, version.tags[_BASE_TAG], base_digest)
+    return RegisteredRef(str(version.version), run, FolderRef(str(adapter), None, digest), str(base))
+
+
+def _find_base(config: RunConfig, name: str, digest: str) -> Path:
+    """The base of this digest: the settings' own, or the one of that name; a folder's name may be another machine's."""
+    for candidate in (config.model_name, name):
+        base = fetch_base_model(candidate, config.cache_dir)
+        if digest_base_model(base) == digest:
+            return base
+    raise ValueError(f"neither {config.model_name} nor {name} is the base model of that version; their files differ")
 
 
 def _experiment(client: MlflowClient, config: RunConfig) -> str:
@@ -205,9 +223,9 @@ def _create_version(client: MlflowClient, config: RunConfig, trained: TrainedRef
             raise
     tags = {
         IDENTITY_TAG: run.identity,
-        "sft_flow.adapter_digest": trained.adapter.digest,
-        "sft_flow.base_model": _base_name(config),
-        "sft_flow.base_digest": run.base_digest,
+        _ADAPTER_TAG: trained.adapter.digest,
+        _BASE_TAG: _base_name(config),
+        _BASE_DIGEST_TAG: run.base_digest,
     }
     own = client.create_model_version(
         name, model.artifact_location, run.tracking_run_id, tags=tags, model_id=model.model_id
