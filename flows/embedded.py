@@ -54,6 +54,7 @@ def prefect_server(home: Path, preferred_port: int = 4200, *, for_workers: bool 
     environment = {
         "PREFECT_HOME": str(home),
         "PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_UI_URL": f"http://127.0.0.1:{port}",  # stands in what it sends to people
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
         "PREFECT_SERVER_SERVICES_EVENT_LOGGER_ENABLED": "false",

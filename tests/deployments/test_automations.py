@@ -62,7 +62,7 @@ def messages(prefect_address: str, tmp_path_factory: pytest.TempPathFactory) -> 
         CustomWebhookNotificationBlock(name="team", url=url, json_data=text).save("team")
         with get_client(sync_client=True) as client:
             assert ("created", "automation") in {found[:2] for found in deploy(client, "process", store, BLOCK)}
-            assert {found[0] for found in deploy(client, "process", store, BLOCK)} == {"unchanged"}
+            assert [found for found in deploy(client, "process", store, BLOCK) if found[0] != "unchanged"] == []
         yield received
 
 
