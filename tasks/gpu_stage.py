@@ -64,7 +64,7 @@ def _start_or_find(config: RunConfig, dataset: DatasetRef) -> FlowRun:
 
 def _wait(run_id: UUID, longest_queue: timedelta) -> FlowRun:
     """The run when it is over. One that crashed counts as over after a grace in which it may be taken up again."""
-    asked, child = datetime.now(UTC), None
+    child = None
     while child is None or not _is_over(child):
         time.sleep(SECONDS_BETWEEN_LOOKS if child else 0)
         try:
@@ -74,7 +74,7 @@ def _wait(run_id: UUID, longest_queue: timedelta) -> FlowRun:
             get_run_logger().warning("The server does not answer, the training goes on: %s", error)
             time.sleep(SECONDS_BETWEEN_LOOKS)
             continue
-        if child.start_time is None and datetime.now(UTC) - asked > longest_queue:
+        if child.state and child.state.is_scheduled() and datetime.now(UTC) - child.state.timestamp > longest_queue:
             raise TimeoutError(
                 f"no worker took training {child.name} in {longest_queue}; start one for pool {child.work_pool_name}, "
                 "or raise max_queue_hours, and retry this run"
