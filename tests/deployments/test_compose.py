@@ -14,11 +14,14 @@ DEPLOYMENTS = Path(__file__).parents[2] / "deployments"
 COMPOSE = DEPLOYMENTS / "compose.yaml"
 TEXT = COMPOSE.read_text(encoding="utf-8")
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(TEXT)["services"]
-EXAMPLE = dict(
-    line.split("=", 1)
-    for line in (DEPLOYMENTS / ".env.example").read_text(encoding="utf-8").splitlines()
-    if line and not line.startswith("#")
-)
+
+
+def example(name: str) -> dict[str, str]:
+    lines = (DEPLOYMENTS / name).read_text(encoding="utf-8").splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+EXAMPLE = example(".env.example")
 # Read by Compose itself, not by the file.
 OF_COMPOSE = {"COMPOSE_PROJECT_NAME"}
 SECRETS = {"PREFECT_DB_PASSWORD", "MLFLOW_DB_PASSWORD", "S3_ACCESS_KEY", "S3_SECRET_KEY"}
@@ -80,7 +83,7 @@ def test_secrets_are_demanded_everywhere_and_written_nowhere() -> None:
         for name, value in definition.get("environment", {}).items():
             if re.search(r"PASSWORD|SECRET|TOKEN|ACCESS_KEY|CONNECTION_URL|STORE_URI", name):
                 assert "${" in value, f"{service}: {name}"
-    assert ".env" in (DEPLOYMENTS.parent / ".gitignore").read_text(encoding="utf-8").splitlines()
+    assert "*.env" in (DEPLOYMENTS.parent / ".gitignore").read_text(encoding="utf-8").splitlines()
 
 
 def test_workers_share_no_folder_with_anyone() -> None:
@@ -94,6 +97,14 @@ def test_a_worker_is_told_addresses_and_nothing_of_the_databases() -> None:
         told = set(SERVICES[worker]["environment"])
         assert told >= {"PREFECT_API_URL", "MLFLOW_TRACKING_URI", "SFT_FLOW_STORE"}
         assert not any("DB" in name or "DATABASE" in name for name in told)
+
+
+def test_a_worker_elsewhere_is_told_the_same_and_the_example_gives_no_secret() -> None:
+    elsewhere = example("worker.env.example")
+    assert elsewhere.keys() == SERVICES["worker-gpu"]["environment"].keys()
+    assert {name for name, value in elsewhere.items() if not value} == {
+        *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN"),
+    }
 
 
 def test_only_the_gpu_worker_takes_gpus_and_runs_one_run_at_a_time() -> None:

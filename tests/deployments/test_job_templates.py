@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import json
+import re
 import threading
 import uuid
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any, get_args
 
 import kubernetes_validate
 import pytest
+import yaml
 from prefect.client.schemas.objects import FlowRun
 from prefect.events.clients import NullEventsClient
 from prefect.events.worker import EventsWorker
@@ -24,6 +26,7 @@ from stand_in_engine import KILLED, StandInEngine
 from deployments.job_templates import FROM_THE_WORKER, USER, WORK_FOLDER, Kind, base_job_template
 from flows.cli import ENVIRONMENT
 
+DEPLOYMENTS = Path(__file__).parents[2] / "deployments"
 KINDS: tuple[Kind, ...] = get_args(Kind)
 EVERY_POOL = [(kind, gpu) for kind in KINDS for gpu in (False, True)]
 SECRET = "not-to-be-seen"
@@ -204,3 +207,24 @@ def test_images_come_from_where_the_environment_says(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("SFT_FLOW_IMAGE", "registry.example/team/sft-flow")
     assert job("docker", gpu=True).image == "registry.example/team/sft-flow:gpu"
     assert pod(gpu=False)["containers"][0]["image"] == "registry.example/team/sft-flow:cpu"
+
+
+def test_the_claims_that_jobs_mount_are_those_that_the_cluster_is_given() -> None:
+    claims = list(yaml.safe_load_all((DEPLOYMENTS / "kubernetes_volumes.yaml").read_text(encoding="utf-8")))
+    for claim in claims:
+        kubernetes_validate.validate(claim, kubernetes_validate.latest_version(), strict=True)
+    mounted = [pod(gpu)["volumes"][0]["persistentVolumeClaim"]["claimName"] for gpu in (False, True)]
+    assert [claim["metadata"]["name"] for claim in claims] == mounted
+
+
+@pytest.mark.parametrize(("kind", "heading"), [("docker", "## Docker"), ("kubernetes", "## Kubernetes")])
+def test_the_readme_gives_the_defaults_that_are_set(kind: Kind, heading: str) -> None:
+    section = (DEPLOYMENTS / "README.md").read_text(encoding="utf-8").split(f"\n{heading}\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) ?\| (.*?) ?\| ", section, flags=re.MULTILINE)
+    assert len(rows) >= 5
+    for name, *cells in rows:
+        for gpu, cell in zip((False, True), cells, strict=True):
+            default = base_job_template(kind, gpu)["variables"]["properties"][name].get("default")
+            said = cell.strip("`")
+            plain = default[0] if isinstance(default, list) and default else default
+            assert said == str(plain) if isinstance(plain, str | int) else bool(said) == bool(plain), name
