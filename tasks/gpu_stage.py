@@ -13,8 +13,9 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import ArtifactSort
 from prefect.deployments import run_deployment
+from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
-from prefect.states import AwaitingRetry
+from prefect.states import AwaitingRetry, Cancelling
 from pydantic import TypeAdapter
 
 from tasks.refs import DatasetRef, TrainedRef
@@ -36,7 +37,11 @@ def train_on_pool(config: RunConfig, dataset: DatasetRef) -> TrainedRef:
     """
     child = _start_or_find(config, dataset)
     get_run_logger().info("Training %s waits for a worker of its pool", child.name)
-    child = _wait(child.id, timedelta(hours=config.max_queue_hours))
+    try:
+        child = _wait(child.id, timedelta(hours=config.max_queue_hours))
+    except TerminationSignal:
+        _cancel_if_cancelled(child.id)
+        raise
     if not (child.state and child.state.is_completed()):
         raise RuntimeError(f"training {child.name} ended as {child.state}; its log says why. A retry takes it up again")
     return _read_result(child.id)
@@ -60,6 +65,14 @@ def _start_or_find(config: RunConfig, dataset: DatasetRef) -> FlowRun:
         with get_client(sync_client=True) as client:
             client.set_flow_run_state(child.id, AwaitingRetry(), force=True)
     return child
+
+
+def _cancel_if_cancelled(child_id: UUID) -> None:
+    """Cancel the training when this run is being cancelled; when only its machine goes away, the training goes on."""
+    with get_client(sync_client=True) as client:
+        own = client.read_flow_run(UUID(flow_run.id))
+        if own.state and own.state.is_cancelling():
+            client.set_flow_run_state(child_id, Cancelling())
 
 
 def _wait(run_id: UUID, longest_queue: timedelta) -> FlowRun:

@@ -23,16 +23,16 @@ from prefect.workers.base import BaseJobConfiguration, BaseWorker
 from prefect_docker.worker import DockerWorker
 from stand_in_engine import KILLED, StandInEngine
 
-from deployments.job_templates import FROM_THE_WORKER, USER, WORK_FOLDER, Kind, base_job_template
+from deployments.job_templates import FROM_THE_WORKER, USER, WORK_FOLDER, PoolKind, base_job_template
 from flows.cli import ENVIRONMENT
 
 DEPLOYMENTS = Path(__file__).parents[2] / "deployments"
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS: tuple[PoolKind, ...] = get_args(PoolKind)
 EVERY_POOL = [(kind, gpu) for kind in KINDS for gpu in (False, True)]
 SECRET = "not-to-be-seen"
 
 
-def job(kind: Kind, gpu: bool, **job_variables: Any) -> Any:
+def job(kind: PoolKind, gpu: bool, **job_variables: Any) -> Any:
     """The job configuration that a worker makes of the template for one flow run."""
     worker = BaseWorker.get_worker_class_from_type(kind)
     assert worker is not None
@@ -75,7 +75,7 @@ def run_container(gpu: bool) -> int:
 
 
 @pytest.mark.parametrize(("kind", "gpu"), EVERY_POOL)
-def test_the_server_takes_the_template_and_its_defaults(kind: Kind, gpu: bool) -> None:
+def test_the_server_takes_the_template_and_its_defaults(kind: PoolKind, gpu: bool) -> None:
     template = base_job_template(kind, gpu)
     WorkPoolCreate(name="pool", type=kind, base_job_template=template)
     properties = template["variables"]["properties"]
@@ -84,7 +84,7 @@ def test_the_server_takes_the_template_and_its_defaults(kind: Kind, gpu: bool) -
 
 
 @pytest.mark.parametrize(("kind", "gpu"), EVERY_POOL)
-def test_every_run_is_quiet_beats_and_logs_what_the_core_says(kind: Kind, gpu: bool) -> None:
+def test_every_run_is_quiet_beats_and_logs_what_the_core_says(kind: PoolKind, gpu: bool) -> None:
     environment = job(kind, gpu).env
     assert environment.items() >= ENVIRONMENT.items()
     assert environment["PREFECT_LOGGING_EXTRA_LOGGERS"] == "training_core"
@@ -92,7 +92,7 @@ def test_every_run_is_quiet_beats_and_logs_what_the_core_says(kind: Kind, gpu: b
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_pools_of_cpu_and_gpu_differ_in_defaults_only(kind: Kind) -> None:
+def test_the_pools_of_cpu_and_gpu_differ_in_defaults_only(kind: PoolKind) -> None:
     def without_defaults(gpu: bool) -> dict[str, Any]:
         template = base_job_template(kind, gpu)
         for variable in template["variables"]["properties"].values():
@@ -103,7 +103,9 @@ def test_the_pools_of_cpu_and_gpu_differ_in_defaults_only(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize(("kind", "gpu"), EVERY_POOL)
-def test_no_value_of_the_environment_is_in_a_template(kind: Kind, gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_value_of_the_environment_is_in_a_template(
+    kind: PoolKind, gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in FROM_THE_WORKER:
         monkeypatch.setenv(name, SECRET)
     assert SECRET not in json.dumps(base_job_template(kind, gpu))
@@ -148,7 +150,7 @@ def test_a_container_gets_what_its_worker_was_given(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("kind", ["docker", "kubernetes"])
-def test_prefect_in_a_container_writes_to_its_volume_wherever_the_workers_home_is(kind: Kind) -> None:
+def test_prefect_in_a_container_writes_to_its_volume_wherever_the_workers_home_is(kind: PoolKind) -> None:
     assert job(kind, gpu=True).env["PREFECT_HOME"].startswith(f"{WORK_FOLDER}/")
 
 
@@ -218,7 +220,7 @@ def test_the_claims_that_jobs_mount_are_those_that_the_cluster_is_given() -> Non
 
 
 @pytest.mark.parametrize(("kind", "heading"), [("docker", "## Docker"), ("kubernetes", "## Kubernetes")])
-def test_the_readme_gives_the_defaults_that_are_set(kind: Kind, heading: str) -> None:
+def test_the_readme_gives_the_defaults_that_are_set(kind: PoolKind, heading: str) -> None:
     section = (DEPLOYMENTS / "README.md").read_text(encoding="utf-8").split(f"\n{heading}\n")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)` \| (.*?) ?\| (.*?) ?\| ", section, flags=re.MULTILINE)
     assert len(rows) >= 5
