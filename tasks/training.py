@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
@@ -11,6 +12,7 @@ from tasks.registry import open_tracking_run, send_points
 from training_core import checkpoints
 from training_core.config import RunConfig
 from training_core.data_store import load_training_data
+from training_core.distributed import train_on_devices
 from training_core.identity import training_identity
 from training_core.journal import read_journal
 from training_core.model_setup import (
@@ -46,6 +48,18 @@ def load_model(config: RunConfig, run: RunRef) -> LoadedModel:
     if checkpoints.seal_digest(adapter):
         return load_adapted_model(Path(run.base_path), adapter)
     return load_model_and_tokenizer(config)
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def finetune_on_all_gpus(config: RunConfig, run: RunRef, dataset: DatasetRef) -> None:
+    """Train in a process on each GPU, up to the last checkpoint, where ``finetune`` finds the adapter.
+
+    Before a model is loaded, for that would take the room of one of these processes.
+    """
+    if not checkpoints.seal_digest(_adapter_folder(run)):
+        folder = Path(run.path)
+        with follow_journal(config, run.tracking_run_id, folder / "journal.jsonl"):
+            train_on_devices(config, Path(dataset.path), folder, torch.cuda.device_count())
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
