@@ -55,6 +55,7 @@ def prefect_server(home: Path, preferred_port: int = 4200, *, for_workers: bool 
         "PREFECT_HOME": str(home),
         "PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
         "PREFECT_SERVER_SERVICES_EVENT_LOGGER_ENABLED": "false",
         **{f"PREFECT_SERVER_SERVICES_{name}_ENABLED": str(for_workers).lower() for name in _SERVICES_WITHOUT_WORK},

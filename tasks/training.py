@@ -5,6 +5,7 @@ from pathlib import Path
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
+from tasks.links import link_both_ways
 from tasks.progress import follow_journal
 from tasks.refs import DatasetRef, FolderRef, RunRef
 from tasks.registry import open_tracking_run, send_points
@@ -35,6 +36,7 @@ def open_run(config: RunConfig, dataset: DatasetRef) -> RunRef:
     folder = Path(config.output_dir).resolve() / identity[:12]
     folder.mkdir(parents=True, exist_ok=True)
     run_id = open_tracking_run(config, identity, dataset, open_folder(dataset.folder, config))
+    link_both_ways(config, run_id)
     return RunRef(identity, str(folder), base_digest, run_id)
 
 

@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute
 import torch
 from datasets import Dataset
 from filelock import FileLock
@@ -166,7 +167,7 @@ def _create_trainer(loaded: LoadedModel, data: TrainingData, config: RunConfig, 
         data_collator=collate_pack if config.packing else None,
         train_dataset=train,
         eval_dataset=held_out,
-        callbacks=[SealCheckpoints(), KeepJournal(run_dir / "journal.jsonl")],
+        callbacks=[SealCheckpoints(), KeepJournal(run_dir / "journal.jsonl", tokens_per_step(data.train, config))],
     )
     trainer.remove_callback(PrinterCallback)
     # The trainer rounds the adapter of a quantised model to bf16, and such an adapter does not resume exactly.
@@ -193,6 +194,12 @@ def _batches(loaded: LoadedModel, data: TrainingData, config: RunConfig) -> tupl
     return packed_dataset(train, plan), packed_dataset(held_out, in_turn), steps
 
 
+def tokens_per_step(rows: Dataset, config: RunConfig) -> float:
+    """Real tokens, prompts and answers, in the rows of an optimiser step on average; every row counts in full."""
+    per_row = pyarrow.compute.mean(pyarrow.compute.list_value_length(rows.data.column("input_ids"))).as_py()
+    return per_row * min(len(rows), config.per_device_train_batch_size * config.gradient_accumulation_steps)
+
+
 def peak_memory_gib() -> float:
     """The most memory this process has held so far: on the GPU where there is one, else in RAM."""
     if torch.cuda.is_available():
@@ -208,10 +215,14 @@ class SealCheckpoints(TrainerCallback):
 
 
 class KeepJournal(TrainerCallback):
-    """Writes the loss curve to the journal, each point once however often its step is repeated."""
+    """Writes the loss curve to the journal, each point once however often its step is repeated.
 
-    def __init__(self, path: Path) -> None:
+    With every loss stand what the steps since the last start have cost: seconds, real tokens a second, peak memory.
+    """
+
+    def __init__(self, path: Path, tokens_per_step: float) -> None:
         self.path = path
+        self.tokens_per_step = tokens_per_step
         self.known: set[tuple[int, str]] = set()
         self.started = (0.0, 0)
 
@@ -232,21 +243,25 @@ class KeepJournal(TrainerCallback):
             for name, value in (logs or {}).items()
             if name in _CURVE and (state.global_step, name) not in self.known
         }
+        seconds = self._seconds_per_step(state)
+        if "loss" in new:
+            new["seconds_per_step"] = seconds
+            new["tokens_per_second"] = self.tokens_per_step / seconds
+            new["peak_memory_gib"] = peak_memory_gib()
         if new:
             append_point(self.path, Point(state.global_step, state.max_steps, time.time(), new))
             logger.info(
-                "Step %d of %d: %s, %s left",
+                "Step %d of %d: %s, %.0f real tokens/s, %s left",
                 state.global_step,
                 state.max_steps,
                 _show(new),
-                self._left(state),
+                self.tokens_per_step / seconds,
+                timedelta(seconds=round(seconds * (state.max_steps - state.global_step))),
             )
 
-    def _left(self, state: TrainerState) -> timedelta:
+    def _seconds_per_step(self, state: TrainerState) -> float:
         started_at, started_step = self.started
-        done = max(1, state.global_step - started_step)
-        seconds = (time.monotonic() - started_at) / done * (state.max_steps - state.global_step)
-        return timedelta(seconds=round(seconds))
+        return (time.monotonic() - started_at) / max(1, state.global_step - started_step)
 
 
 def _show(values: dict[str, float]) -> str:
