@@ -55,7 +55,7 @@ def _train(job: Job, rows_per_prefix: int) -> tuple[PeftModel, int]:
         args=arguments,
         data_collator=collate_pack,
         train_dataset=lay_out(fillable_packs(rows, plan), steps, config.seed),
-        callbacks=[KeepJournal(job.run_dir / "journal.jsonl")],
+        callbacks=[KeepJournal(job.run_dir / "journal.jsonl", tokens_per_step=plan.row_tokens)],
     )
     trainer.remove_callback(PrinterCallback)
     for weight in loaded.model.parameters():  # as in train_model: the trainer rounds the adapter to bf16

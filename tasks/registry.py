@@ -4,13 +4,13 @@ import importlib.metadata
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import mlflow
 from filelock import FileLock
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModel, Metric, Param
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModel, Metric, Param, RunTag
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
@@ -28,7 +28,7 @@ from training_core.local_base import base_folder
 from training_core.model_setup import digest_base_model, fetch_base_model
 
 EXPERIMENT = "sft-flow"
-IDENTITY_TAG = "sft_flow.identity"
+IDENTITY_TAG, FLOW_RUN_TAG, DESCRIPTION_TAG = "sft_flow.identity", "sft_flow.flow_run", "mlflow.note.content"
 CANDIDATE, CHAMPION = "candidate", "champion"
 
 _SERVED_BY = ("mlflow", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
@@ -88,6 +88,19 @@ def open_tracking_run(config: RunConfig, identity: str, dataset: DatasetRef, row
         client.log_artifact(run.info.run_id, str(rows / "report.json"), "data")
         client.log_artifact(run.info.run_id, str(rows / "refused.jsonl"), "data")
     return str(run.info.run_id)
+
+
+def tag_run(config: RunConfig, run_id: str, tags: Mapping[str, str]) -> None:
+    """Set tags of a run; ``DESCRIPTION_TAG`` is the Markdown at the top of its page."""
+    connect(config).log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+
+
+def run_page(config: RunConfig, run_id: str) -> str | None:
+    """Where the tracking server shows a run; ``None`` where a file takes the server's place."""
+    uri, experiment = tracking_uri(config), connect(config).get_run(run_id).info.experiment_id
+    if not uri.startswith(("http://", "https://")):
+        return None
+    return f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
 
 
 def send_points(config: RunConfig, run_id: str, points: Sequence[Point]) -> None:

@@ -6,6 +6,7 @@ import torch
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
+from tasks.links import link_both_ways
 from tasks.progress import follow_journal
 from tasks.refs import DatasetRef, FolderRef, RunRef
 from tasks.registry import open_tracking_run, send_points
@@ -39,6 +40,7 @@ def open_run(config: RunConfig, dataset: DatasetRef) -> RunRef:
     folder.mkdir(parents=True, exist_ok=True)
     restore_progress(folder, identity)
     run_id = open_tracking_run(config, identity, dataset, open_folder(dataset.folder, config))
+    link_both_ways(config, run_id)
     return RunRef(identity, str(folder), base_digest, run_id)
 
 

@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow.compute
 from datasets import Dataset, concatenate_datasets
 
 from training_core.config import RunConfig
@@ -57,26 +58,34 @@ class Batches:
     held_out: Dataset
     steps: Steps
     sharing_rows: int
+    tokens_per_step: float
 
 
 def make_batches(data: TrainingData, config: RunConfig, devices: int = 1) -> Batches:
     """Lay out a training on a number of devices, every step of which holds the same rows as on one device."""
     train = data.train.select_columns(["input_ids", "labels"])
     held_out = held_out_sample(data.held_out, config).select_columns(["input_ids", "labels"])
+    tokens = tokens_per_step(train, config)
     rows, accumulation = config.per_device_train_batch_size, config.gradient_accumulation_steps
     if not config.packing:
         steps = Steps.of(config, len(train), rows, accumulation, devices)
         # Full batches, for the trainer completes one that is not with rows that it has counted already.
         in_turn = _padded(np.arange(len(held_out)), config.per_device_eval_batch_size, len(held_out))
         return Batches(
-            lay_out(_with_filler(train), steps, config.seed), _with_filler(held_out).select(in_turn), steps, 0
+            lay_out(_with_filler(train), steps, config.seed), _with_filler(held_out).select(in_turn), steps, 0, tokens
         )
     budget, rows_per_step = pack_limits(config)
     plan = plan_packing(train, budget, rows_per_step, config.seed)
     held_out_plan = plan_packing(held_out, budget, len(held_out), config.seed)
     steps = Steps.of(config, len(plan.packs), 1, plan.packs_per_step, devices)
     packs = lay_out(fillable_packs(train, plan), steps, config.seed)
-    return Batches(packs, packed_dataset(held_out, held_out_plan), steps, plan.sharing_rows)
+    return Batches(packs, packed_dataset(held_out, held_out_plan), steps, plan.sharing_rows, tokens)
+
+
+def tokens_per_step(rows: Dataset, config: RunConfig) -> float:
+    """Real tokens, prompts and answers, in the rows of an optimiser step on average; every row counts in full."""
+    per_row = pyarrow.compute.mean(pyarrow.compute.list_value_length(rows.data.column("input_ids"))).as_py()
+    return per_row * min(len(rows), config.per_device_train_batch_size * config.gradient_accumulation_steps)
 
 
 def fillable_packs(rows: Dataset, plan: PackingPlan) -> Dataset:

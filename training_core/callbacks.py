@@ -10,6 +10,7 @@ from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from training_core.checkpoints import seal
+from training_core.devices import peak_memory_gib
 from training_core.journal import Point, append_point, mend_journal
 
 logger = logging.getLogger(__name__)
@@ -34,10 +35,14 @@ class SealCheckpoints(TrainerCallback):
 
 
 class KeepJournal(TrainerCallback):
-    """Writes the loss curve to the journal, each point once however often its step is repeated."""
+    """Writes the loss curve to the journal, each point once however often its step is repeated.
 
-    def __init__(self, path: Path) -> None:
+    With every loss stand what the steps since the last start have cost: seconds, real tokens a second, peak memory.
+    """
+
+    def __init__(self, path: Path, tokens_per_step: float) -> None:
         self.path = path
+        self.tokens_per_step = tokens_per_step
         self.known: set[tuple[int, str]] = set()
         self.started = (0.0, 0)
 
@@ -58,21 +63,25 @@ class KeepJournal(TrainerCallback):
             for name, value in (logs or {}).items()
             if name in _CURVE and (state.global_step, name) not in self.known
         }
+        seconds = self._seconds_per_step(state)
+        if "loss" in new:
+            new["seconds_per_step"] = seconds
+            new["tokens_per_second"] = self.tokens_per_step / seconds
+            new["peak_memory_gib"] = peak_memory_gib()
         if new:
             append_point(self.path, Point(state.global_step, state.max_steps, time.time(), new))
             logger.info(
-                "Step %d of %d: %s, %s left",
+                "Step %d of %d: %s, %.0f real tokens/s, %s left",
                 state.global_step,
                 state.max_steps,
                 _show(new),
-                self._left(state),
+                self.tokens_per_step / seconds,
+                timedelta(seconds=round(seconds * (state.max_steps - state.global_step))),
             )
 
-    def _left(self, state: TrainerState) -> timedelta:
+    def _seconds_per_step(self, state: TrainerState) -> float:
         started_at, started_step = self.started
-        done = max(1, state.global_step - started_step)
-        seconds = (time.monotonic() - started_at) / done * (state.max_steps - state.global_step)
-        return timedelta(seconds=round(seconds))
+        return (time.monotonic() - started_at) / max(1, state.global_step - started_step)
 
 
 def _show(values: dict[str, float]) -> str:

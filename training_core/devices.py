@@ -1,6 +1,7 @@
 """Two trainings never share a GPU by accident: whoever trains on it holds a lock that all users of the machine see."""
 
 import contextlib
+import resource
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,3 +36,10 @@ def hold_device(name: str, run_dir: Path) -> Iterator[None]:
         with path.open("r+", encoding="utf-8") as file:  # in /tmp nobody may create another user's file
             file.write(str(run_dir))
         yield
+
+
+def peak_memory_gib() -> float:
+    """The most memory this process has held so far: on the GPU where there is one, else in RAM."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

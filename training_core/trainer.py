@@ -2,7 +2,6 @@
 
 import json
 import logging
-import resource
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from training_core.callbacks import KeepJournal, SealCheckpoints
 from training_core.checkpoints import latest_complete_checkpoint, step_of
 from training_core.config import RunConfig
 from training_core.data_store import TrainingData
-from training_core.devices import hold_gpu
+from training_core.devices import hold_gpu, peak_memory_gib
 from training_core.journal import read_journal
 from training_core.model_setup import LoadedModel
 from training_core.packing import collate_pack
@@ -162,7 +161,10 @@ def _create_trainer(loaded: LoadedModel, batches: Batches, config: RunConfig, ru
         data_collator=collate_pack if config.packing else None,
         train_dataset=batches.train,
         eval_dataset=batches.held_out,
-        callbacks=[SealCheckpoints(), *([KeepJournal(run_dir / "journal.jsonl")] if ranks.is_main_process else [])],
+        callbacks=[
+            SealCheckpoints(),
+            *([KeepJournal(run_dir / "journal.jsonl", batches.tokens_per_step)] if ranks.is_main_process else []),
+        ],
     )
     trainer.remove_callback(PrinterCallback)
     # The trainer rounds the adapter of a quantised model to bf16, and such an adapter does not resume exactly.
@@ -170,10 +172,3 @@ def _create_trainer(loaded: LoadedModel, batches: Batches, config: RunConfig, ru
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return trainer
-
-
-def peak_memory_gib() -> float:
-    """The most memory this process has held so far: on the GPU where there is one, else in RAM."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
