@@ -18,9 +18,9 @@ from deployments.job_templates import HEARTBEAT_SECONDS, PoolKind, base_job_temp
 from flows.cli import DEMO_CONFIG, ROOT
 from flows.janitor_flow import janitor_flow
 from flows.reevaluate_flow import reevaluate_flow
-from flows.sft_flow import sft_flow
+from flows.sft_flow import NOTHING_NEW, sft_flow
 from flows.train_flow import train_flow
-from tasks.registration import PROMOTED
+from tasks.promotion import PROMOTED
 from training_core.config import read_settings_file
 
 WEEKLY = Cron("0 3 * * 1", timezone="UTC", active=False, slug="weekly")
@@ -91,13 +91,13 @@ def automations(ids: Mapping[str, UUID], notify: UUID | None) -> list[Automation
 
 def given_up(deployment_ids: list[UUID]) -> AutomationCore:
     """A run whose heartbeats stop without an end has crashed, whoever was there to say so."""
-    ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed", "AwaitingRetry")}
+    states = ("Completed", NOTHING_NEW, "Failed", "Cancelled", "Crashed", "AwaitingRetry")
     return AutomationCore(
         name="sft-flow: a silent run has crashed",
         trigger=EventTrigger(
             **_runs_of(deployment_ids),
             after={"prefect.flow-run.heartbeat"},
-            expect={"prefect.flow-run.heartbeat", *ends},
+            expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{state}" for state in states)},
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,

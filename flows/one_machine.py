@@ -9,7 +9,7 @@ from prefect.logging.handlers import APILogWorker
 from rich.console import Console
 
 from flows.sft_flow import sft_flow
-from tasks.refs import FinishedRun
+from tasks.refs import FinishedRun, ModelVersionRef
 from tasks.registry import tracking_uri
 from tasks.reporting import run_grids
 from training_core.config import RunConfig
@@ -22,12 +22,16 @@ def run_and_show(config: RunConfig) -> None:
     _quieten_libraries()
     started = time.monotonic()
     try:
-        finished: FinishedRun = sft_flow(**vars(config))
+        outcome: FinishedRun | ModelVersionRef = sft_flow(**vars(config))
     finally:
         APILogWorker.drain_all(timeout=10)  # the server may be gone when this process ends
-    for grid in run_grids(config, finished.dataset, finished.trained):
-        console.print(grid.terminal())
-    _say_where(config, finished, timedelta(seconds=round(time.monotonic() - started)))
+    took = timedelta(seconds=round(time.monotonic() - started))
+    if isinstance(outcome, ModelVersionRef):
+        lines = _nothing_new(config, outcome, took)
+    else:
+        lines = _show(config, outcome, took)
+    for line in [*lines, f"UIs      sft-flow ui --output_dir {config.output_dir}"]:
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def _quieten_libraries() -> None:
@@ -40,14 +44,22 @@ def _quieten_libraries() -> None:
     warnings.filterwarnings("ignore", message=r"[\s\S]*input example was not provided", module=r"mlflow\.")
 
 
-def _say_where(config: RunConfig, finished: FinishedRun, took: timedelta) -> None:
+def _nothing_new(config: RunConfig, version: ModelVersionRef, took: timedelta) -> list[str]:
+    return [
+        f"Nothing new: {version.name} version {version.version} comes from these very rows and settings ({took})",
+        f"Verdict  {version.verdict}",
+        f"Model    models:/{version.name}/{version.version} in {tracking_uri(config)}",
+    ]
+
+
+def _show(config: RunConfig, finished: FinishedRun, took: timedelta) -> list[str]:
+    """Print the tables; returns the lines that end the output."""
     version, trained = finished.version, finished.trained
-    lines = [
+    for grid in run_grids(config, finished.dataset, trained):
+        console.print(grid.terminal())
+    return [
         f"{version.name} version {version.version} {version.verdict} ({took})",
         f"Adapter  {trained.adapter.path}",
         f"Model    models:/{version.name}@candidate in {tracking_uri(config)}, run {trained.run.tracking_run_id}",
         f"Refused  {finished.dataset.folder.path}/refused.jsonl",
-        f"UIs      sft-flow ui --output_dir {config.output_dir}",
     ]
-    for line in lines:
-        console.print(line, markup=False, soft_wrap=True)

@@ -8,27 +8,36 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
-from training_core.config import RunConfig, read_settings, settings_info
+from training_core.config import read_settings, settings_info
 
 Result = TypeVar("Result")
 
 
-def takes_settings(body: Callable[[RunConfig], Result]) -> Callable[..., Result]:
+def takes_settings(body: Callable[..., Result]) -> Callable[..., Result]:
     """Let a function of a ``RunConfig`` be called with the settings as flat keyword arguments.
 
     Prefect derives a flow's form, its validation and its API from signature and docstring; both are derived from
-    RunConfig here, so that ``-p learning_rate=1e-4`` changes one setting and keeps a deployment's others.
+    RunConfig here, so that ``-p learning_rate=1e-4`` changes one setting and keeps a deployment's others. What else the
+    function takes, each with a default and annotated with its help, goes before the settings.
     """
 
     @wraps(body)
-    def with_flat_settings(**settings: Any) -> Result:
-        return body(read_settings(settings))
+    def with_flat_settings(**given: Any) -> Result:
+        besides = {name: given.pop(name) for name in others.keys() & given.keys()}
+        return body(read_settings(given), **besides)
 
-    signature = inspect.Signature([_parameter(name, info) for name, info in settings_info().items()])
+    others = _other_parameters(body)
+    infos = others | settings_info()
+    signature = inspect.Signature([_parameter(name, info) for name, info in infos.items()])
     with_flat_settings.__signature__ = signature  # type: ignore[attr-defined]
-    lines = [f"    {name}: {info.description}" for name, info in settings_info().items()]
+    lines = [f"    {name}: {info.description}" for name, info in infos.items()]
     with_flat_settings.__doc__ = "\n".join([inspect.getdoc(body) or "", "", "Args:", *lines])
     return with_flat_settings
+
+
+def _other_parameters(body: Callable[..., Any]) -> dict[str, FieldInfo]:
+    _config, *others = inspect.signature(body).parameters.values()
+    return {other.name: FieldInfo.from_annotated_attribute(other.annotation, other.default) for other in others}
 
 
 def _parameter(name: str, info: FieldInfo) -> inspect.Parameter:

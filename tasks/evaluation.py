@@ -25,12 +25,12 @@ def evaluate(
     """
     data = load_training_data(open_folder(dataset.folder, config))
     champion = fetch_champion(config, but_not=run.identity)
-    key = contest_key(config, data, [adapter.digest, *([champion.digest] if champion else [])])
+    key = contest_key(config, data, [adapter.digest, *([champion.adapter.digest] if champion else [])])
     folder = Path(run.path) / f"evaluation-{key[:12]}"
     if seal_digest(folder):
         get_run_logger().info("Evaluation reused: rows, settings and contestants are those of %s", folder)
     else:
-        rival = load_adapted_model(champion.base, champion.adapter) if champion else None
+        rival = load_adapted_model(Path(champion.base), Path(champion.adapter.path)) if champion else None
         save_contest(hold_contest(loaded, rival, data, config), Path(run.path), folder)
     scores = load_scores(folder)
     return EvalReport(
@@ -38,4 +38,5 @@ def evaluate(
         rows=scores["candidate"].rows,
         accuracy={name: found.accuracy for name, found in scores.items()},
         wrongly_favourable={name: found.wrongly_favourable for name, found in scores.items()},
+        champion=champion.version if champion else None,
     )

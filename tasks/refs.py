@@ -38,13 +38,25 @@ class RunRef:
 class EvalReport:
     """A folder of predictions, scores and pictures, and the few numbers that decisions read.
 
-    ``accuracy`` and ``wrongly_favourable`` map model or baseline to a share of all ``rows``.
+    ``accuracy`` and ``wrongly_favourable`` map model or baseline to a share of all ``rows``; ``champion`` is the number
+    of the version that took part as such.
     """
 
     folder: FolderRef
     rows: int
     accuracy: dict[str, float]
     wrongly_favourable: dict[str, float]
+    champion: str | None
+
+
+@dataclass(frozen=True)
+class RegisteredRef:
+    """A version of the registry, on this machine: its number, its training, its adapter, its base model's folder."""
+
+    version: str
+    run: RunRef
+    adapter: FolderRef
+    base: str
 
 
 @dataclass(frozen=True)

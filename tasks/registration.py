@@ -1,4 +1,4 @@
-"""Tasks from a judged adapter to a version in the model registry, and to the right to answer customers."""
+"""Tasks between a judged adapter and its version in the model registry, there and back."""
 
 import dataclasses
 import os
@@ -7,25 +7,24 @@ import sys
 from pathlib import Path
 
 from prefect import get_run_logger, task
-from prefect.events import emit_event
 
-from tasks.refs import EvalReport, ModelVersionRef, TrainedRef
+from tasks.refs import EvalReport, ModelVersionRef, RegisteredRef, TrainedRef
 from tasks.registry import (
     CANDIDATE,
-    CHAMPION,
-    champion_version,
+    fetch_version,
     find_or_create_version,
     log_results,
+    named_version,
     point_alias,
     tracking_uri,
 )
 from tasks.store import open_folder
-from training_core.config import RunConfig
+from training_core.config import RunConfig, SettingsError
 from training_core.contest import load_scores
+from training_core.model_setup import digest_base_model, fetch_base_model
 from training_core.report import score_grid
 
 CHECK_TIMEOUT_SECONDS = 1800
-PROMOTED = "sft-flow.promoted"
 
 
 @task(retries=3, retry_delay_seconds=[5, 30, 120])
@@ -36,7 +35,7 @@ def register_adapter(config: RunConfig, trained: TrainedRef) -> ModelVersionRef:
     not load or answers otherwise than the model in memory did.
     """
     trained = bring_here(trained, config)
-    log_results(config, trained)
+    log_results(config, trained.run.tracking_run_id, trained.report)
     version = find_or_create_version(config, trained, describe_version(trained))
     check_in_fresh_process(config, version, trained.report)
     point_alias(config, CANDIDATE, version)
@@ -44,38 +43,28 @@ def register_adapter(config: RunConfig, trained: TrainedRef) -> ModelVersionRef:
 
 
 @task(retries=3, retry_delay_seconds=[5, 30, 120])
-def promote(config: RunConfig, version: ModelVersionRef, report: EvalReport) -> ModelVersionRef:
-    """Make the version champion when it has earned it, and say why or why not."""
-    reigning = champion_version(config)
-    if reigning and str(reigning.version) == version.version:
-        return dataclasses.replace(version, champion=True, verdict="is the champion already")
-    earned, verdict = judge(report, config.min_improvement)
-    if earned:
-        point_alias(config, CHAMPION, version.version)
-        emit_event(
-            PROMOTED,
-            resource={"prefect.resource.id": f"sft-flow.model.{version.name}.{version.version}"},
-            payload={"verdict": f"{version.name} version {version.version} {verdict}"},
-        )
-    get_run_logger().info("Version %s %s", version.version, verdict)
-    return dataclasses.replace(version, champion=earned, verdict=verdict)
+def fetch_registered(config: RunConfig, name: str) -> RegisteredRef:
+    """The files of the version with this number or alias, to be judged on rows encoded for its base.
+
+    Retried because the registry is reached over the network. Raises ``SettingsError`` when there is no such version,
+    or its base is not that of the settings.
+    """
+    version = named_version(config, name)
+    if version is None:
+        raise SettingsError([f"version: {config.registered_model_name} has no version or alias {name!r} to judge"])
+    registered = fetch_version(config, version)
+    if registered.run.base_digest != digest_base_model(fetch_base_model(config.model_name, config.cache_dir)):
+        remedy = f"version {version.version} stands on another base; give --model_name {registered.base}"
+        raise SettingsError([f"model_name: {config.model_name!r}: {remedy}"])
+    return registered
 
 
-def judge(report: EvalReport, min_improvement: float) -> tuple[bool, str]:
-    """Whether the candidate beats everyone else by more than ``min_improvement``, and gives no more away than the
-    champion does."""
-    rivals = {name: accuracy for name, accuracy in report.accuracy.items() if name != "candidate"}
-    best = max(rivals, key=rivals.__getitem__)
-    own, rival = report.accuracy["candidate"], rivals[best]
-    if own <= rival + min_improvement:
-        return False, f"stays candidate: {own:.1%} of decisions right, the {best} has {rival:.1%}"
-    given_away = report.wrongly_favourable
-    if "champion" in rivals and given_away["candidate"] > given_away["champion"]:
-        return False, (
-            f"stays candidate: wrongly favourable in {given_away['candidate']:.1%} of the cases, "
-            f"the champion in {given_away['champion']:.1%}"
-        )
-    return True, f"becomes champion: {own:.1%} of decisions right, the {best} has {rival:.1%}"
+@task(retries=3, retry_delay_seconds=[5, 30, 120])
+def record_evaluation(config: RunConfig, trained: TrainedRef) -> ModelVersionRef:
+    """Add the scores to the run of the training, and open the version's description with them."""
+    log_results(config, trained.run.tracking_run_id, trained.report)
+    version = find_or_create_version(config, trained, describe_version(trained))
+    return ModelVersionRef(config.registered_model_name, version, champion=False, verdict="not judged")
 
 
 def bring_here(trained: TrainedRef, config: RunConfig) -> TrainedRef:

@@ -1,11 +1,10 @@
 """MLflow: one run per training identity, one registered version per adapter, one champion."""
 
-import importlib.metadata
 import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import mlflow
@@ -13,14 +12,11 @@ from filelock import FileLock
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModel, Metric, Param, RunTag
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.tracking import MlflowClient
-from mlflow.types import ColSpec, Schema
-from mlflow.types.schema import Array, DataType
 
-import training_core
-from tasks.refs import DatasetRef, TrainedRef
+from tasks.model_package import package_adapter
+from tasks.refs import DatasetRef, EvalReport, FolderRef, RegisteredRef, RunRef, TrainedRef
 from training_core.checkpoints import seal_digest
 from training_core.config import RunConfig
 from training_core.journal import Point
@@ -29,22 +25,12 @@ from training_core.model_setup import digest_base_model, fetch_base_model
 
 EXPERIMENT = "sft-flow"
 IDENTITY_TAG, FLOW_RUN_TAG, DESCRIPTION_TAG = "sft_flow.identity", "sft_flow.flow_run", "mlflow.note.content"
+_ADAPTER_TAG = "sft_flow.adapter_digest"
+_BASE_TAG, _BASE_DIGEST_TAG = "sft_flow.base_model", "sft_flow.base_digest"
 CANDIDATE, CHAMPION = "candidate", "champion"
 
-_SERVED_BY = ("mlflow", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
-_SERVED_BY_TOO = ("pydantic", "pyyaml", "scikit-learn", "scipy", "rich", "pandas")
 _LONGEST_PARAM = 6000
 _LARGEST_BATCH = 1000
-
-
-@dataclass(frozen=True)
-class Champion:
-    """The adapter that answers customers now, on this machine's disk."""
-
-    version: str
-    adapter: Path
-    digest: str
-    base: Path
 
 
 def tracking_uri(config: RunConfig) -> str:
@@ -121,10 +107,12 @@ def send_points(config: RunConfig, run_id: str, points: Sequence[Point]) -> None
             raise ConnectionError(f"the tracking server did not take the curve: {error}") from error
 
 
-def log_results(config: RunConfig, trained: TrainedRef) -> None:
-    """Log scores, predictions and pictures to the training's run and close it."""
-    client, run_id = connect(config), trained.run.tracking_run_id
-    scores_file = Path(trained.report.folder.path) / "scores.json"
+def log_results(config: RunConfig, run_id: str, report: EvalReport) -> None:
+    """Log scores, predictions and pictures to the training's run and close it.
+
+    Every evaluation of an adapter has a folder of its own there, and its scores the time at which they were measured.
+    """
+    client, scores_file = connect(config), Path(report.folder.path) / "scores.json"
     measured_at = round(scores_file.stat().st_mtime * 1000)
     metrics = [
         Metric(f"{name}/{measure}".replace(" ", "_"), value, measured_at, 0)
@@ -133,7 +121,7 @@ def log_results(config: RunConfig, trained: TrainedRef) -> None:
         if isinstance(value, int | float)
     ]
     client.log_batch(run_id, metrics=metrics)
-    client.log_artifacts(run_id, trained.report.folder.path, "evaluation")
+    client.log_artifacts(run_id, report.folder.path, f"evaluation/{report.folder.digest[:12]}")
     if client.get_run(run_id).info.status != "FINISHED":
         client.set_terminated(run_id, "FINISHED")
 
@@ -151,11 +139,24 @@ def point_alias(config: RunConfig, alias: str, version: str) -> None:
     connect(config).set_registered_model_alias(config.registered_model_name, alias, version)
 
 
-def champion_version(config: RunConfig) -> ModelVersion | None:
-    """The version that the alias ``champion`` points to, if any."""
+def tag_version(config: RunConfig, version: str, tags: Mapping[str, str]) -> None:
+    """Put tags on a version; old values of these tags are lost."""
     client = connect(config)
+    for name, value in tags.items():
+        client.set_model_version_tag(config.registered_model_name, version, name, value)
+
+
+def find_version(config: RunConfig, identity: str) -> ModelVersion | None:
+    """The one version of a training identity, if any."""
+    return _find_version(connect(config), config, identity)
+
+
+def named_version(config: RunConfig, name: str) -> ModelVersion | None:
+    """The version of this number, or that this alias points to, if any."""
+    client, model = connect(config), config.registered_model_name
     try:
-        return client.get_model_version_by_alias(config.registered_model_name, CHAMPION)
+        read = client.get_model_version if name.isdecimal() else client.get_model_version_by_alias
+        return read(model, name)
     except MlflowException as error:
         # An unknown alias is an invalid parameter to some stores, a missing resource to others.
         if error.error_code in ("INVALID_PARAMETER_VALUE", ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)):
@@ -163,26 +164,38 @@ def champion_version(config: RunConfig) -> ModelVersion | None:
         raise
 
 
-def fetch_champion(config: RunConfig, but_not: str) -> Champion | None:
-    """The champion's files, checked against the digest it was registered with, unless its identity is ``but_not``.
+def fetch_champion(config: RunConfig, but_not: str) -> RegisteredRef | None:
+    """The adapter that answers customers now, unless its identity is ``but_not``; raises as ``fetch_version`` does."""
+    version = named_version(config, CHAMPION)
+    return None if version is None or version.tags[IDENTITY_TAG] == but_not else fetch_version(config, version)
 
-    Raises ``ValueError`` when the registry's files are not those that were registered.
+
+def fetch_version(config: RunConfig, version: ModelVersion) -> RegisteredRef:
+    """A version's files on this machine, checked against the digests it was registered with.
+
+    Raises ``ValueError`` when the registry's files are not those that were registered, or the base is another one.
     """
-    version = champion_version(config)
-    if version is None or version.tags[IDENTITY_TAG] == but_not:
-        return None
-    folder = Path(config.output_dir).resolve() / "champions" / f"{version.name}-{version.version}"
-    adapter, digest = folder / "adapter", version.tags["sft_flow.adapter_digest"]
+    folder = Path(config.output_dir).resolve() / "registered" / f"{version.name}-{version.version}"
+    adapter, digest = folder / "adapter", version.tags[_ADAPTER_TAG]
     if seal_digest(adapter) != digest:
         folder.mkdir(parents=True, exist_ok=True)
         packaged = f"{version.source}/artifacts/adapter"
         mlflow.artifacts.download_artifacts(packaged, dst_path=str(folder), tracking_uri=tracking_uri(config))
     if seal_digest(adapter) != digest:
         raise ValueError(f"the files of {version.name} version {version.version} are not those that were registered")
-    base = fetch_base_model(version.tags["sft_flow.base_model"], config.cache_dir)
-    if digest_base_model(base) != version.tags["sft_flow.base_digest"]:
-        raise ValueError(f"{base} is not the base model of {version.name} version {version.version}; its files differ")
-    return Champion(str(version.version), adapter, digest, base)
+    base_digest = version.tags[_BASE_DIGEST_TAG]
+    run = RunRef(version.tags[IDENTITY_TAG], str(folder), base_digest, version.run_id)
+    base = _find_base(config, version.tags[_BASE_TAG], base_digest)
+    return RegisteredRef(str(version.version), run, FolderRef(str(adapter), None, digest), str(base))
+
+
+def _find_base(config: RunConfig, name: str, digest: str) -> Path:
+    """The base of this digest: the settings' own, or the one of that name; a folder's name may be another machine's."""
+    for candidate in (config.model_name, name):
+        base = fetch_base_model(candidate, config.cache_dir)
+        if digest_base_model(base) == digest:
+            return base
+    raise ValueError(f"neither {config.model_name} nor {name} is the base model of that version; their files differ")
 
 
 def _experiment(client: MlflowClient, config: RunConfig) -> str:
@@ -224,9 +237,9 @@ def _create_version(client: MlflowClient, config: RunConfig, trained: TrainedRef
             raise
     tags = {
         IDENTITY_TAG: run.identity,
-        "sft_flow.adapter_digest": trained.adapter.digest,
-        "sft_flow.base_model": _base_name(config),
-        "sft_flow.base_digest": run.base_digest,
+        _ADAPTER_TAG: trained.adapter.digest,
+        _BASE_TAG: _base_name(config),
+        _BASE_DIGEST_TAG: run.base_digest,
     }
     own = client.create_model_version(
         name, model.artifact_location, run.tracking_run_id, tags=tags, model_id=model.model_id
@@ -250,36 +263,12 @@ def _find_or_log_model(client: MlflowClient, config: RunConfig, trained: Trained
     )
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "model"
-        _package(config, trained, package)
+        package_adapter(trained, _base_name(config), config.eval_max_new_tokens, package)
         client.log_model_artifacts(model.model_id, str(package))
     return client.finalize_logged_model(model.model_id, "READY")
-
-
-def _package(config: RunConfig, trained: TrainedRef, folder: Path) -> None:
-    """Write the adapter as a model made of source files: no pickle, no copy of the base."""
-    requirements = [f"{name}=={_version(name)}" for name in (*_SERVED_BY, *_SERVED_BY_TOO)]
-    asked = [ColSpec(DataType.string, name, required=False) for name in ("instruction", "input", "messages")]
-    answer = ColSpec(DataType.string, "answer"), ColSpec(Array(DataType.long), "token_ids")
-    mlflow.pyfunc.save_model(
-        folder,
-        python_model=str(Path(__file__).parent / "served_adapter.py"),
-        artifacts={"adapter": trained.adapter.path},
-        model_config={
-            "base_model": _base_name(config),
-            "base_digest": trained.run.base_digest,
-            "max_new_tokens": config.eval_max_new_tokens,
-        },
-        code_paths=[str(Path(training_core.__file__).parent)],
-        signature=ModelSignature(inputs=Schema(asked), outputs=Schema(list(answer))),
-        pip_requirements=requirements,
-    )
 
 
 def _base_name(config: RunConfig) -> str:
     """The base's name on the hub, or its absolute folder on this machine."""
     base = base_folder(config.model_name)
     return str(base) if base else config.model_name
-
-
-def _version(package: str) -> str:
-    return importlib.metadata.version(package).partition("+")[0]

@@ -23,7 +23,7 @@ from training_core.trainer import SUMMARY_FILE
 def publish_report(config: RunConfig, dataset: DatasetRef, trained: TrainedRef, version: ModelVersionRef) -> None:
     """Put tables, pictures and the verdict into one artifact of the run."""
     report = open_folder(trained.report.folder, config)
-    pictures = [f"![{name}]({_as_data_url(report / name)})" for name in ("loss_curve.png", "confusion.png")]
+    pictures = [f"![{path.stem}]({_as_data_url(path)})" for path in sorted(report.glob("*.png"), reverse=True)]
     heading = f"# {version.name} version {version.version} {version.verdict}"
     tables = [grid.markdown() for grid in run_grids(config, dataset, trained)]
     page = run_page(config, trained.run.tracking_run_id)
@@ -33,19 +33,19 @@ def publish_report(config: RunConfig, dataset: DatasetRef, trained: TrainedRef, 
 
 
 def run_grids(config: RunConfig, dataset: DatasetRef, trained: TrainedRef) -> list[Grid]:
-    """The tables that a run ends with: scores, scores by group, row accounting, time and memory."""
+    """The tables that a run ends with: scores, scores by group, row accounting, and what a training took."""
     report = open_folder(trained.report.folder, config)
     scores = load_scores(report)
     return [
         score_grid(scores),
         group_grid(scores, config.group_by),
         account_grid(load_report(open_folder(dataset.folder, config)).accounts),
-        _cost_grid(report),
+        *([_cost_grid(report / SUMMARY_FILE)] if (report / SUMMARY_FILE).is_file() else []),
     ]
 
 
-def _cost_grid(report: Path) -> Grid:
-    cost = json.loads((report / SUMMARY_FILE).read_text(encoding="utf-8"))
+def _cost_grid(summary: Path) -> Grid:
+    cost = json.loads(summary.read_text(encoding="utf-8"))
     row = (
         str(cost["steps"]),
         str(cost["resumed_from_step"]),

@@ -51,3 +51,21 @@ def sample_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("sample_rows") / "rows.jsonl"
     write_rows(path, count=120, seed=7, bad_share=0.08)
     return path
+
+
+@pytest.fixture(scope="session")
+def prefect_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The API of a real Prefect server with all of its services."""
+    from flows.embedded import prefect_server
+
+    with prefect_server(tmp_path_factory.mktemp("prefect"), preferred_port=0, for_workers=True) as server:
+        yield f"{server.wait()}/api"
+
+
+@pytest.fixture
+def prefect_api(prefect_address: str) -> Iterator[str]:
+    """The same, and what this process does goes there."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: prefect_address}):
+        yield prefect_address

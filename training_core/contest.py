@@ -78,8 +78,8 @@ def contest_key(config: RunConfig, data: TrainingData, adapter_digests: list[str
 
 
 def save_contest(contest: Contest, run_dir: Path, folder: Path) -> str:
-    """Write scores, predictions, probe, pictures and what the training in ``run_dir`` took into a folder; returns its
-    digest. All of it, or no folder."""
+    """Write scores, predictions, probe and pictures into a folder, and what the training took when ``run_dir`` is
+    where it was done; returns the folder's digest. All of it, or no folder."""
     draft = folder.with_name(f"{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -89,8 +89,9 @@ def save_contest(contest: Contest, run_dir: Path, folder: Path) -> str:
         lines = "".join(json.dumps(asdict(found), ensure_ascii=False) + "\n" for found in predictions)
         (draft / f"predictions_{name.replace(' ', '_')}.jsonl").write_text(lines, encoding="utf-8")
     draw_confusion(contest.predictions["candidate"], draft / "confusion.png")
-    draw_curve(read_journal(run_dir / "journal.jsonl"), draft / "loss_curve.png")
-    shutil.copy(run_dir / SUMMARY_FILE, draft)
+    if (run_dir / SUMMARY_FILE).is_file():
+        draw_curve(read_journal(run_dir / "journal.jsonl"), draft / "loss_curve.png")
+        shutil.copy(run_dir / SUMMARY_FILE, draft)
     digest = seal(draft)
     shutil.rmtree(folder, ignore_errors=True)
     draft.rename(folder)

@@ -2,59 +2,18 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import pytest
 from mlflow.entities.model_registry import ModelVersion
 
 from tasks import registry
-from tasks.refs import DatasetRef, EvalReport, FolderRef, ModelVersionRef, RunRef, TrainedRef
-from tasks.registration import promote
-from training_core.checkpoints import seal
+from tasks.refs import DatasetRef, TrainedRef
 from training_core.config import RunConfig
 from training_core.journal import Point
-from training_core.model_setup import digest_base_model
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def output_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture
-def config(
-    output_dir: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> RunConfig:
-    """Settings with a registered model of this test's own, in one store for all tests."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    base = tmp_path / "base"
-    base.mkdir()
-    names = {"registered_model_name": request.node.name, "model_name": str(base)}
-    return RunConfig(output_dir=str(output_dir), dataset_path="rows.jsonl", **names)
-
-
-@pytest.fixture
-def dataset(tmp_path: Path) -> DatasetRef:
-    for name in ("report.json", "refused.jsonl"):
-        (tmp_path / name).touch()
-    return DatasetRef(FolderRef(str(tmp_path), None, ""), "d" * 64, 10, 2)
-
-
-@pytest.fixture
-def trained(config: RunConfig, dataset: DatasetRef, tmp_path: Path) -> TrainedRef:
-    """An adapter folder and an evaluation folder such as a run leaves behind; the weights do not matter here."""
-    adapter, evaluation = tmp_path / "adapter", tmp_path / "evaluation"
-    config.save(adapter)
-    (adapter / "adapter_model.safetensors").write_bytes(config.registered_model_name.encode())
-    evaluation.mkdir()
-    (evaluation / "scores.json").write_text(json.dumps({"candidate": {"accuracy": 0.5, "by_group": {}}}))
-    identity = config.registered_model_name.ljust(64, "0")
-    run_id = registry.open_tracking_run(config, identity, dataset, tmp_path)
-    run = RunRef(identity, str(tmp_path), digest_base_model(tmp_path / "base"), run_id)
-    report = EvalReport(FolderRef(str(evaluation), None, "e"), 2, {"candidate": 0.5}, {"candidate": 0.0})
-    return TrainedRef(run, FolderRef(str(adapter), None, seal(adapter)), report)
 
 
 def versions(config: RunConfig) -> list[ModelVersion]:
@@ -113,15 +72,6 @@ def test_of_two_versions_made_at_the_same_moment_the_first_stays(config: RunConf
     assert [version.version for version in versions(config)] == [kept.version]
 
 
-def test_a_champion_that_is_judged_again_stays_champion(config: RunConfig, trained: TrainedRef) -> None:
-    number = registry.find_or_create_version(config, trained, "")
-    registry.point_alias(config, registry.CHAMPION, number)
-    judged = promote.fn(
-        config, ModelVersionRef(config.registered_model_name, number, champion=False, verdict=""), trained.report
-    )
-    assert judged.champion and judged.verdict == "is the champion already"
-
-
 def test_without_a_champion_there_is_none(config: RunConfig, trained: TrainedRef) -> None:
     assert registry.fetch_champion(config, but_not="x") is None
     registry.find_or_create_version(config, trained, "")
@@ -133,9 +83,10 @@ def test_the_champion_comes_with_the_files_that_were_registered(config: RunConfi
     registry.point_alias(config, registry.CHAMPION, version)
     champion = registry.fetch_champion(config, but_not="x")
     assert champion
-    assert champion.digest == trained.adapter.digest
+    assert champion.adapter.digest == trained.adapter.digest
+    assert (champion.version, champion.run.tracking_run_id) == (version, trained.run.tracking_run_id)
     weights = "adapter_model.safetensors"
-    assert (champion.adapter / weights).read_bytes() == (Path(trained.adapter.path) / weights).read_bytes()
+    assert (Path(champion.adapter.path) / weights).read_bytes() == (Path(trained.adapter.path) / weights).read_bytes()
     assert registry.fetch_champion(config, but_not=trained.run.identity) is None
 
 
@@ -147,3 +98,39 @@ def test_a_champion_whose_files_were_changed_in_the_store_is_refused(config: Run
     stored.write_bytes(b"other weights")
     with pytest.raises(ValueError, match="not those that were registered"):
         registry.fetch_champion(config, but_not="x")
+
+
+def test_a_version_is_found_by_its_number_and_by_its_alias_and_nothing_by_other_names(
+    config: RunConfig, trained: TrainedRef
+) -> None:
+    number = registry.find_or_create_version(config, trained, "")
+    registry.point_alias(config, registry.CANDIDATE, number)
+    for name in (number, registry.CANDIDATE):
+        found = registry.named_version(config, name)
+        assert found and str(found.version) == number
+    for name in ("99", "nobody"):
+        assert registry.named_version(config, name) is None
+
+
+def test_the_settings_own_base_serves_a_version_that_names_a_folder_of_another_machine(
+    config: RunConfig, trained: TrainedRef, tmp_path: Path
+) -> None:
+    number = registry.find_or_create_version(config, trained, "")
+    moved = (tmp_path / "base").rename(tmp_path / "elsewhere")
+    version = registry.named_version(config, number)
+    assert version
+    assert registry.fetch_version(dataclasses.replace(config, model_name=str(moved)), version).base == str(moved)
+
+
+def test_a_second_evaluation_keeps_the_scores_and_files_of_the_first(config: RunConfig, trained: TrainedRef) -> None:
+    client, run_id = registry.connect(config), trained.run.tracking_run_id
+    registry.log_results(config, run_id, trained.report)
+    scores = Path(trained.report.folder.path) / "scores.json"
+    scores.write_text(json.dumps({"candidate": {"accuracy": 0.75}}))
+    os.utime(scores, (scores.stat().st_mtime + 60,) * 2)
+    again = dataclasses.replace(trained.report, folder=dataclasses.replace(trained.report.folder, digest="f"))
+    registry.log_results(config, run_id, again)
+    registry.log_results(config, run_id, again)
+    assert [found.value for found in client.get_metric_history(run_id, "candidate/accuracy")] == [0.5, 0.75]
+    assert client.get_run(run_id).data.metrics["candidate/accuracy"] == 0.75
+    assert {file.path for file in client.list_artifacts(run_id, "evaluation")} == {"evaluation/e", "evaluation/f"}

@@ -1,0 +1,39 @@
+"""An adapter packaged as an MLflow model made of source files: no pickle, no copy of the base."""
+
+import importlib.metadata
+from pathlib import Path
+
+import mlflow
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, Schema
+from mlflow.types.schema import Array, DataType
+
+import training_core
+from tasks.refs import TrainedRef
+
+_SERVED_BY = ("mlflow", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
+_SERVED_BY_TOO = ("pydantic", "pyyaml", "scikit-learn", "scipy", "rich", "pandas")
+
+
+def package_adapter(trained: TrainedRef, base_name: str, max_new_tokens: int, folder: Path) -> None:
+    """Write the model that the registry serves: see ``tasks.served_adapter`` for its input and output."""
+    requirements = [f"{name}=={_version(name)}" for name in (*_SERVED_BY, *_SERVED_BY_TOO)]
+    asked = [ColSpec(DataType.string, name, required=False) for name in ("instruction", "input", "messages")]
+    answer = ColSpec(DataType.string, "answer"), ColSpec(Array(DataType.long), "token_ids")
+    mlflow.pyfunc.save_model(
+        folder,
+        python_model=str(Path(__file__).parent / "served_adapter.py"),
+        artifacts={"adapter": trained.adapter.path},
+        model_config={
+            "base_model": base_name,
+            "base_digest": trained.run.base_digest,
+            "max_new_tokens": max_new_tokens,
+        },
+        code_paths=[str(Path(training_core.__file__).parent)],
+        signature=ModelSignature(inputs=Schema(asked), outputs=Schema(list(answer))),
+        pip_requirements=requirements,
+    )
+
+
+def _version(package: str) -> str:
+    return importlib.metadata.version(package).partition("+")[0]
