@@ -3,6 +3,7 @@
 import torch
 from prefect import flow
 
+from tasks.attempts import limit_attempts
 from tasks.evaluation import evaluate
 from tasks.gpu_stage import hand_back
 from tasks.refs import DatasetRef, TrainedRef
@@ -14,6 +15,7 @@ from training_core.utils import setup_logging
 @flow(name="train-flow", retries=2, retry_delay_seconds=10)
 def train_flow(config: RunConfig, dataset: DatasetRef) -> TrainedRef:
     """Train one adapter and judge it; a retry loads the model anew and goes on from the last complete checkpoint."""
+    limit_attempts()
     setup_logging()
     run = open_run(config, dataset)
     if torch.cuda.device_count() > 1:
