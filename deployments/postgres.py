@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 import signal
+import stat
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,6 +42,12 @@ def find_postgres() -> Path | None:
     newest_first = sorted(_DEBIAN.glob("*/bin/initdb"), key=lambda path: -int(path.parts[-3]))
     found = Path(on_path) if on_path else next(iter(newest_first), None)
     return found.resolve().parent if found else None
+
+
+def may_enter(folder: Path) -> bool:
+    """Whether PostgreSQL could keep its data there; run by root it is a user who may not enter all."""
+    existing = [parent for parent in (folder, *folder.parents) if parent.exists()]
+    return os.getuid() != 0 or all(parent.stat().st_mode & stat.S_IXOTH for parent in existing)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from rich.console import Console
 
 from deployments.deploy import NOTIFY, Outcome, deploy
-from deployments.postgres import find_postgres, postgres
+from deployments.postgres import find_postgres, may_enter, postgres
 from flows.cli import set_environment
 from flows.embedded import Server, mlflow_server, prefect_server, running
 from tasks.registry import tracking_uri
@@ -93,11 +93,11 @@ def prefect_database(home: Path) -> Iterator[str | None]:
     programs = find_postgres()
     if DATABASE in os.environ:
         yield os.environ[DATABASE]
-    elif programs:
+    elif programs and may_enter(home):
         with postgres(programs, home / "postgres", ("prefect",)) as server:
             yield server.url("prefect", "asyncpg")
     else:
-        console.print("PostgreSQL is not installed; SQLite will do for one machine, and now and then lose an event")
+        console.print("No PostgreSQL here; SQLite will do for one machine, and now and then lose an event")
         yield None
 
 

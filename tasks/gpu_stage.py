@@ -3,10 +3,11 @@
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import httpx
-from prefect import get_run_logger, task
+from prefect import State, get_run_logger, task
 from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
@@ -28,7 +29,12 @@ GRACE = timedelta(seconds=180)
 _RESULT = "train-flow-result"
 
 
-@task(retries=2, retry_delay_seconds=[10, 60])
+def _server_failed(_task: object, _run: object, state: State[Any]) -> bool:
+    """The training has retries of its own; only what the server did is tried again."""
+    return isinstance(state.data, httpx.HTTPError)
+
+
+@task(retries=3, retry_delay_seconds=[5, 30, 120], retry_condition_fn=_server_failed)
 def train_on_pool(config: RunConfig, dataset: DatasetRef) -> TrainedRef:
     """Let the deployment ``train_on`` train, and return what it hands back.
 
