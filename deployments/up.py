@@ -42,7 +42,10 @@ def main() -> None:
     with contextlib.suppress(KeyboardInterrupt), team(config) as addresses:
         console.print(f"Prefect  {addresses.prefect}")
         console.print(f"MLflow   {addresses.mlflow}/#/experiments?workflowType=machine_learning")
-        console.print(f"Try      PREFECT_API_URL={addresses.prefect}/api prefect deployment run sft-flow/demo --watch")
+        console.print(
+            f"Try      PREFECT_API_URL={addresses.prefect}/api prefect deployment run sft-flow/demo --watch",
+            soft_wrap=True,
+        )
         console.print("Ctrl-C ends all of it.")
         signal.pause()
 
@@ -58,7 +61,7 @@ def team(config: RunConfig) -> Iterator[Addresses]:
         store = (home / "store").as_uri()
         with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
             for outcome, what, name in deploy(client, "process", store, os.environ.get(NOTIFY)):
-                console.print(f"{outcome:10} {what:11} {name}", markup=False)
+                console.print(f"{outcome:10} {what:11} {name}", markup=False, soft_wrap=True)
         facts = {"PREFECT_API_URL": api, "MLFLOW_TRACKING_URI": mlflow.wait(), STORE: store}
         for pool, limit in WORKERS.items():
             stack.enter_context(worker(pool, limit, home / pool, facts))

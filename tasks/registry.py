@@ -100,7 +100,7 @@ def run_page(config: RunConfig, run_id: str) -> str | None:
     uri, experiment = tracking_uri(config), connect(config).get_run(run_id).info.experiment_id
     if not uri.startswith(("http://", "https://")):
         return None
-    return f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+    return f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning"
 
 
 def send_points(config: RunConfig, run_id: str, points: Sequence[Point]) -> None:
