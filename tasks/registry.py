@@ -30,6 +30,7 @@ _BASE_TAG, _BASE_DIGEST_TAG = "sft_flow.base_model", "sft_flow.base_digest"
 CANDIDATE, CHAMPION = "candidate", "champion"
 
 _LONGEST_PARAM = 6000
+_LONGEST_DESCRIPTION = 5000  # of PostgreSQL; SQLite takes any
 _LARGEST_BATCH = 1000
 
 
@@ -69,7 +70,7 @@ def open_tracking_run(config: RunConfig, identity: str, dataset: DatasetRef, row
     client.log_batch(run.info.run_id, params=[Param(name, value) for name, value in params.items()])
     if not run.inputs.dataset_inputs:
         client.log_inputs(run.info.run_id, [_dataset_input(config, dataset)])
-    if not client.list_artifacts(run.info.run_id, "data/refused.jsonl"):  # the last of them
+    if "data/refused.jsonl" not in {file.path for file in client.list_artifacts(run.info.run_id, "data")}:  # the last
         client.log_dict(run.info.run_id, asdict(config), "run_config.json")
         client.log_artifact(run.info.run_id, str(rows / "report.json"), "data")
         client.log_artifact(run.info.run_id, str(rows / "refused.jsonl"), "data")
@@ -86,7 +87,7 @@ def run_page(config: RunConfig, run_id: str) -> str | None:
     uri, experiment = tracking_uri(config), connect(config).get_run(run_id).info.experiment_id
     if not uri.startswith(("http://", "https://")):
         return None
-    return f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+    return f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning"
 
 
 def send_points(config: RunConfig, run_id: str, points: Sequence[Point]) -> None:
@@ -130,7 +131,7 @@ def find_or_create_version(config: RunConfig, trained: TrainedRef, description: 
     """The number of the one registered version of this training; creates it, once, whatever crashed before."""
     client, run = connect(config), trained.run
     version = _find_version(client, config, run.identity) or _create_version(client, config, trained)
-    client.update_model_version(config.registered_model_name, version.version, description)
+    client.update_model_version(config.registered_model_name, version.version, description[:_LONGEST_DESCRIPTION])
     return str(version.version)
 
 

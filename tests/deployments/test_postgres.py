@@ -82,7 +82,7 @@ def test_mlflow_keeps_one_run_one_curve_and_one_version(
         client = registry.connect(config)
         assert [point.step for point in client.get_metric_history(run_id, "loss")] == [1, 2, 3]
         run = RunRef("i" * 64, str(tmp_path), "b", run_id)
-        report = EvalReport(scores, 2, {"candidate": 0.5}, {"candidate": 0.0})
+        report = EvalReport(scores, 2, {"candidate": 0.5}, {"candidate": 0.0}, champion=None)
         trained = TrainedRef(run, FolderRef(str(adapter), None, seal(adapter)), report)
         long_text = "A description that PostgreSQL would refuse for its length. " * 200
         assert {registry.find_or_create_version(config, trained, long_text) for _ in range(2)} == {"1"}
