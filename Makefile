@@ -7,10 +7,18 @@ BIN := $(VENV)/bin
 # pip has to see torch's exact pin before anything else asks for torch, or it may fetch another build of it first.
 TORCH := $(shell sed -n 's/^torch==.*/&/p' constraints.txt)
 
-.PHONY: demo test check lint types fix bench clean
+.PHONY: demo test check lint types fix bench up deploy clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sft-flow demo
+
+# Servers, pools, deployments and two workers, until Ctrl-C.
+up: $(VENV)/.installed
+	$(BIN)/python -m deployments.up
+
+# Pools, deployments and automations on the server of PREFECT_API_URL.
+deploy: $(VENV)/.installed
+	$(BIN)/python -m deployments.deploy
 
 test: $(VENV)/.installed lint types
 	$(BIN)/pytest

@@ -6,11 +6,13 @@ from trl import SFTTrainer
 
 from benchmarks.rows import ANSWER_TOKENS, CASE_TOKENS
 from benchmarks.training import LEARNING_RATE, LORA_ALPHA, LORA_DROPOUT, LORA_R, SEED, Job
+from training_core.batches import Steps, fillable_packs, lay_out
+from training_core.callbacks import KeepJournal
 from training_core.config import read_settings
 from training_core.model_setup import load_model_and_tokenizer
-from training_core.packing import collate_pack, packed_dataset, plan_packing
+from training_core.packing import collate_pack, plan_packing
 from training_core.prefix_attention import use_shared_prefix_attention
-from training_core.trainer import KeepJournal, Steps, create_training_arguments
+from training_core.trainer import create_training_arguments
 
 
 def sharing(job: Job) -> tuple[PeftModel, int]:
@@ -52,8 +54,8 @@ def _train(job: Job, rows_per_prefix: int) -> tuple[PeftModel, int]:
         processing_class=loaded.tokenizer,
         args=arguments,
         data_collator=collate_pack,
-        train_dataset=packed_dataset(rows, plan),
-        callbacks=[KeepJournal(job.run_dir / "journal.jsonl")],
+        train_dataset=lay_out(fillable_packs(rows, plan), steps, config.seed),
+        callbacks=[KeepJournal(job.run_dir / "journal.jsonl", tokens_per_step=plan.row_tokens)],
     )
     trainer.remove_callback(PrinterCallback)
     for weight in loaded.model.parameters():  # as in train_model: the trainer rounds the adapter to bf16

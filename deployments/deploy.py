@@ -46,7 +46,7 @@ def main() -> None:
     console = Console(highlight=False)
     with get_client(sync_client=True) as client:
         for outcome, what, name in deploy(client, typing.cast(PoolKind, kind), store, os.environ.get(NOTIFY)):
-            console.print(f"{outcome:10} {what:11} {name}", markup=False)
+            console.print(f"{outcome:10} {what:11} {name}", markup=False, soft_wrap=True)
 
 
 def deploy(
@@ -122,17 +122,25 @@ def _apply_deployment(client: SyncPrefectClient, deployment: RunnerDeployment) -
     try:
         found = client.read_deployment_by_name(deployment.full_name)
     except ObjectNotFound:
-        return "created", _apply(deployment)
+        return "created", _apply(client, deployment)
     _keep_switches(deployment, found)
     if _facts(deployment) == _facts(found):
         return "unchanged", found.id
-    return "updated", _apply(deployment)
+    return "updated", _apply(client, deployment)
 
 
-def _apply(deployment: RunnerDeployment) -> UUID:
+def _apply(client: SyncPrefectClient, deployment: RunnerDeployment) -> UUID:
     applied = deployment.apply()
     assert isinstance(applied, UUID)  # a coroutine only where the caller is one
+    # The client drops the part of the schema that has the server refuse parameters of other names.
+    schema = {"parameter_openapi_schema": _schema(deployment)}
+    client.request("PATCH", "/deployments/{id}", path_params={"id": applied}, json=schema)
     return applied
+
+
+def _schema(deployment: RunnerDeployment) -> dict[str, Any]:
+    parts = deployment._parameter_openapi_schema.model_dump() | {"additionalProperties": False}
+    return {name: part for name, part in parts.items() if part not in ([], {})}  # the server keeps no empty part
 
 
 def _keep_switches(deployment: RunnerDeployment, found: DeploymentResponse) -> None:
@@ -143,16 +151,12 @@ def _keep_switches(deployment: RunnerDeployment, found: DeploymentResponse) -> N
 
 
 def _facts(deployment: RunnerDeployment | DeploymentResponse) -> dict[str, Any]:
-    schema = (
-        deployment._parameter_openapi_schema.model_dump()
-        if isinstance(deployment, RunnerDeployment)
-        else deployment.parameter_openapi_schema
-    )
+    own = isinstance(deployment, RunnerDeployment)
     return {
         "entrypoint": deployment.entrypoint,
         "description": deployment.description,
         "parameters": deployment.parameters,
-        "schema": schema,
+        "schema": _schema(deployment) if own else deployment.parameter_openapi_schema,
         "pool": deployment.work_pool_name,
         "schedules": [
             (schedule.slug, schedule.active, schedule.schedule.model_dump(include={"cron", "timezone"}))
@@ -168,7 +172,7 @@ def _apply_automation(client: SyncPrefectClient, automation: AutomationCore) -> 
         client.create_automation(automation)
         return "created"
     automation = automation.model_copy(update={"enabled": found.enabled})
-    wanted, present = (a.model_dump(mode="json", include=set(_AUTOMATION_FIELDS)) for a in (automation, found))
+    wanted, present = (a.model_dump(include=set(_AUTOMATION_FIELDS)) for a in (automation, found))
     if wanted == present:
         return "unchanged"
     client.update_automation(found.id, automation)

@@ -1,22 +1,114 @@
-"""How a worker starts a run, by kind of pool: Prefect's own job templates with what this project needs."""
+"""What a worker starts for a flow run: Prefect's own job template of its kind, and only what we need besides."""
 
+import os
+from pathlib import Path
 from typing import Any, Literal
 
-from prefect.workers.process import ProcessWorker
+import yaml
+from prefect.workers.base import BaseWorker
 
 from flows.cli import ENVIRONMENT
 
 PoolKind = Literal["process", "docker", "kubernetes"]
+Changes = tuple[dict[str, Any], dict[str, dict[str, Any]]]
+
+KUBERNETES_JOB = Path(__file__).parent / "kubernetes_job.yaml"
+# The image's; a test holds Dockerfile, docker and Kubernetes together.
+WORK_FOLDER = "/work"
+USER = 10001
 
 HEARTBEAT_SECONDS = 30
+RUN_ENVIRONMENT = {**ENVIRONMENT, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)}
+# A worker hands its own Prefect settings on, and its home is a folder that a container does not have.
+CONTAINER_ENVIRONMENT = {**RUN_ENVIRONMENT, "PREFECT_HOME": f"{WORK_FOLDER}/.prefect"}
+
+# What a container gets from the environment of the worker that starts it; the server never sees the values.
+FROM_THE_WORKER = (
+    *("MLFLOW_TRACKING_URI", "SFT_FLOW_STORE", "HF_TOKEN"),
+    *("AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+)
 
 
 def base_job_template(kind: PoolKind, gpu: bool) -> dict[str, Any]:
-    """The base job template of a pool."""
-    template = ProcessWorker.get_default_base_job_template()
+    """The base job template of a work pool; the pools of CPU and GPU differ in defaults only.
+
+    Images are ``$SFT_FLOW_IMAGE:cpu`` and ``:gpu``, by default ``sft-flow``. Raises ``ValueError`` when the package of
+    the kind's worker is not installed.
+    """
+    worker = BaseWorker.get_worker_class_from_type(kind)
+    if worker is None:
+        raise ValueError(f"a work pool of kind {kind} needs its extra: pip install '.[{kind}]'")
+    template = worker.get_default_base_job_template()
+    job, variables = {"process": _process, "docker": _docker, "kubernetes": _kubernetes}[kind](gpu)
+    template["job_configuration"] |= job
     properties = template["variables"]["properties"]
-    properties["env"]["default"] = ENVIRONMENT | {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)}
-    properties["working_dir"]["default"] = "."  # the folder in which the worker was started
-    # While output is streamed, the death of a run is not noticed before all of its children have closed it.
-    properties["stream_output"]["default"] = False
+    for name, change in variables.items():
+        properties[name] = properties.get(name, {}) | change
     return template
+
+
+def _process(_gpu: bool) -> Changes:
+    return {}, {
+        "env": {"default": RUN_ENVIRONMENT},
+        # A process that is killed is noticed at once only when no child of it holds the worker's pipe.
+        "stream_output": {"default": False},
+        "working_dir": {
+            "default": ".",
+            "description": "Folder that a run's relative paths start from; '.': where the worker was started.",
+        },
+    }
+
+
+def _docker(gpu: bool) -> Changes:
+    job = {
+        "container_create_kwargs": {
+            "user": f"{USER}:{USER}",
+            "init": True,
+            "cap_drop": ["ALL"],
+            "security_opt": ["no-new-privileges"],
+            "shm_size": "{{ shm_size }}",
+            "device_requests": "{{ device_requests }}",
+        },
+    }
+    gpus = [{"driver": "nvidia", "count": 1, "capabilities": [["gpu"]]}] if gpu else None
+    return job, {
+        "env": {"default": CONTAINER_ENVIRONMENT | {name: f"{{{{ ${name} }}}}" for name in FROM_THE_WORKER}},
+        "image": {"default": _image(gpu)},
+        "volumes": {"default": [f"sft-flow-{_side(gpu)}:{WORK_FOLDER}"]},
+        # The worker reads how a container ended after its output has; of one that is not followed, or is removed by
+        # then, it believes exit code 0, and that a killed run went well.
+        "stream_output": {"default": True},
+        "auto_remove": {"default": False},
+        "shm_size": _variable("Shared memory", "string", "Size of /dev/shm.", "8g" if gpu else "1g"),
+        "device_requests": _variable("GPUs", "array", "As docker-py takes them; count -1: all of the machine.", gpus),
+    }
+
+
+def _kubernetes(gpu: bool) -> Changes:
+    tolerations = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}] if gpu else []
+    return {"job_manifest": yaml.safe_load(KUBERNETES_JOB.read_text(encoding="utf-8"))}, {
+        "env": {"default": CONTAINER_ENVIRONMENT},
+        "namespace": {"default": "sft-flow"},
+        "image": {"default": _image(gpu)},
+        "finished_job_ttl": {"default": 24 * 60 * 60},
+        "secret_name": _variable("Secret", "string", "Secret whose keys become environment variables.", "sft-flow"),
+        "volume_claim": _variable("Volume claim", "string", "Claim mounted at /work.", f"sft-flow-{_side(gpu)}"),
+        "shm_size": _variable("Shared memory", "string", "Size of /dev/shm.", "8Gi" if gpu else "1Gi"),
+        "gpus": _variable("GPUs", "integer", "Number of nvidia.com/gpu of one run.", 1 if gpu else None),
+        "node_selector": _variable("Node selector", "object", "Labels of nodes that may run it.", {}),
+        "tolerations": _variable("Tolerations", "array", "Taints of nodes that do not matter.", tolerations),
+    }
+
+
+def _side(gpu: bool) -> str:
+    return "gpu" if gpu else "cpu"
+
+
+def _image(gpu: bool) -> str:
+    return f"{os.environ.get('SFT_FLOW_IMAGE', 'sft-flow')}:{_side(gpu)}"
+
+
+def _variable(title: str, kind: str, description: str, default: object) -> dict[str, Any]:
+    """A variable's schema; without a default what refers to it is left out."""
+    schema = {"title": title, "type": kind, "description": description}
+    return schema if default is None else schema | {"default": default}

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,12 +13,17 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from rich.console import Console
 
-from deployments.deploy import NOTIFY, deploy
+from deployments.deploy import NOTIFY, Outcome, deploy
+from deployments.postgres import find_postgres, may_enter, postgres
 from flows.cli import set_environment
-from flows.embedded import mlflow_server, prefect_server, running
+from flows.embedded import Server, mlflow_server, prefect_server, running
 from tasks.registry import tracking_uri
 from tasks.store import VARIABLE as STORE
-from training_core.config import RunConfig, config_from_command_line, read_settings
+from training_core.config import config_from_command_line, read_settings
+
+DATABASE = "PREFECT_API_DATABASE_CONNECTION_URL"
+
+TRY = "prefect deployment run sft-flow/demo --watch"
 
 # A parent waits beside its training, so runs of the CPU pool are many and idle; a GPU takes one at a time.
 WORKERS = {"cpu": 10, "gpu": 1}
@@ -26,11 +32,21 @@ console = Console(highlight=False)
 
 
 @dataclass(frozen=True)
-class Addresses:
-    """Where the servers of a set-up answer."""
+class Servers:
+    """The servers of a set-up, and where folders travel."""
 
-    prefect: str
-    mlflow: str
+    prefect: Server
+    mlflow: Server
+    database: str | None
+    store: str
+
+    def facts(self) -> dict[str, str]:
+        """All that a worker has to know."""
+        return {
+            "PREFECT_API_URL": f"{self.prefect.address}/api",
+            "MLFLOW_TRACKING_URI": self.mlflow.address,
+            STORE: self.store,
+        }
 
 
 def main() -> None:
@@ -39,39 +55,66 @@ def main() -> None:
     set_environment()
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell that starts jobs with & has the first ignored
         signal.signal(number, signal.default_int_handler)
-    with contextlib.suppress(KeyboardInterrupt), team(config) as addresses:
-        console.print(f"Prefect  {addresses.prefect}")
-        console.print(f"MLflow   {addresses.mlflow}/#/experiments?workflowType=machine_learning")
-        console.print(f"Try      PREFECT_API_URL={addresses.prefect}/api prefect deployment run sft-flow/demo --watch")
+    with contextlib.suppress(KeyboardInterrupt), team(Path(config.output_dir).resolve()) as found:
+        console.print(f"Prefect  {found.prefect.address}")
+        console.print(f"MLflow   {found.mlflow.address}/#/experiments?workflowType=machine_learning")
+        console.print(f"Try      PREFECT_API_URL={found.prefect.address}/api {TRY}", soft_wrap=True)
         console.print("Ctrl-C ends all of it.")
         signal.pause()
 
 
 @contextlib.contextmanager
-def team(config: RunConfig) -> Iterator[Addresses]:
-    """Two servers, all deployments, and a worker for each pool, each in a folder of its own, sharing only URLs."""
-    home = Path(config.output_dir).resolve()
-    with contextlib.ExitStack() as stack:
-        prefect = stack.enter_context(prefect_server(home / "prefect", for_workers=True))
-        mlflow = stack.enter_context(mlflow_server(tracking_uri(config), artifacts=home / "mlartifacts"))
-        api = f"{prefect.wait()}/api"
-        store = (home / "store").as_uri()
-        with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
-            for outcome, what, name in deploy(client, "process", store, os.environ.get(NOTIFY)):
-                console.print(f"{outcome:10} {what:11} {name}", markup=False)
-        facts = {"PREFECT_API_URL": api, "MLFLOW_TRACKING_URI": mlflow.wait(), STORE: store}
-        for pool, limit in WORKERS.items():
-            stack.enter_context(worker(pool, limit, home / pool, facts))
-        yield Addresses(prefect.address, mlflow.address)
+def team(home: Path) -> Iterator[Servers]:
+    """Servers, everything deployed, and a worker for each pool."""
+    with servers(home) as found, contextlib.ExitStack() as workers:
+        for outcome, what, name in deploy_to(found):
+            console.print(f"{outcome:10} {what:11} {name}", markup=False, soft_wrap=True)
+        for pool in WORKERS:
+            workers.enter_context(worker(pool, home, found))
+        yield found
 
 
 @contextlib.contextmanager
-def worker(pool: str, limit: int, folder: Path, facts: dict[str, str]) -> Iterator[None]:
-    """A worker that takes at most ``limit`` runs of a pool at a time and works in ``folder``."""
+def servers(home: Path) -> Iterator[Servers]:
+    """A Prefect and an MLflow server over what lies in ``home``."""
+    with contextlib.ExitStack() as stack:
+        database = stack.enter_context(prefect_database(home))
+        prefect = stack.enter_context(prefect_server(home / "prefect", database=database, for_workers=True))
+        tracked = tracking_uri(read_settings({"output_dir": str(home)}))
+        mlflow = stack.enter_context(mlflow_server(tracked, artifacts=home / "mlartifacts"))
+        prefect.wait()
+        mlflow.wait()
+        yield Servers(prefect, mlflow, database, (home / "store").as_uri())
+
+
+@contextlib.contextmanager
+def prefect_database(home: Path) -> Iterator[str | None]:
+    """The server's database: the one the environment names, else a PostgreSQL of our own; ``None``: SQLite."""
+    programs = find_postgres()
+    if DATABASE in os.environ:
+        yield os.environ[DATABASE]
+    elif programs and may_enter(home):
+        with postgres(programs, home / "postgres", ("prefect",)) as server:
+            yield server.url("prefect", "asyncpg")
+    else:
+        console.print("No PostgreSQL here; SQLite will do for one machine, and now and then lose an event")
+        yield None
+
+
+def deploy_to(found: Servers) -> Iterator[tuple[Outcome, str, str]]:
+    """Deploy everything to the Prefect server."""
+    with temporary_settings({PREFECT_API_URL: f"{found.prefect.address}/api"}), get_client(sync_client=True) as client:
+        yield from deploy(client, "process", found.store, os.environ.get(NOTIFY))
+
+
+@contextlib.contextmanager
+def worker(pool: str, home: Path, found: Servers) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker of a pool in a folder of its own; with the others it shares nothing but URLs."""
+    folder = home / pool
     folder.mkdir(parents=True, exist_ok=True)
-    command = ["prefect", "worker", "start", "--pool", pool, "--type", "process", "--limit", str(limit)]
-    with running(command, facts | {"PREFECT_HOME": str(folder / "prefect")}, folder):
-        yield
+    command = ["prefect", "worker", "start", "--pool", pool, "--type", "process", "--limit", str(WORKERS[pool])]
+    with running(command, found.facts() | {"PREFECT_HOME": str(folder / "prefect")}, folder) as process:
+        yield process
 
 
 if __name__ == "__main__":

@@ -44,8 +44,10 @@ class Server:
 
 
 @contextlib.contextmanager
-def prefect_server(home: Path, preferred_port: int = 4200, *, for_workers: bool = False) -> Iterator[Server]:
-    """A Prefect server with its UI and its database in ``home``, unless the environment names another database.
+def prefect_server(
+    home: Path, preferred_port: int = 4200, *, database: str | None = None, for_workers: bool = False
+) -> Iterator[Server]:
+    """A Prefect server with its UI and its database: SQLite in ``home`` unless a URL is given.
 
     Prefect's own temporary server outlives a killed parent and goes on holding the database; this one does not.
     """
@@ -56,8 +58,10 @@ def prefect_server(home: Path, preferred_port: int = 4200, *, for_workers: bool 
         "PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_UI_URL": f"http://127.0.0.1:{port}",  # stands in what it sends to people
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
         "PREFECT_SERVER_SERVICES_EVENT_LOGGER_ENABLED": "false",
+        **({"PREFECT_API_DATABASE_CONNECTION_URL": database} if database else {}),
         **{f"PREFECT_SERVER_SERVICES_{name}_ENABLED": str(for_workers).lower() for name in _SERVICES_WITHOUT_WORK},
     }
     command = ["uvicorn", "--factory", "prefect.server.api.server:create_app", "--log-level", "error"]

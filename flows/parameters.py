@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Annotated, Any, TypeVar
 
+from pydantic import Field
 from pydantic.fields import FieldInfo
 
 from training_core.config import read_settings, settings_info
@@ -41,4 +42,7 @@ def _other_parameters(body: Callable[..., Any]) -> dict[str, FieldInfo]:
 
 def _parameter(name: str, info: FieldInfo) -> inspect.Parameter:
     annotation = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
+    if info.annotation == str | None:
+        # The form asks first which of the two it is to be, and shows these titles; the help says what empty means.
+        annotation = Annotated[str, *info.metadata, Field(title="text")] | Annotated[None, Field(title="empty")]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=info.default, annotation=annotation)

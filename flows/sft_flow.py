@@ -5,6 +5,7 @@ from prefect.states import Completed
 
 from flows.parameters import takes_settings
 from flows.train_flow import train_flow
+from tasks.attempts import limit_attempts
 from tasks.data import build_dataset, validate_data
 from tasks.gpu_stage import train_on_pool
 from tasks.preflight import preflight
@@ -25,6 +26,7 @@ def sft_flow(config: RunConfig) -> FinishedRun | State[ModelVersionRef]:
 
     When the registry holds the outcome already, the run is over at once, in a state called NothingNew.
     """
+    limit_attempts()
     setup_logging()
     validate_data(config)
     dataset = build_dataset(config)

@@ -3,18 +3,20 @@
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import httpx
-from prefect import get_run_logger, task
+from prefect import State, get_run_logger, task
 from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import ArtifactSort
 from prefect.deployments import run_deployment
+from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
-from prefect.states import AwaitingRetry
+from prefect.states import AwaitingRetry, Cancelling
 from pydantic import TypeAdapter
 
 from tasks.refs import DatasetRef, TrainedRef
@@ -27,7 +29,12 @@ GRACE = timedelta(seconds=180)
 _RESULT = "train-flow-result"
 
 
-@task(retries=2, retry_delay_seconds=[10, 60])
+def _server_failed(_task: object, _run: object, state: State[Any]) -> bool:
+    """The training has retries of its own; only what the server did is tried again."""
+    return isinstance(state.data, httpx.HTTPError)
+
+
+@task(retries=3, retry_delay_seconds=[5, 30, 120], retry_condition_fn=_server_failed)
 def train_on_pool(config: RunConfig, dataset: DatasetRef) -> TrainedRef:
     """Let the deployment ``train_on`` train, and return what it hands back.
 
@@ -36,7 +43,11 @@ def train_on_pool(config: RunConfig, dataset: DatasetRef) -> TrainedRef:
     """
     child = _start_or_find(config, dataset)
     get_run_logger().info("Training %s waits for a worker of its pool", child.name)
-    child = _wait(child.id, timedelta(hours=config.max_queue_hours))
+    try:
+        child = _wait(child.id, timedelta(hours=config.max_queue_hours))
+    except TerminationSignal:
+        _cancel_if_cancelled(child.id)
+        raise
     if not (child.state and child.state.is_completed()):
         raise RuntimeError(f"training {child.name} ended as {child.state}; its log says why. A retry takes it up again")
     return _read_result(child.id)
@@ -62,9 +73,17 @@ def _start_or_find(config: RunConfig, dataset: DatasetRef) -> FlowRun:
     return child
 
 
+def _cancel_if_cancelled(child_id: UUID) -> None:
+    """Cancel the training when this run is being cancelled; when only its machine goes away, the training goes on."""
+    with get_client(sync_client=True) as client:
+        own = client.read_flow_run(UUID(flow_run.id))
+        if own.state and own.state.is_cancelling():
+            client.set_flow_run_state(child_id, Cancelling())
+
+
 def _wait(run_id: UUID, longest_queue: timedelta) -> FlowRun:
     """The run when it is over. One that crashed counts as over after a grace in which it may be taken up again."""
-    asked, child = datetime.now(UTC), None
+    child = None
     while child is None or not _is_over(child):
         time.sleep(SECONDS_BETWEEN_LOOKS if child else 0)
         try:
@@ -74,7 +93,7 @@ def _wait(run_id: UUID, longest_queue: timedelta) -> FlowRun:
             get_run_logger().warning("The server does not answer, the training goes on: %s", error)
             time.sleep(SECONDS_BETWEEN_LOOKS)
             continue
-        if child.start_time is None and datetime.now(UTC) - asked > longest_queue:
+        if child.state and child.state.is_scheduled() and datetime.now(UTC) - child.state.timestamp > longest_queue:
             raise TimeoutError(
                 f"no worker took training {child.name} in {longest_queue}; start one for pool {child.work_pool_name}, "
                 "or raise max_queue_hours, and retry this run"

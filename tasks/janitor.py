@@ -1,6 +1,6 @@
 """What the automations do at once, done again from the state of things: an event that was lost is not missed."""
 
-from collections.abc import Sequence
+import itertools
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -13,13 +13,14 @@ from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterDeploymentId,
     FlowRunFilterState,
-    FlowRunFilterStateType,
+    FlowRunFilterStateName,
 )
-from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventResourceFilter
 from prefect.states import AwaitingRetry, Crashed, Failed
 
 FLOWS = ("sft-flow", "train-flow", "reevaluate-flow")
+STATES = ("Running", "Crashed", "Pending", "Submitting", "AwaitingRetry")
 MOST_CRASHES = 5
 
 # Longer than the automations take, so that these are only seen to when an event was lost.
@@ -45,9 +46,7 @@ def find_abandoned() -> list[Abandoned]:
             flow_filter=FlowFilter(name=FlowFilterName(any_=list(FLOWS))),
             flow_run_filter=FlowRunFilter(
                 deployment_id=FlowRunFilterDeploymentId(is_null_=False),
-                state=FlowRunFilterState(
-                    type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.CRASHED, StateType.PENDING])
-                ),
+                state=FlowRunFilterState(name=FlowRunFilterStateName(any_=list(STATES))),
             ),
             limit=200,
         )
@@ -70,9 +69,9 @@ def judge(run: FlowRun, last_heartbeat: datetime | None, crashes: int, now: date
     age = now - run.state.timestamp
     if run.state.is_running() and now - max(run.state.timestamp, last_heartbeat or run.state.timestamp) > SILENT_FOR:
         return Crashed(message=f"no heartbeat in {SILENT_FOR}")
+    if (run.state.is_crashed() or run.state.name == "AwaitingRetry") and crashes > MOST_CRASHES:
+        return Failed(message=f"crashed {crashes} times; its log says how far it came")
     if run.state.is_crashed() and age > CRASHED_FOR:
-        if crashes > MOST_CRASHES:
-            return Failed(message=f"crashed {crashes} times; its log says how far it came")
         return AwaitingRetry(message="taken up again")
     if run.state.is_pending() and age > PENDING_FOR:
         return AwaitingRetry(message=f"no worker started it in {PENDING_FOR}")
@@ -92,5 +91,6 @@ def _last_heartbeat(client: SyncPrefectClient, run: FlowRun) -> datetime | None:
 
 
 def _crashes(client: SyncPrefectClient, run: FlowRun) -> int:
-    states: Sequence[State] = client.read_flow_run_states(run.id)
-    return sum(state.is_crashed() for state in states)
+    """How often it crashed; a worker may report one crash twice."""
+    crashed = [state.is_crashed() for state in client.read_flow_run_states(run.id)]
+    return sum(now and not before for before, now in itertools.pairwise([False, *crashed]))

@@ -25,6 +25,13 @@ from training_core.journal import Point, read_journal
 
 SECONDS_BETWEEN_LOOKS = 5
 
+_TOLD = {
+    "loss": "loss {:.4g}",
+    "eval_loss": "held-out loss {:.4g}",
+    "tokens_per_second": "{:,.0f} real tokens/s",
+    "peak_memory_gib": "{:.2f} GiB at most",
+}
+
 
 @dataclass
 class _Follower:
@@ -97,9 +104,11 @@ def follow_journal(config: RunConfig, run: RunRef) -> Iterator[None]:
 
 
 def describe_progress(points: list[Point]) -> str:
-    """Where a training is, its latest loss, and when it will be done at its pace so far."""
-    first, last = points[0], points[-1]
-    losses = [f"{name} {p.values[name]:.4g}" for p in points[-4:] for name in ("loss", "eval_loss") if name in p.values]
-    pace = (last.time - first.time) / max(1, last.step - first.step)
-    left = timedelta(seconds=round(pace * (last.of_steps - last.step)))
-    return f"Step {last.step} of {last.of_steps}, {', '.join(losses[-2:])}, about {left} left"
+    """Where a training is, its latest losses, its speed and memory, and when it will be done at this pace."""
+    last = points[-1]
+    latest = {name: value for point in points for name, value in point.values.items()}
+    told = [form.format(latest[name]) for name, form in _TOLD.items() if name in latest]
+    if "seconds_per_step" in latest:
+        left = latest["seconds_per_step"] * (last.of_steps - last.step)
+        told.append(f"about {timedelta(seconds=round(left))} left")
+    return f"Step {last.step} of {last.of_steps}: {', '.join(told)}"

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import mlflow
 from filelock import FileLock
-from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, LoggedModel, Metric, Param
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, LoggedModel, Metric, Param, RunTag
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST, ErrorCode
@@ -25,11 +25,13 @@ from training_core.local_base import base_folder
 from training_core.model_setup import digest_base_model, fetch_base_model
 
 EXPERIMENT = "sft-flow"
-IDENTITY_TAG, _ADAPTER_TAG = "sft_flow.identity", "sft_flow.adapter_digest"
+IDENTITY_TAG, FLOW_RUN_TAG, DESCRIPTION_TAG = "sft_flow.identity", "sft_flow.flow_run", "mlflow.note.content"
+_ADAPTER_TAG = "sft_flow.adapter_digest"
 _BASE_TAG, _BASE_DIGEST_TAG = "sft_flow.base_model", "sft_flow.base_digest"
 CANDIDATE, CHAMPION = "candidate", "champion"
 
 _LONGEST_PARAM = 6000
+_LONGEST_DESCRIPTION = 5000  # of PostgreSQL; SQLite takes any
 _LARGEST_BATCH = 1000
 _LONGEST_PROBE_SECONDS = 10
 
@@ -86,11 +88,24 @@ def open_tracking_run(config: RunConfig, identity: str, dataset: DatasetRef, row
     client.log_batch(run.info.run_id, params=[Param(name, value) for name, value in params.items()])
     if not run.inputs.dataset_inputs:
         client.log_inputs(run.info.run_id, [_dataset_input(config, dataset)])
-    if not client.list_artifacts(run.info.run_id, "data/refused.jsonl"):  # the last of them
+    if "data/refused.jsonl" not in {file.path for file in client.list_artifacts(run.info.run_id, "data")}:  # the last
         client.log_dict(run.info.run_id, asdict(config), "run_config.json")
         client.log_artifact(run.info.run_id, str(rows / "report.json"), "data")
         client.log_artifact(run.info.run_id, str(rows / "refused.jsonl"), "data")
     return str(run.info.run_id)
+
+
+def tag_run(config: RunConfig, run_id: str, tags: Mapping[str, str]) -> None:
+    """Set tags of a run; ``DESCRIPTION_TAG`` is the Markdown at the top of its page."""
+    connect(config).log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+
+
+def run_page(config: RunConfig, run_id: str) -> str | None:
+    """Where the tracking server shows a run; ``None`` where a file takes the server's place."""
+    uri, experiment = tracking_uri(config), connect(config).get_run(run_id).info.experiment_id
+    if not uri.startswith(("http://", "https://")):
+        return None
+    return f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning"
 
 
 def send_points(config: RunConfig, run_id: str, points: Sequence[Point]) -> None:
@@ -134,7 +149,7 @@ def find_or_create_version(config: RunConfig, trained: TrainedRef, description: 
     """The number of the one registered version of this training; creates it, once, whatever crashed before."""
     client, run = connect(config), trained.run
     version = _find_version(client, config, run.identity) or _create_version(client, config, trained)
-    client.update_model_version(config.registered_model_name, version.version, description)
+    client.update_model_version(config.registered_model_name, version.version, description[:_LONGEST_DESCRIPTION])
     return str(version.version)
 
 

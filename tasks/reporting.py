@@ -8,6 +8,7 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
 from tasks.refs import DatasetRef, ModelVersionRef, TrainedRef
+from tasks.registry import run_page
 from tasks.store import open_folder
 from training_core.config import RunConfig
 from training_core.contest import load_scores
@@ -25,7 +26,10 @@ def publish_report(config: RunConfig, dataset: DatasetRef, trained: TrainedRef, 
     pictures = [f"![{path.stem}]({_as_data_url(path)})" for path in sorted(report.glob("*.png"), reverse=True)]
     heading = f"# {version.name} version {version.version} {version.verdict}"
     tables = [grid.markdown() for grid in run_grids(config, dataset, trained)]
-    create_markdown_artifact("\n\n".join([heading, *tables, *pictures]), key="sft-flow-report", description=heading[2:])
+    page = run_page(config, trained.run.tracking_run_id)
+    links = [f"[Curve, predictions and model in MLflow]({page})"] if page else []
+    text = "\n\n".join([heading, *links, *tables, *pictures])
+    create_markdown_artifact(text, key="sft-flow-report", description=heading[2:])
 
 
 def run_grids(config: RunConfig, dataset: DatasetRef, trained: TrainedRef) -> list[Grid]:

@@ -33,16 +33,18 @@ def publish(folder: Path) -> FolderRef:
 def open_folder(ref: FolderRef, config: RunConfig) -> Path:
     """The folder on this machine: where it was made, or fetched from the store.
 
+    Nothing outside this side's own ``output_dir`` is looked at: the other side's disk is another machine's.
+
     Raises ``FileNotFoundError`` when it is neither here nor in the store, or when what comes is not what was published.
     """
-    here = Path(ref.path)
-    fetched = Path(config.output_dir).resolve() / "fetched" / ref.digest[:16]
-    for folder in (here, fetched):
-        if seal_digest(folder) == ref.digest:
+    own = Path(config.output_dir).resolve()
+    fetched = own / "fetched" / ref.digest[:16]
+    for folder in (Path(ref.path), fetched):
+        if folder.is_relative_to(own) and seal_digest(folder) == ref.digest:
             return folder
     if ref.url is None:
         remedy = f"set {VARIABLE} to a URL that all workers reach"
-        raise FileNotFoundError(f"{here} is missing or damaged on this machine, and was published nowhere; {remedy}")
+        raise FileNotFoundError(f"{ref.path} is not here or damaged, and was published nowhere; {remedy}")
     _download(ref.url, fetched)
     if seal_digest(fetched) != ref.digest:
         raise FileNotFoundError(f"{ref.url} does not hold the folder that was published there")

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import torch
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
+from tasks.links import link_both_ways
 from tasks.progress import follow_journal
 from tasks.refs import DatasetRef, FolderRef, RunRef
 from tasks.registry import open_tracking_run, send_points
@@ -12,6 +14,7 @@ from tasks.store import open_folder, publish, restore_progress
 from training_core import checkpoints
 from training_core.config import RunConfig
 from training_core.data_store import load_training_data
+from training_core.distributed import train_on_devices
 from training_core.identity import training_identity
 from training_core.journal import read_journal
 from training_core.model_setup import (
@@ -26,7 +29,8 @@ from training_core.trainer import train_model
 
 @task(retries=3, retry_delay_seconds=[5, 30, 120])
 def open_run(config: RunConfig, dataset: DatasetRef) -> RunRef:
-    """Find or create the folder and the tracking run of this training identity.
+    """Find or create the folder and the tracking run of this training identity; the folder goes on where another
+    machine left it.
 
     Retried because the base model and the tracking server are reached over the network.
     """
@@ -34,7 +38,9 @@ def open_run(config: RunConfig, dataset: DatasetRef) -> RunRef:
     identity = training_identity(config, dataset.digest, base_digest)
     folder = Path(config.output_dir).resolve() / identity[:12]
     folder.mkdir(parents=True, exist_ok=True)
+    restore_progress(folder, identity)
     run_id = open_tracking_run(config, identity, dataset, open_folder(dataset.folder, config))
+    link_both_ways(config, run_id)
     return RunRef(identity, str(folder), base_digest, run_id)
 
 
@@ -48,6 +54,18 @@ def load_model(config: RunConfig, run: RunRef) -> LoadedModel:
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
+def finetune_on_all_gpus(config: RunConfig, run: RunRef, dataset: DatasetRef) -> None:
+    """Train in a process on each GPU, up to the last checkpoint, where ``finetune`` finds the adapter.
+
+    Before a model is loaded, for that would take the room of one of these processes.
+    """
+    if not checkpoints.seal_digest(_adapter_folder(run)):
+        rows = open_folder(dataset.folder, config)
+        with follow_journal(config, run):
+            train_on_devices(config, rows, Path(run.path), torch.cuda.device_count())
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
 def finetune(loaded: LoadedModel, config: RunConfig, run: RunRef, dataset: DatasetRef) -> None:
     """Train from the last complete checkpoint; nothing to do when the adapter is finished.
 
@@ -58,7 +76,6 @@ def finetune(loaded: LoadedModel, config: RunConfig, run: RunRef, dataset: Datas
         send_points(config, run.tracking_run_id, read_journal(journal))
         get_run_logger().info("Adapter reused: %s was trained before from the same settings, rows and base", run.path)
         return
-    restore_progress(Path(run.path), run.identity)
     with follow_journal(config, run):
         train_model(loaded, load_training_data(open_folder(dataset.folder, config)), config, Path(run.path))
 

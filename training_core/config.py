@@ -116,11 +116,18 @@ class RunConfig:
     # Training
     num_train_epochs: float = Field(3.0, gt=0, description="Passes over the training rows.")
     max_steps: int = Field(0, ge=0, description="Stop after this many optimiser steps; 0: num_train_epochs decides.")
-    per_device_train_batch_size: int = Field(4, ge=1, description="Rows a device handles at once in training.")
+    per_device_train_batch_size: int = Field(
+        4,
+        ge=1,
+        description="Rows a device handles at once in training; times gradient_accumulation_steps: "
+        "the rows of an optimiser step, on however many GPUs.",
+    )
     per_device_eval_batch_size: int = Field(
         4, ge=1, description="Rows a device handles at once when the held-out loss is taken."
     )
-    gradient_accumulation_steps: int = Field(8, ge=1, description="Batches summed up before an optimiser step.")
+    gradient_accumulation_steps: int = Field(
+        8, ge=1, description="Batches summed up before an optimiser step; several GPUs share them."
+    )
     learning_rate: float = Field(2e-4, gt=0, description="Highest learning rate.")
     lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = Field(
         "cosine", description="How the learning rate falls after the warmup."

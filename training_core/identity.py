@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from training_core.config import RunConfig
 
-_TRAINING_CODE = ("model_setup.py", "packing.py", "prefix_attention.py", "trainer.py")
+_TRAINING_CODE = ("batches.py", "model_setup.py", "packing.py", "prefix_attention.py", "trainer.py")
 
 
 def digest_rows(rows: Dataset) -> str:

@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from training_core.batches import Steps
 from training_core.checkpoints import seal_digest
 from training_core.config import RunConfig
 from training_core.contest import hold_contest
 from training_core.data_store import load_training_data, prepare_data
 from training_core.journal import read_journal
 from training_core.model_setup import LoadedModel, load_model_and_tokenizer
-from training_core.trainer import Cadence, Steps, create_training_arguments, train_model
+from training_core.trainer import Cadence, create_training_arguments, train_model
 from training_core.utils import Precision
 
 

@@ -1,0 +1,18 @@
+"""Each UI leads to the other: a training's page in MLflow to its flow run in Prefect, and back."""
+
+from prefect.artifacts import create_link_artifact
+from prefect.runtime import flow_run
+from prefect.utilities.urls import url_for
+
+from tasks.registry import DESCRIPTION_TAG, FLOW_RUN_TAG, run_page, tag_run
+from training_core.config import RunConfig
+
+
+def link_both_ways(config: RunConfig, tracking_run_id: str) -> None:
+    """Let the tracking run name the flow run that uses it now, and Prefect show its page where it has one."""
+    root = flow_run.root_flow_run_id
+    description = f"[Prefect flow run {root}]({url_for('flow-run', root)})"
+    tag_run(config, tracking_run_id, {FLOW_RUN_TAG: root, DESCRIPTION_TAG: description})
+    page = run_page(config, tracking_run_id)
+    if page:
+        create_link_artifact(page, f"MLflow run {tracking_run_id}", key="mlflow-run", description="Curve and scores")

@@ -1,0 +1,147 @@
+"""The team's machine: nothing starts without secrets, none is written down, and the sides share no folder."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+DEPLOYMENTS = Path(__file__).parents[2] / "deployments"
+COMPOSE = DEPLOYMENTS / "compose.yaml"
+TEXT = COMPOSE.read_text(encoding="utf-8")
+SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(TEXT)["services"]
+
+
+def example(name: str) -> dict[str, str]:
+    lines = (DEPLOYMENTS / name).read_text(encoding="utf-8").splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+EXAMPLE = example(".env.example")
+# Read by Compose itself, not by the file.
+OF_COMPOSE = {"COMPOSE_PROJECT_NAME"}
+SECRETS = {"PREFECT_DB_PASSWORD", "MLFLOW_DB_PASSWORD", "S3_ACCESS_KEY", "S3_SECRET_KEY"}
+WORKERS = ("worker-cpu", "worker-gpu")
+
+
+def compose_client() -> list[str] | None:
+    """A Compose that reads files without an engine: Docker's plugin, or Debian's docker-compose."""
+    if shutil.which("docker") and subprocess.run(["docker", "compose", "version"], capture_output=True).returncode == 0:
+        return ["docker", "compose"]
+    return ["docker-compose"] if shutil.which("docker-compose") else None
+
+
+CLIENT = compose_client()
+needs_compose = pytest.mark.skipif(CLIENT is None, reason="no docker compose and no docker-compose on the PATH")
+
+
+def read_by_compose(tmp_path: Path, values: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    assert CLIENT
+    env_file = tmp_path / "filled.env"
+    env_file.write_text("".join(f"{name}={value}\n" for name, value in values.items()), encoding="utf-8")
+    environment = {name: value for name, value in os.environ.items() if name not in EXAMPLE}
+    command = [*CLIENT, "--file", str(COMPOSE), "--env-file", str(env_file), "--profile", "gpu", "config"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def volumes_of(name: str) -> set[str]:
+    return {str(volume).partition(":")[0] for volume in SERVICES[name].get("volumes", [])}
+
+
+@needs_compose
+def test_compose_reads_the_file_once_the_secrets_are_filled_in(tmp_path: Path) -> None:
+    read = read_by_compose(tmp_path, EXAMPLE | dict.fromkeys(SECRETS, "abc123"))
+    assert read.returncode == 0, read.stderr
+    services = yaml.safe_load(read.stdout)["services"]
+    assert set(services) == set(SERVICES)
+    assert "@prefect-db/prefect" in services["prefect"]["environment"]["PREFECT_SERVER_DATABASE_CONNECTION_URL"]
+
+
+@needs_compose
+@pytest.mark.parametrize("missing", sorted(SECRETS))
+def test_compose_refuses_to_start_while_a_secret_is_missing(tmp_path: Path, missing: str) -> None:
+    read = read_by_compose(tmp_path, EXAMPLE | dict.fromkeys(SECRETS, "abc123") | {missing: ""})
+    assert read.returncode != 0
+    assert "fill in deployments/.env" in read.stderr
+
+
+def test_the_example_names_every_variable_and_gives_no_secret() -> None:
+    used = set(re.findall(r"(?<!\$)\$\{(\w+)", TEXT))
+    assert used | OF_COMPOSE == set(EXAMPLE)
+    assert {name for name, value in EXAMPLE.items() if not value} == SECRETS | {"HF_TOKEN"}
+
+
+def test_secrets_are_demanded_everywhere_and_written_nowhere() -> None:
+    for name in SECRETS:
+        uses = re.findall(rf"\$\{{{name}([^}}]*)\}}", TEXT)
+        assert uses and all(use.startswith(":?") for use in uses), name
+    for service, definition in SERVICES.items():
+        for name, value in definition.get("environment", {}).items():
+            if re.search(r"PASSWORD|SECRET|TOKEN|ACCESS_KEY|CONNECTION_URL|STORE_URI", name):
+                assert "${" in value, f"{service}: {name}"
+    assert "*.env" in (DEPLOYMENTS.parent / ".gitignore").read_text(encoding="utf-8").splitlines()
+
+
+def test_workers_share_no_folder_with_anyone() -> None:
+    for worker in WORKERS:
+        others = [volumes_of(name) for name in SERVICES if name != worker]
+        assert volumes_of(worker) and volumes_of(worker).isdisjoint(set().union(*others))
+
+
+def test_a_worker_is_told_addresses_and_nothing_of_the_databases() -> None:
+    for worker in WORKERS:
+        told = set(SERVICES[worker]["environment"])
+        assert told >= {"PREFECT_API_URL", "MLFLOW_TRACKING_URI", "SFT_FLOW_STORE"}
+        assert not any("DB" in name or "DATABASE" in name for name in told)
+
+
+def test_a_worker_elsewhere_is_told_the_same_and_the_example_gives_no_secret() -> None:
+    elsewhere = example("worker.env.example")
+    assert elsewhere.keys() == SERVICES["worker-gpu"]["environment"].keys()
+    assert {name for name, value in elsewhere.items() if not value} == {
+        *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN"),
+    }
+
+
+def test_only_the_gpu_worker_takes_gpus_and_runs_one_run_at_a_time() -> None:
+    with_gpus = [name for name in SERVICES if "deploy" in SERVICES[name]]
+    assert with_gpus == ["worker-gpu"]
+    (device,) = SERVICES["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
+    assert SERVICES["worker-gpu"]["command"].endswith("--limit 1")
+    assert SERVICES["worker-gpu"]["profiles"] == ["gpu"], "the others start on a machine without a GPU"
+
+
+def test_everybody_waits_until_what_it_needs_is_ready() -> None:
+    for name, definition in SERVICES.items():
+        for needed, wait in definition.get("depends_on", {}).items():
+            lasting = SERVICES[needed]["restart"] != "no"
+            assert wait["condition"] == ("service_healthy" if lasting else "service_completed_successfully"), name
+            assert "healthcheck" in SERVICES[needed] or not lasting, needed
+    assert SERVICES["worker-gpu"]["depends_on"].keys() >= {"deploy", "mlflow", "buckets"}
+
+
+def test_what_is_kept_is_kept_in_named_volumes() -> None:
+    declared = set(yaml.safe_load(TEXT)["volumes"])
+    used = set().union(*(volumes_of(name) for name in SERVICES))
+    assert used == declared >= {"prefect-db", "mlflow-db", "store"}
+
+
+def test_servers_without_logins_are_on_this_machine_only_unless_told_otherwise() -> None:
+    ports = [port for definition in SERVICES.values() for port in definition.get("ports", [])]
+    assert len(ports) == 3
+    assert all(port.startswith("${BIND_ADDRESS:-127.0.0.1}:") for port in ports)
+    assert EXAMPLE["BIND_ADDRESS"] == "127.0.0.1"
+
+
+def test_our_containers_have_no_privileges() -> None:
+    ours = [definition for definition in SERVICES.values() if "build" in definition]
+    assert len(ours) == 6
+    for definition in ours:
+        assert definition["cap_drop"] == ["ALL"]
+        assert definition["security_opt"] == ["no-new-privileges:true"]
+        assert not definition.keys() & {"privileged", "user", "cap_add"}

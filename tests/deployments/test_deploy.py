@@ -1,0 +1,143 @@
+"""What stands on a Prefect server after `deploy`: on a real server with its services, and without a worker."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolUpdate
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from deployments.deploy import deploy
+from flows.embedded import prefect_server
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("deploy")
+
+
+@pytest.fixture(scope="module")
+def client(folder: Path) -> Iterator[SyncPrefectClient]:
+    with (
+        prefect_server(folder / "prefect", preferred_port=0, for_workers=True) as server,
+        temporary_settings({PREFECT_API_URL: f"{server.wait()}/api"}),
+        get_client(sync_client=True) as client,
+    ):
+        yield client
+
+
+def deploy_all(client: SyncPrefectClient, folder: Path) -> dict[str, str]:
+    """What happened to each thing, by its name."""
+    return {name: outcome for outcome, _, name in deploy(client, "process", folder.as_uri())}
+
+
+@pytest.fixture(scope="module")
+def outcomes(client: SyncPrefectClient, folder: Path) -> dict[str, str]:
+    """Of the first time."""
+    return deploy_all(client, folder)
+
+
+@pytest.fixture
+def demo(client: SyncPrefectClient, outcomes: dict[str, str]) -> DeploymentResponse:
+    return client.read_deployment_by_name("sft-flow/demo")
+
+
+def test_the_command_creates_everything_once_and_then_finds_it_unchanged(
+    outcomes: dict[str, str], client: SyncPrefectClient, folder: Path
+) -> None:
+    assert {name: outcome for name, outcome in outcomes.items() if outcome != "created"} == {
+        "gpu/default": "unchanged"  # the server makes one with the pool
+    }
+    environment = os.environ | {"PREFECT_API_URL": str(client.api_url), "SFT_FLOW_STORE": folder.as_uri()}
+    command = [sys.executable, "-m", "deployments.deploy"]  # a process of its own: sets have another order in it
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=True)
+    lines = found.stdout.strip().split("\n")
+    assert len(lines) == len(outcomes)
+    assert {line.split()[0] for line in lines} == {"unchanged"}
+
+
+def test_what_was_changed_by_hand_is_set_right_again(
+    outcomes: dict[str, str], client: SyncPrefectClient, folder: Path
+) -> None:
+    template = client.read_work_pool("cpu").base_job_template
+    template["variables"]["properties"]["stream_output"]["default"] = True
+    client.update_work_pool("cpu", WorkPoolUpdate(base_job_template=template))
+    client.update_work_queue(client.read_work_queue_by_name("urgent", "gpu").id, priority=9)
+    janitor = client.read_deployment_by_name("janitor-flow/often")
+    client.update_deployment_schedule(janitor.id, janitor.schedules[0].id, schedule=CronSchedule(cron="0 0 1 1 *"))
+    (automation,) = client.read_automations_by_name("sft-flow: a crashed run is taken up again")
+    client.update_automation(automation.id, automation.model_copy(update={"description": "by hand"}))
+
+    again = deploy_all(client, folder)
+
+    mended = {"cpu", "gpu/urgent", "janitor-flow/often", automation.name}
+    assert {name for name, outcome in again.items() if outcome == "updated"} == mended
+    schedules = client.read_deployment_by_name("janitor-flow/often").schedules
+    assert [schedule.schedule.cron for schedule in schedules] == ["*/5 * * * *"]
+    assert set(deploy_all(client, folder).values()) == {"unchanged"}
+
+
+def test_what_was_switched_in_the_ui_stays_as_it_was_switched(
+    outcomes: dict[str, str], client: SyncPrefectClient, folder: Path
+) -> None:
+    weekly = client.read_deployment_by_name("sft-flow/qwen")
+    assert [schedule.active for schedule in weekly.schedules] == [False]
+    client.update_deployment_schedule(weekly.id, weekly.schedules[0].id, active=True)
+    (automation,) = client.read_automations_by_name("sft-flow: new rows are trained on")
+    client.pause_automation(automation.id)
+
+    assert set(deploy_all(client, folder).values()) == {"unchanged"}
+
+    assert [schedule.active for schedule in client.read_deployment_by_name("sft-flow/qwen").schedules] == [True]
+    assert not client.read_automations_by_name(automation.name)[0].enabled
+
+
+def test_one_parameter_of_a_run_keeps_the_others_of_its_deployment(
+    demo: DeploymentResponse, client: SyncPrefectClient
+) -> None:
+    assert "learning_rate" in demo.parameters
+    run = client.create_flow_run_from_deployment(demo.id, parameters={"lora_r": 8})
+    assert run.parameters == demo.parameters | {"lora_r": 8}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "reason"),
+    [
+        ({"lora_r": 0}, "minimum of 1"),
+        ({"val_split": 1}, "maximum of 1"),
+        ({"optim": "sgd"}, "is not one of"),
+        ({"entity_fields": "order_id"}, "is not of type 'array'"),
+        ({"train_on": "gpu"}, "train_on"),
+        ({"lora_rr": 8}, "lora_rr"),
+        ({"config": {"lora_r": 8}}, "config"),
+    ],
+)
+def test_the_server_refuses_what_no_run_can_use(
+    demo: DeploymentResponse, client: SyncPrefectClient, parameters: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(PrefectHTTPStatusError, match=reason) as refused:
+        client.create_flow_run_from_deployment(demo.id, parameters=parameters)
+    assert refused.value.response.status_code == 409
+
+
+def test_a_schedule_gets_its_runs(outcomes: dict[str, str], client: SyncPrefectClient) -> None:
+    """With SQLAlchemy 2.1 it gets none."""
+    janitor = client.read_deployment_by_name("janitor-flow/often").id
+    of_janitor = DeploymentFilter(id=DeploymentFilterId(any_=[janitor]))
+    deadline = time.monotonic() + 90
+    while len(runs := client.read_flow_runs(deployment_filter=of_janitor)) < 2:
+        assert time.monotonic() < deadline, f"{len(runs)} runs were scheduled"
+        time.sleep(0.5)
+    assert all(run.auto_scheduled and run.expected_start_time.minute % 5 == 0 for run in runs)

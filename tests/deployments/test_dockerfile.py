@@ -1,0 +1,75 @@
+"""The image: what goes in, in which order, and who runs it."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+from deployments.job_templates import KUBERNETES_JOB, USER, WORK_FOLDER
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "deployments" / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+STEPS = [tuple(line.split(maxsplit=1)) for line in TEXT.splitlines() if line and not line.startswith("#")]
+
+
+def arguments(instruction: str) -> list[str]:
+    return [argument for name, argument in STEPS if name == instruction]
+
+
+def allowed_in() -> set[str]:
+    lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert "*" in lines, "what is not named stays out"
+    return {line.removeprefix("!") for line in lines if line.startswith("!")}
+
+
+def test_a_change_of_code_installs_no_dependency_again() -> None:
+    code = STEPS.index(("COPY", ". ./"))
+    installs = [(index, step[1]) for index, step in enumerate(STEPS) if "pip install" in step[-1]]
+    assert [("--no-deps" in command) for index, command in installs if index > code] == [True]
+    before = [command for index, command in installs if index < code]
+    assert "torch==" in before[0], "torch's exact pin comes first, or pip may fetch another build of it"
+    assert all("--constraint constraints.txt" in command for command in before)
+    copied = [step[1] for step in STEPS[:code] if step[0] == "COPY"]
+    assert copied == ["constraints.txt ./", "pyproject.toml ./"]
+
+
+def test_the_pin_of_torch_that_the_image_asks_for_is_there() -> None:
+    pattern = re.search(r"grep '(\^torch==)'", TEXT)
+    assert pattern
+    pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if re.match(pattern[1], line)]
+    assert len(pins) == 1
+
+
+def test_the_extras_and_rooms_that_the_image_asks_for_exist() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    extras = re.search(r"'\.\[([\w,]+)\]'", TEXT)
+    assert extras
+    for extra in extras[1].split(","):
+        assert re.search(rf"^{extra} = \[", project, flags=re.MULTILINE), extra
+    stand_ins = re.search(r"mkdir ([\w ]+) &&", TEXT)
+    rooms = re.search(r"^packages = (\[.*\])$", project, flags=re.MULTILINE)
+    assert stand_ins and rooms
+    assert set(stand_ins[1].split()) == set(json.loads(rooms[1]))
+
+
+def test_all_that_is_copied_is_let_in_and_nothing_secret_is() -> None:
+    allowed = allowed_in()
+    sources = {shlex.split(argument)[0] for argument in arguments("COPY")} - {"."}
+    rooms = {"training_core", "tasks", "flows", "deployments", "samples", "configs", "README.md", "LICENSE"}
+    assert sources | rooms == allowed
+    assert all((ROOT / name).exists() for name in allowed)
+    assert "**/*.env" in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+
+
+def test_nobody_runs_as_root_and_all_kinds_of_pools_agree_on_user_and_folder() -> None:
+    assert arguments("USER") == [f"{USER}:{USER}"]
+    assert f"--uid {USER} " in TEXT
+    assert arguments("WORKDIR")[-1] == WORK_FOLDER
+    assert f"SFT_FLOW_HOME={WORK_FOLDER}" in TEXT
+    job = KUBERNETES_JOB.read_text(encoding="utf-8")
+    assert re.findall(r"(?:runAsUser|runAsGroup|fsGroup): (\d+)", job) == [str(USER)] * 3
+
+
+def test_no_secret_is_built_in() -> None:
+    assert not re.findall(r"(?i)(?:password|secret|token|access_key)", TEXT)
+    assert arguments("ARG") == ["TORCH_INDEX=https://download.pytorch.org/whl/cpu"]

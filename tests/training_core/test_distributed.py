@@ -1,0 +1,114 @@
+"""Training on several devices is the training on one: the same rows in every step, the same curve, one folder."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from training_core.checkpoints import latest_complete_checkpoint
+from training_core.config import RunConfig
+from training_core.data_store import load_training_data, prepare_data
+from training_core.distributed import train_on_devices
+from training_core.journal import read_journal
+from training_core.model_setup import LoadedModel, load_model_and_tokenizer
+from training_core.trainer import TrainingSummary, train_model
+
+
+@pytest.fixture
+def config(tiny_base: Path, sample_rows: Path, tmp_path: Path) -> RunConfig:
+    return RunConfig(
+        model_name=str(tiny_base),
+        dataset_path=str(sample_rows),
+        output_dir=str(tmp_path / "runs"),
+        max_steps=4,
+        max_seq_length=1600,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=5,
+        gradient_checkpointing=False,
+        learning_rate=1e-2,
+        lora_dropout=0.0,
+        max_eval_rows=3,
+        save_steps=1,
+        logging_steps=1,
+        eval_steps=2,
+    )
+
+
+def train(config: RunConfig, run_dir: Path, devices: int) -> tuple[LoadedModel, TrainingSummary]:
+    rows = prepare_data(config, Path(config.model_name))
+    train_on_devices(config, rows, run_dir, devices)
+    loaded = load_model_and_tokenizer(config)
+    return loaded, train_model(loaded, load_training_data(rows), config, run_dir)
+
+
+def curve(run_dir: Path) -> dict[tuple[int, str], float]:
+    """Losses by step and name; each point once."""
+    points = [(point.step, name) for point in read_journal(run_dir / "journal.jsonl") for name in point.values]
+    assert len(points) == len(set(points))
+    return {
+        (point.step, name): value
+        for point in read_journal(run_dir / "journal.jsonl")
+        for name, value in point.values.items()
+        if name in ("loss", "eval_loss", "grad_norm")
+    }
+
+
+def adapter(loaded: LoadedModel) -> torch.Tensor:
+    return torch.cat([weight.flatten() for weight in loaded.model.parameters() if weight.requires_grad])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packing", [True, False])
+def test_two_processes_train_as_one(config: RunConfig, tmp_path: Path, packing: bool) -> None:
+    config = RunConfig(**vars(config) | {"packing": packing, "per_device_eval_batch_size": 2})
+    alone, _ = train(config, tmp_path / "one", 1)
+    together, summary = train(config, tmp_path / "two", 2)
+    assert curve(tmp_path / "two") == pytest.approx(curve(tmp_path / "one"), rel=1e-5)
+    torch.testing.assert_close(adapter(together), adapter(alone), rtol=1e-3, atol=1e-4)
+    assert (summary.steps, summary.resumed_from_step) == (4, 0)
+    assert latest_complete_checkpoint(tmp_path / "two" / "checkpoints") == tmp_path / "two/checkpoints/checkpoint-4"
+
+
+@pytest.mark.slow
+def test_whoever_is_killed_nobody_is_left_and_the_training_goes_on_where_it_was(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    config = RunConfig(**vars(config) | {"max_steps": 5})
+    train(config, tmp_path / "one", 1)
+    rows, run_dir = prepare_data(config, Path(config.model_name)), tmp_path / "two"
+    for victim, killed_at in (("caller", 1), ("launcher", 2), ("rank", 3)):
+        caller = start(config, rows, run_dir)
+        while last_step(run_dir) < killed_at:
+            assert caller.is_running() and caller.status() != psutil.STATUS_ZOMBIE
+            time.sleep(0.05)
+        (launcher,) = caller.children()
+        first_rank, second_rank = launcher.children()
+        {"caller": caller, "launcher": launcher, "rank": second_rank}[victim].kill()
+        _, left = psutil.wait_procs([caller, launcher, first_rank, second_rank], timeout=20)
+        assert not left
+        assert caller.wait() != 0
+        assert last_step(run_dir) < 5
+    _, summary = train(config, run_dir, 1)
+    assert summary.resumed_from_step >= 2
+    assert curve(run_dir) == pytest.approx(curve(tmp_path / "one"), rel=1e-5)
+
+
+def start(config: RunConfig, rows: Path, run_dir: Path) -> psutil.Popen:
+    """A process that trains in two others."""
+    settings = json.dumps(dataclasses.asdict(config))
+    program = (
+        "import json, pathlib, sys; from training_core.config import read_settings; "
+        "from training_core.distributed import train_on_devices; settings, rows, run_dir = sys.argv[1:]; "
+        "train_on_devices(read_settings(json.loads(settings)), pathlib.Path(rows), pathlib.Path(run_dir), 2)"
+    )
+    return psutil.Popen([sys.executable, "-c", program, settings, str(rows), str(run_dir)], stderr=subprocess.DEVNULL)
+
+
+def last_step(run_dir: Path) -> int:
+    return max((point.step for point in read_journal(run_dir / "journal.jsonl")), default=0)

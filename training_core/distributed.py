@@ -1,0 +1,92 @@
+"""Training on several devices of a machine: a process on each, and none that outlives the one that asked for it."""
+
+import json
+import logging
+import os
+import select
+import subprocess
+import sys
+import threading
+import warnings
+from collections import deque
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from transformers.utils.logging import disable_progress_bar
+
+from training_core.config import RunConfig, read_settings
+from training_core.data_store import load_training_data
+from training_core.model_setup import load_model_and_tokenizer
+from training_core.trainer import train_model
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LOOKS = 1
+_SECONDS_TO_END = 30
+_LINES_KEPT = 100
+
+
+def train_on_devices(config: RunConfig, dataset: Path, run_dir: Path, devices: int) -> None:
+    """Train in ``run_dir`` on all devices, up to the checkpoint of the last step; ``train_model`` then finds it there.
+
+    With one device there is nothing to do here: ``train_model`` trains on it. ``dataset`` is a folder of
+    ``prepare_data``. The processes die with this one, however it ends; their log goes on in the log of this one. Raises
+    ``RuntimeError`` with the last lines of that log when the training fails.
+    """
+    if devices == 1:
+        return
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
+    command = [*launcher, "-m", "training_core.distributed", json.dumps(asdict(config)), str(dataset), str(run_dir)]
+    last_lines: deque[str] = deque(maxlen=_LINES_KEPT)
+    # Nobody writes to their input: it ends when this process closes it or dies, and so do they.
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        for line in process.stdout or ():
+            last_lines.append(line)
+            logger.info("%s", line.rstrip())
+    finally:
+        _end(process)
+    if process.returncode:
+        log = "".join(last_lines)
+        raise RuntimeError(f"the training on {devices} devices ended with exit code {process.returncode}:\n{log}")
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    assert process.stdin
+    process.stdin.close()
+    try:
+        process.wait(_SECONDS_TO_END)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _end_with(launcher: int) -> None:
+    """End this process at once when the input ends or the launcher is gone: checkpoints allow for it."""
+    while os.getppid() == launcher and not select.select([sys.stdin], [], [], _SECONDS_BETWEEN_LOOKS)[0]:
+        pass
+    os._exit(1)
+
+
+def main() -> None:
+    """Be one of the processes of ``train_on_devices``, started by torch's launcher."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    settings, dataset, run_dir = sys.argv[1:]
+    ranks = PartialState(cpu=not torch.cuda.is_available())
+    disable_progress_bar()
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("training_core").setLevel(logging.INFO)
+    if not ranks.is_main_process:  # the first process says the same
+        logging.disable(logging.WARNING)
+        warnings.simplefilter("ignore")
+    config = read_settings(json.loads(settings))
+    train_model(load_model_and_tokenizer(config), load_training_data(Path(dataset)), config, Path(run_dir))
+    ranks.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
