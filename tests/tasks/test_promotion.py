@@ -46,9 +46,9 @@ def test_an_adapter_that_gives_more_away_than_the_champion_stays_candidate() -> 
 
 
 @pytest.fixture(scope="module")
-def prepared(tiny_base: Path, sample_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> DatasetRef:
+def prepared(tiny_base: Path, sample_rows: Path, output_dir: Path) -> DatasetRef:
     """The sample rows, encoded."""
-    places = {"dataset_path": str(sample_rows), "output_dir": str(tmp_path_factory.mktemp("rows"))}
+    places = {"dataset_path": str(sample_rows), "output_dir": str(output_dir)}
     folder = prepare_data(RunConfig(model_name=str(tiny_base), max_seq_length=4096, **places), tiny_base)
     data = load_training_data(folder)
     ref = FolderRef(str(folder), None, seal_digest(folder) or "")
@@ -120,10 +120,9 @@ def test_something_is_new_when_rows_are_held_out_that_were_not(
     version: ModelVersionRef,
     tiny_base: Path,
     sample_rows: Path,
-    tmp_path: Path,
 ) -> None:
     promote(config, prepared, version, report(0.6))
-    places = {"dataset_path": str(sample_rows), "output_dir": str(tmp_path)}
+    places = {"dataset_path": str(sample_rows), "output_dir": config.output_dir}
     folder = prepare_data(RunConfig(val_split=0.3, max_seq_length=4096, **places), tiny_base)
     other = dataclasses.replace(prepared, folder=FolderRef(str(folder), None, seal_digest(folder) or ""))
     assert find_finished(config, other) is None
