@@ -151,12 +151,13 @@ def _keep_switches(deployment: RunnerDeployment, found: DeploymentResponse) -> N
 
 
 def _facts(deployment: RunnerDeployment | DeploymentResponse) -> dict[str, Any]:
-    own = isinstance(deployment, RunnerDeployment)
     return {
         "entrypoint": deployment.entrypoint,
         "description": deployment.description,
         "parameters": deployment.parameters,
-        "schema": _schema(deployment) if own else deployment.parameter_openapi_schema,
+        "schema": (
+            _schema(deployment) if isinstance(deployment, RunnerDeployment) else deployment.parameter_openapi_schema
+        ),
         "pool": deployment.work_pool_name,
         "schedules": [
             (schedule.slug, schedule.active, schedule.schedule.model_dump(include={"cron", "timezone"}))

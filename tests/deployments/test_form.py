@@ -27,7 +27,7 @@ from prefect.client.schemas.objects import Artifact, FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from deployments.up import Servers, team
+from deployments.up import Servers
 from training_core.config import settings_info
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -43,12 +43,6 @@ pytestmark = [
 ]
 
 Found = TypeVar("Found")
-
-
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    with team(tmp_path_factory.mktemp("team")) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
