@@ -92,9 +92,9 @@ def test_whoever_is_killed_nobody_is_left_and_the_training_goes_on_where_it_was(
         (launcher,) = caller.children()
         first_rank, second_rank = launcher.children()
         {"caller": caller, "launcher": launcher, "rank": second_rank}[victim].kill()
-        _, left = psutil.wait_procs([caller, launcher, first_rank, second_rank], timeout=20)
+        _, left = psutil.wait_procs([launcher, first_rank, second_rank], timeout=20)
         assert not left
-        assert caller.wait() != 0
+        assert caller.wait(timeout=120) != 0  # it takes its time to unload everything
         assert last_step(run_dir) < 5
     _, summary = train(config, run_dir, 1)
     assert summary.resumed_from_step >= 2
