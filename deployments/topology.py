@@ -128,12 +128,21 @@ def taken_up(deployment_ids: list[UUID]) -> AutomationCore:
 
 
 def retrained(deployment_id: UUID) -> AutomationCore:
-    """New rows start a run: ``prefect event emit rows.updated --resource-id rows``."""
+    """New rows start a run: ``prefect event emit rows.updated --resource-id rows``.
+
+    With ``--payload '{"dataset_path": "s3://…"}'`` on rows that lie elsewhere; all else is as deployed.
+    """
+    changed = '{{ ({"dataset_path": event.payload.dataset_path} if event.payload.dataset_path else {}) | tojson }}'
     return AutomationCore(
         name="sft-flow: new rows are trained on",
         trigger=EventTrigger(expect={ROWS_UPDATED}, posture=Posture.Reactive, threshold=1, within=timedelta(0)),
-        actions=[RunDeployment(source="selected", deployment_id=deployment_id)],
+        actions=[RunDeployment(source="selected", deployment_id=deployment_id, parameters=_rendered(changed))],
     )
+
+
+def _rendered(template: str) -> dict[str, Any]:
+    """Parameters that the server renders, as JSON, when the action is taken."""
+    return {"__prefect_kind": "json", "value": {"__prefect_kind": "jinja", "template": template}}
 
 
 def notifications(deployment_ids: list[UUID], block: UUID) -> list[AutomationCore]:

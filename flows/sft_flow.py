@@ -8,6 +8,7 @@ from flows.train_flow import train_flow
 from tasks.attempts import limit_attempts
 from tasks.data import build_dataset, validate_data
 from tasks.gpu_stage import train_on_pool
+from tasks.preflight import preflight
 from tasks.promotion import find_finished, promote
 from tasks.refs import FinishedRun, ModelVersionRef
 from tasks.registration import register_adapter
@@ -29,6 +30,7 @@ def sft_flow(config: RunConfig) -> FinishedRun | State[ModelVersionRef]:
     setup_logging()
     validate_data(config)
     dataset = build_dataset(config)
+    preflight(config)
     finished = find_finished(config, dataset)
     if finished:
         return nothing_new(finished)

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import httpx
 import mlflow
 from filelock import FileLock
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModel, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, LoggedModel, Metric, Param, RunTag
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST, ErrorCode
@@ -32,6 +33,7 @@ CANDIDATE, CHAMPION = "candidate", "champion"
 _LONGEST_PARAM = 6000
 _LONGEST_DESCRIPTION = 5000  # of PostgreSQL; SQLite takes any
 _LARGEST_BATCH = 1000
+_LONGEST_PROBE_SECONDS = 10
 
 
 def tracking_uri(config: RunConfig) -> str:
@@ -56,6 +58,22 @@ def connect(config: RunConfig) -> MlflowClient:
     environment, and the next run in this process would take it for the user's wish."""
     uri = tracking_uri(config)
     return MlflowClient(uri, registry_uri=uri)
+
+
+def tracking_problems(config: RunConfig) -> list[str]:
+    """Why the tracking server or its registry would not take what this run makes. Asks, and writes nothing."""
+    uri = tracking_uri(config)
+    try:
+        if uri.startswith("http"):
+            httpx.get(f"{uri}/health", timeout=_LONGEST_PROBE_SECONDS)  # MLflow's own client would try for minutes
+        experiment = connect(config).get_experiment_by_name(EXPERIMENT)
+        _find_version(connect(config), config, "any")
+    except (httpx.TransportError, MlflowException) as error:
+        return [f"MLFLOW_TRACKING_URI: {uri!r} cannot take {config.registered_model_name!r}: {error}"]
+    if experiment and experiment.lifecycle_stage != LifecycleStage.ACTIVE:
+        remedy = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+        return [f"MLFLOW_TRACKING_URI: in {uri!r} experiment {EXPERIMENT!r} is deleted; bring it back: {remedy}"]
+    return []
 
 
 def open_tracking_run(config: RunConfig, identity: str, dataset: DatasetRef, rows: Path) -> str:

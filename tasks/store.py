@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from uuid import uuid4
 
 import fsspec
 from prefect import get_run_logger
@@ -82,6 +83,24 @@ def restore_progress(run_dir: Path, identity: str) -> None:
     _download(f"{url}/checkpoint-{newest}", run_dir / "checkpoints" / f"checkpoint-{newest}")
     files.get_file(f"{place}/journal.jsonl", str(run_dir / "journal.jsonl"))
     get_run_logger().info("Checkpoint %d fetched from %s: another machine trained this far", newest, url)
+
+
+def store_problems(needed: bool) -> list[str]:
+    """Why folders could not travel. Writes an empty file into the store, and deletes it."""
+    url = _place(f"probe-{uuid4()}")
+    if url is None:
+        remedy = "give it a URL that all workers reach, such as s3://bucket/sft-flow"
+        return [f"{VARIABLE} is not set, and train_on names another pool; {remedy}"] if needed else []
+    try:
+        files, place = fsspec.core.url_to_fs(url)
+        files.makedirs(place.rpartition("/")[0], exist_ok=True)
+        files.pipe_file(place, b"")
+        files.rm_file(place)
+    except (OSError, ImportError, ValueError) as error:  # no permission or connection, no package, no such protocol
+        return [
+            f"{VARIABLE}: {os.environ[VARIABLE]!r} cannot be written: {error}; name a URL that all workers write to"
+        ]
+    return []
 
 
 def _place(*parts: str) -> str | None:

@@ -15,6 +15,7 @@ import httpx
 import pytest
 from mlflow.tracking import MlflowClient
 
+from flows.reevaluate_flow import reevaluate_flow
 from training_core.checkpoints import seal_digest
 
 pytestmark = pytest.mark.slow
@@ -91,10 +92,13 @@ def test_a_run_ends_with_a_candidate_whose_description_opens_with_the_scores(fin
     assert run.info.status == "FINISHED"
     assert run.data.params["lora_r"] == "16"
     assert {"candidate/accuracy", "base/accuracy", "lookup_table/accuracy"} <= run.data.metrics.keys()
+    (evaluation,) = client.list_artifacts(run.info.run_id, "evaluation")
     artifacts = {
-        file.path for folder in ("evaluation", "data") for file in client.list_artifacts(run.info.run_id, folder)
+        Path(file.path).name
+        for folder in (evaluation.path, "data")
+        for file in client.list_artifacts(run.info.run_id, folder)
     }
-    assert {"evaluation/confusion.png", "evaluation/loss_curve.png", "data/refused.jsonl"} <= artifacts
+    assert {"confusion.png", "loss_curve.png", "refused.jsonl"} <= artifacts
 
 
 def test_a_run_ends_with_tables_and_the_accounts_of_all_lines(finished: tuple[Job, str]) -> None:
@@ -142,12 +146,44 @@ def test_a_killed_run_started_again_is_one_run_with_the_same_weights(
     assert disturbed.curve() == quiet.curve()
     assert len(disturbed.client.search_model_versions(f"name = '{NAME}'")) == 1
 
+    (version,) = disturbed.client.search_model_versions(f"name = '{NAME}'")
+    disturbed.client.delete_model_version_tag(NAME, version.version, "sft_flow.judged")  # as if killed before that
     again = disturbed.finish()
     assert "Rows reused" in again
     assert "Adapter reused" in again
     assert "Evaluation reused" in again
     assert disturbed.curve() == quiet.curve()
     assert len(disturbed.client.search_model_versions(f"name = '{NAME}'")) == 1
+
+
+def test_a_run_whose_outcome_is_registered_ends_at_once_and_says_where_it_is(finished: tuple[Job, str]) -> None:
+    before = sorted(finished[0].output_dir.iterdir())
+    output = finished[0].finish()
+    assert f"Nothing new: {NAME} version 1 comes from these very rows and settings" in output
+    assert f"models:/{NAME}/1 in sqlite:///" in output
+    assert "NothingNew" in output and "finetune" not in output
+    assert sorted(finished[0].output_dir.iterdir()) == before
+
+
+def test_a_registered_adapter_is_judged_anew_on_other_settings_and_nothing_is_trained(
+    finished: tuple[Job, str], tiny_base: Path, sample_rows: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    job, places = finished[0], {"model_name": str(tiny_base), "dataset_path": str(sample_rows)}
+    (known,) = job.client.search_model_versions(f"name = '{NAME}'")
+    before, curve = job.client.get_metric_history(known.run_id, "candidate/accuracy"), job.curve()
+    outcome = reevaluate_flow(
+        output_dir=str(job.output_dir), registered_model_name=NAME, max_eval_rows=5, eval_max_new_tokens=12, **places
+    )
+    (version,) = job.client.search_model_versions(f"name = '{NAME}'")
+    assert re.match(r"Decision accuracy \d+\.\d% over 5 held-out rows", version.description)
+    assert version.tags["sft_flow.verdict"] == outcome.version.verdict
+    assert version.tags["sft_flow.judged"] != known.tags["sft_flow.judged"]
+    after = job.client.get_metric_history(known.run_id, "candidate/accuracy")
+    assert len(after) == len(before) + 1
+    assert job.curve() == curve
+    artifacts = httpx.post(f"{prefect_api}/artifacts/filter", json={}).json()
+    assert f"version {version.version}" in {found["key"]: found for found in artifacts}["sft-flow-report"]["data"]
 
 
 def _wait_for_server(process: subprocess.Popen[str]) -> str:

@@ -2,11 +2,12 @@
 
 import dataclasses
 import inspect
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from prefect import Flow
 from prefect.utilities.callables import parameter_schema
+from pydantic import Field
 
 from flows.parameters import takes_settings
 from training_core.config import RunConfig, SettingsError, settings_info
@@ -77,6 +78,20 @@ def test_prefect_takes_and_judges_the_flat_settings() -> None:
     for wrong in ({"learning_rate": -1}, {"optim": "x"}, {"seed": 2**32}, {"model_name": ""}):
         with pytest.raises(Exception, match=next(iter(wrong))):
             flow.validate_parameters(wrong)
+
+
+def test_what_a_function_takes_besides_goes_before_the_settings_with_its_help() -> None:
+    @takes_settings
+    def judged(config: RunConfig, version: Annotated[str, Field(description="Whom.")] = "candidate") -> tuple[int, str]:
+        """Judge it."""
+        return config.seed, version
+
+    assert judged(seed=3) == (3, "candidate")
+    assert judged(version="7") == (42, "7")
+    first = parameter_schema(judged).model_dump()["properties"]["version"]
+    assert (first["position"], first["description"], first["default"]) == (0, "Whom.", "candidate")
+    with pytest.raises(SettingsError, match="versoin"):
+        judged(versoin="7")
 
 
 def test_a_wrapped_function_keeps_its_name_and_its_first_line() -> None:

@@ -1,0 +1,60 @@
+"""The task that looks, before a GPU is asked for, whether all that the run will need is there."""
+
+import shutil
+
+from prefect import get_run_logger, task
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import WorkPoolStatus
+from prefect.exceptions import ObjectNotFound
+
+from tasks.registry import tracking_problems
+from tasks.store import store_problems
+from training_core.config import RunConfig, SettingsError
+from training_core.disk_space import bytes_of_a_run
+from training_core.model_setup import fetch_tokenizer
+
+_GIB = 2**30
+
+
+@task(retries=1, retry_delay_seconds=5)
+def preflight(config: RunConfig) -> None:
+    """Raise ``SettingsError`` with all that would end this run hours later.
+
+    Rows and the base model were looked at when the rows were prepared. Retried once because servers are asked.
+    """
+    problems = [
+        *tracking_problems(config),
+        *store_problems(needed=config.train_on is not None),
+        *_disk_problems(config),
+        *(_pool_problems(config.train_on, config.max_queue_hours) if config.train_on else []),
+    ]
+    if problems:
+        raise SettingsError(problems)
+
+
+def _disk_problems(config: RunConfig) -> list[str]:
+    base = fetch_tokenizer(config.model_name, config.cache_dir)
+    needed = bytes_of_a_run(config, base, trained_here=config.train_on is None)
+    free = shutil.disk_usage(config.output_dir).free
+    if needed <= free:
+        return []
+    remedy = "make room, lower save_total_limit, or name a folder on another disk"
+    return [f"output_dir: {config.output_dir!r} has {free / _GIB:.1f} GiB left of {needed / _GIB:.1f} needed; {remedy}"]
+
+
+def _pool_problems(train_on: str, queue_hours: float) -> list[str]:
+    """A pool without a worker is no problem: one may come while the training waits, and the log tells."""
+    with get_client(sync_client=True) as client:
+        try:
+            pool = client.read_deployment_by_name(train_on).work_pool_name
+        except ObjectNotFound:
+            remedy = "python -m deployments.deploy makes train-flow/gpu; empty: train in this very process"
+            return [f"train_on: there is no deployment {train_on!r} on {client.api_url}; {remedy}"]
+        if pool is None:
+            return [f"train_on: {train_on!r} has no work pool, so no worker would ever take its runs; deploy it to one"]
+        status = client.read_work_pool(pool).status
+    if status is not WorkPoolStatus.READY:
+        state = "is paused" if status is WorkPoolStatus.PAUSED else "has no worker online"
+        remedy = f"resume it, or start one: prefect worker start --pool {pool}"
+        get_run_logger().warning("Pool %s %s: training waits up to %g hours; %s", pool, state, queue_hours, remedy)
+    return []

@@ -1,0 +1,100 @@
+"""What would end a run hours later is found before a GPU is asked for, all of it at once."""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.logging import disable_run_logger
+from prefect.types.entrypoint import EntrypointType
+
+from flows.train_flow import train_flow
+from tasks import registry, store
+from tasks.preflight import preflight
+from training_core.config import RunConfig, SettingsError
+
+pytestmark = pytest.mark.slow
+
+NOBODY = "http://127.0.0.1:9"  # the port of discarded messages; nothing listens there
+
+
+@pytest.fixture
+def ready(tiny_base: Path, tmp_path: Path, output_dir: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    """Settings of a run that lacks nothing."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv(store.VARIABLE, (tmp_path / "store").as_uri())
+    return RunConfig(model_name=str(tiny_base), output_dir=str(output_dir))
+
+
+def problems_of(config: RunConfig) -> list[str]:
+    with disable_run_logger(), pytest.raises(SettingsError) as caught:
+        preflight.fn(config)
+    return caught.value.problems
+
+
+def test_a_run_that_lacks_nothing_passes_and_leaves_nothing_behind(ready: RunConfig, tmp_path: Path) -> None:
+    preflight.fn(ready)
+    assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+    assert registry.named_version(ready, registry.CANDIDATE) is None
+    assert registry.connect(ready).search_registered_models(f"name = '{ready.registered_model_name}'") == []
+
+
+def test_all_that_a_run_lacks_is_named_at_once(
+    ready: RunConfig, prefect_api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", NOBODY)
+    monkeypatch.setenv(store.VARIABLE, "file:///proc/none")
+    lacking = dataclasses.replace(ready, train_on="train-flow/nobody", lora_r=10**10)
+    assert [problem.partition(":")[0] for problem in problems_of(lacking)] == [
+        "MLFLOW_TRACKING_URI",
+        store.VARIABLE,
+        "output_dir",
+        "train_on",
+    ]
+
+
+def test_checkpoints_need_room_where_the_training_is(ready: RunConfig) -> None:
+    (problem,) = problems_of(dataclasses.replace(ready, save_total_limit=10**9))
+    assert "save_total_limit" in problem and "GiB" in problem
+
+
+def test_a_pool_of_another_machine_needs_a_store(
+    ready: RunConfig, prefect_api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(store.VARIABLE)
+    problems = problems_of(dataclasses.replace(ready, train_on="train-flow/nobody"))
+    assert [problem.split(" ")[0] for problem in problems] == [store.VARIABLE, "train_on:"]
+
+
+def test_a_name_that_the_registry_cannot_search_for_is_refused(ready: RunConfig) -> None:
+    (problem,) = problems_of(dataclasses.replace(ready, registered_model_name="it's"))
+    assert 'cannot take "it\'s"' in problem
+
+
+def test_a_deleted_experiment_is_named_with_the_command_that_brings_it_back(ready: RunConfig, tmp_path: Path) -> None:
+    own = dataclasses.replace(ready, output_dir=str(tmp_path))
+    client = registry.connect(own)
+    number = client.create_experiment(registry.EXPERIMENT)
+    client.delete_experiment(number)
+    (problem,) = problems_of(own)
+    assert f"mlflow experiments restore --experiment-id {number}" in problem
+    client.restore_experiment(number)
+    preflight.fn(own)
+
+
+def test_a_pool_without_a_worker_is_told_and_not_refused(
+    ready: RunConfig, prefect_api: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name="idle", type="process"))
+    train_flow.to_deployment("idle", work_pool_name="idle", entrypoint_type=EntrypointType.MODULE_PATH).apply()
+    told = logging.getLogger("prefect.task_runs")
+    told.addHandler(caplog.handler)
+    try:
+        preflight(dataclasses.replace(ready, train_on="train-flow/idle"))
+    finally:
+        told.removeHandler(caplog.handler)
+    assert "Pool idle has no worker online: training waits up to 24 hours" in caplog.text
+    assert "prefect worker start --pool idle" in caplog.text
