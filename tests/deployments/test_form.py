@@ -136,6 +136,8 @@ def test_the_form_asks_for_every_setting_in_order_with_its_help(page: Page, demo
     for info in settings_info().values():
         expect(page.get_by_text(str(info.description), exact=True)).to_have_count(1)
     expect(page.get_by_role("tab", name="empty")).to_have_count(4)  # what may be empty has a switch for it
+    page.get_by_label("lora_r (Optional)").evaluate("field => field.scrollIntoView({block: 'center'})")
+    picture(page, "form")
 
 
 def test_a_run_started_in_the_form_shows_its_progress_and_ends_with_its_report(
@@ -143,7 +145,6 @@ def test_a_run_started_in_the_form_shows_its_progress_and_ends_with_its_report(
 ) -> None:
     page.goto(f"deployments/deployment/{demo.id}/run")
     page.get_by_label("lora_r (Optional)").fill("8")
-    picture(page, "form")
     run = client.read_flow_run(submit(page))
     assert run.parameters["lora_r"] == 8
     assert {
