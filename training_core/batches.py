@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -50,6 +52,15 @@ class Steps:
 
 
 @dataclass(frozen=True)
+class BatchSize:
+    """The size of a batch: tokens computed, those with a label, and the longest row, which attends to itself."""
+
+    tokens: int
+    labels: int
+    longest_row: int
+
+
+@dataclass(frozen=True)
 class Examples:
     """Rows or packs, each with the tokens computed for it; behind the last one a filler that teaches nothing."""
 
@@ -65,6 +76,12 @@ class Examples:
     def tokens_at_most(self) -> int:
         """Tokens of the heaviest batch."""
         return int(np.sort(self.tokens)[-self.batch_size :].sum())
+
+    def heaviest_size(self) -> "BatchSize":
+        """Of the heaviest batch."""
+        batch = list(self.heaviest_batch)
+        labels = sum(label != IGNORED_LABEL for example in batch for label in example["labels"])
+        return BatchSize(self.tokens_at_most, labels, max(_longest_row(example) for example in batch))
 
 
 @dataclass(frozen=True)
@@ -124,6 +141,11 @@ def packed(rows: Dataset, plan: PackingPlan) -> Examples:
     filler = (Piece((len(rows),), 0, 1),)
     packs = packed_dataset(_with_filler(rows), dataclasses.replace(plan, packs=(*plan.packs, filler)))
     return Examples(packs, np.array([sum(piece.tokens for piece in pack) for pack in plan.packs]), batch_size=1)
+
+
+def _longest_row(example: Mapping[str, Any]) -> int:
+    """Of a row its length; of a pack that of its longest row, prefix and all."""
+    return max(example["position_ids"]) + 1 if "position_ids" in example else len(example["input_ids"])
 
 
 def _single(rows: Dataset, batch_size: int) -> Examples:

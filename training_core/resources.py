@@ -13,7 +13,7 @@ from accelerate.utils import send_to_device
 from datasets import Dataset
 from trl import SFTTrainer
 
-from training_core.batches import Batches
+from training_core.batches import Batches, BatchSize
 from training_core.config import RunConfig, SettingsError
 from training_core.devices import peak_memory_gib
 from training_core.model_setup import target_modules
@@ -23,15 +23,6 @@ logger = logging.getLogger(__name__)
 _NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes a weight: half, and the constants of its block of 64, quantised themselves
 _FP32 = 4
 _HEAD_TILE = (4096, 32768)  # labels and words that TRL's head computes at once
-
-
-@dataclass(frozen=True)
-class BatchSize:
-    """The size of a batch: tokens computed, those with a label, and the longest row, which attends to itself."""
-
-    tokens: int
-    labels: int
-    longest_row: int
 
 
 @dataclass(frozen=True)

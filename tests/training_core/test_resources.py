@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from training_core.batches import Batches, make_batches
+from training_core.batches import Batches, BatchSize, make_batches
 from training_core.config import RunConfig, SettingsError
 from training_core.data_store import load_training_data, prepare_data
 from training_core.model_setup import LoadedModel, load_model_and_tokenizer, load_quantised_base
-from training_core.resources import BatchSize, Forecast, MemoryEstimate, demand_room, estimate_memory, probe, remedy
+from training_core.resources import Forecast, MemoryEstimate, demand_room, estimate_memory, probe, remedy
 from training_core.trainer import create_trainer
 from training_core.utils import pick_precision, set_seed
 
