@@ -85,7 +85,7 @@ def test_a_deleted_experiment_is_named_with_the_command_that_brings_it_back(read
     (problem,) = problems_of(own)
     assert f"mlflow experiments restore --experiment-id {number}" in problem
     client.restore_experiment(number)
-    preflight.fn(own)
+    preflight.fn(own, DATASET)
 
 
 def test_a_pool_without_a_worker_is_told_and_not_refused(
