@@ -6,7 +6,7 @@ from trl import SFTTrainer
 
 from benchmarks.rows import ANSWER_TOKENS, CASE_TOKENS
 from benchmarks.training import LEARNING_RATE, LORA_ALPHA, LORA_DROPOUT, LORA_R, SEED, Job
-from training_core.batches import Steps, fillable_packs, lay_out
+from training_core.batches import Steps, lay_out, packed
 from training_core.callbacks import KeepJournal
 from training_core.config import read_settings
 from training_core.model_setup import load_model_and_tokenizer
@@ -54,7 +54,7 @@ def _train(job: Job, rows_per_prefix: int) -> tuple[PeftModel, int]:
         processing_class=loaded.tokenizer,
         args=arguments,
         data_collator=collate_pack,
-        train_dataset=lay_out(fillable_packs(rows, plan), steps, config.seed),
+        train_dataset=lay_out(packed(rows, plan).content, steps, config.seed),
         callbacks=[KeepJournal(job.run_dir / "journal.jsonl", tokens_per_step=plan.row_tokens)],
     )
     trainer.remove_callback(PrinterCallback)

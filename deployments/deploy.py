@@ -124,7 +124,7 @@ def _apply_deployment(client: SyncPrefectClient, deployment: RunnerDeployment) -
     except ObjectNotFound:
         return "created", _apply(client, deployment)
     _keep_switches(deployment, found)
-    if _facts(deployment) == _facts(found):
+    if _facts(deployment, _schema(deployment)) == _facts(found, found.parameter_openapi_schema):
         return "unchanged", found.id
     return "updated", _apply(client, deployment)
 
@@ -150,13 +150,12 @@ def _keep_switches(deployment: RunnerDeployment, found: DeploymentResponse) -> N
         schedule.active = switches.get(schedule.slug, schedule.active)
 
 
-def _facts(deployment: RunnerDeployment | DeploymentResponse) -> dict[str, Any]:
-    own = isinstance(deployment, RunnerDeployment)
+def _facts(deployment: RunnerDeployment | DeploymentResponse, schema: dict[str, Any] | None) -> dict[str, Any]:
     return {
         "entrypoint": deployment.entrypoint,
         "description": deployment.description,
         "parameters": deployment.parameters,
-        "schema": _schema(deployment) if own else deployment.parameter_openapi_schema,
+        "schema": schema,
         "pool": deployment.work_pool_name,
         "schedules": [
             (schedule.slug, schedule.active, schedule.schedule.model_dump(include={"cron", "timezone"}))

@@ -30,7 +30,7 @@ def sft_flow(config: RunConfig) -> FinishedRun | State[ModelVersionRef]:
     setup_logging()
     validate_data(config)
     dataset = build_dataset(config)
-    preflight(config)
+    preflight(config, dataset)
     finished = find_finished(config, dataset)
     if finished:
         return nothing_new(finished)

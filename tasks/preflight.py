@@ -1,5 +1,7 @@
 """The task that looks, before a GPU is asked for, whether all that the run will need is there."""
 
+import json
+import os
 import shutil
 
 from prefect import get_run_logger, task
@@ -7,17 +9,24 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import WorkPoolStatus
 from prefect.exceptions import ObjectNotFound
 
+from tasks.refs import DatasetRef
 from tasks.registry import tracking_problems
-from tasks.store import store_problems
+from tasks.store import open_folder, store_problems
+from training_core.batches import make_batches
 from training_core.config import RunConfig, SettingsError
+from training_core.data_store import load_training_data
 from training_core.disk_space import bytes_of_a_run
 from training_core.model_setup import fetch_tokenizer
+from training_core.resources import estimate_memory, remedy
+
+GPU_MEMORY = "SFT_FLOW_GPU_GIB"
 
 _GIB = 2**30
+_BYTES_ON_A_GPU = 2  # a value in bf16 or fp16
 
 
 @task(retries=1, retry_delay_seconds=5)
-def preflight(config: RunConfig) -> None:
+def preflight(config: RunConfig, dataset: DatasetRef) -> None:
     """Raise ``SettingsError`` with all that would end this run hours later.
 
     Rows and the base model were looked at when the rows were prepared. Retried once because servers are asked.
@@ -27,6 +36,7 @@ def preflight(config: RunConfig) -> None:
         *store_problems(needed=config.train_on is not None),
         *_disk_problems(config),
         *(_pool_problems(config.train_on, config.max_queue_hours) if config.train_on else []),
+        *_memory_problems(config, dataset),
     ]
     if problems:
         raise SettingsError(problems)
@@ -40,6 +50,23 @@ def _disk_problems(config: RunConfig) -> list[str]:
         return []
     remedy = "make room, lower save_total_limit, or name a folder on another disk"
     return [f"output_dir: {config.output_dir!r} has {free / _GIB:.1f} GiB left of {needed / _GIB:.1f} needed; {remedy}"]
+
+
+def _memory_problems(config: RunConfig, dataset: DatasetRef) -> list[str]:
+    """What the training needs at least, reckoned without a GPU, against the memory of the pool's GPUs; the training
+    itself measures before its first step."""
+    room = os.environ.get(GPU_MEMORY)
+    if room is None:
+        return []
+    data = load_training_data(open_folder(dataset.folder, config))
+    heaviest = make_batches(data.train, data.held_out, config).train.heaviest_size()
+    base = fetch_tokenizer(config.model_name, config.cache_dir)
+    architecture = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    needed = estimate_memory(architecture, config, heaviest, _BYTES_ON_A_GPU).total
+    get_run_logger().info("The training needs at least %.1f of %s GiB of a GPU's memory", needed, room)
+    if needed <= float(room):
+        return []
+    return [f"{GPU_MEMORY}: GPUs have {room} GiB, and at least {needed:.1f} are needed: {remedy(config)}"]
 
 
 def _pool_problems(train_on: str, queue_hours: float) -> list[str]:

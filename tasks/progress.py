@@ -104,11 +104,12 @@ def follow_journal(config: RunConfig, run: RunRef) -> Iterator[None]:
 
 
 def describe_progress(points: list[Point]) -> str:
-    """Where a training is, its latest losses, its speed and memory, and when it will be done at this pace."""
+    """Where a training is, when it will be done at its pace, its latest losses, its speed and memory."""
     last = points[-1]
     latest = {name: value for point in points for name, value in point.values.items()}
     told = [form.format(latest[name]) for name, form in _TOLD.items() if name in latest]
-    if "seconds_per_step" in latest:
+    place = f"Step {last.step} of {last.of_steps}"
+    if "seconds_per_step" in latest:  # not before the first loss; the held-out loss may come earlier
         left = latest["seconds_per_step"] * (last.of_steps - last.step)
-        told.append(f"about {timedelta(seconds=round(left))} left")
-    return f"Step {last.step} of {last.of_steps}: {', '.join(told)}"
+        place += f", about {timedelta(seconds=round(left))} left"
+    return f"{place}: {', '.join(told)}"

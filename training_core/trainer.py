@@ -23,6 +23,7 @@ from training_core.journal import read_journal
 from training_core.model_setup import LoadedModel
 from training_core.packing import collate_pack
 from training_core.prefix_attention import use_shared_prefix_attention
+from training_core.resources import demand_room, probe
 from training_core.utils import Precision, set_seed
 
 logger = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ def train_model(loaded: LoadedModel, data: TrainingData, config: RunConfig, run_
     Writes ``checkpoints/``, ``journal.jsonl`` and ``training.json``. A training killed at any time and started again
     ends with the same weights, bit by bit. Where this process is one of several that were started together, each trains
     on its own device, and the first one writes. Raises ``filelock.Timeout`` when another process trains in the same
-    folder, and ``RuntimeError`` when another training holds the GPU.
+    folder, ``RuntimeError`` when another training holds the GPU, and ``SettingsError`` when a step does not fit.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     record = run_dir / SUMMARY_FILE
@@ -118,7 +119,7 @@ def train_model(loaded: LoadedModel, data: TrainingData, config: RunConfig, run_
             checkpoint = latest_complete_checkpoint(run_dir / "checkpoints")
         resumed_from = (step_of(checkpoint) if checkpoint else 0) or 0
         logger.info("Training starts from %s", f"checkpoint {resumed_from}" if checkpoint else "the beginning")
-        batches = make_batches(data, config, ranks.num_processes)
+        batches = make_batches(data.train, data.held_out, config, ranks.num_processes)
         started = time.monotonic()
         if checkpoint and resumed_from >= batches.steps.total:
             # The trainer looks at max_steps only after a step, so it would take one too many.
@@ -126,7 +127,9 @@ def train_model(loaded: LoadedModel, data: TrainingData, config: RunConfig, run_
             if record.is_file():
                 return TrainingSummary(**json.loads(record.read_text(encoding="utf-8")))
         else:
-            trainer = _create_trainer(loaded, batches, config, run_dir)
+            trainer = create_trainer(loaded, batches, config, run_dir)
+            share_left = 1 - resumed_from / batches.steps.total
+            demand_room(probe(trainer, batches, config, share_left), config)
             set_seed(config.seed + ranks.process_index)  # each device draws a dropout of its own
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         losses = [point.values["loss"] for point in read_journal(run_dir / "journal.jsonl") if "loss" in point.values]
@@ -142,7 +145,8 @@ def train_model(loaded: LoadedModel, data: TrainingData, config: RunConfig, run_
     return summary
 
 
-def _create_trainer(loaded: LoadedModel, batches: Batches, config: RunConfig, run_dir: Path) -> SFTTrainer:
+def create_trainer(loaded: LoadedModel, batches: Batches, config: RunConfig, run_dir: Path) -> SFTTrainer:
+    """The trainer of this process. Raises ``RuntimeError`` when the process sees GPUs that it would not know to use."""
     ranks = PartialState()
     if torch.cuda.device_count() > ranks.num_processes == 1:
         # The trainer would share a batch out among threads, which a four-bit model does not survive.
@@ -159,8 +163,8 @@ def _create_trainer(loaded: LoadedModel, batches: Batches, config: RunConfig, ru
         processing_class=loaded.tokenizer,
         args=create_training_arguments(config, loaded.precision, batches.steps, run_dir / "checkpoints"),
         data_collator=collate_pack if config.packing else None,
-        train_dataset=batches.train,
-        eval_dataset=batches.held_out,
+        train_dataset=batches.train_order,
+        eval_dataset=batches.held_out_order,
         callbacks=[
             SealCheckpoints(),
             *([KeepJournal(run_dir / "journal.jsonl", batches.tokens_per_step)] if ranks.is_main_process else []),

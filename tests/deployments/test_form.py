@@ -27,7 +27,7 @@ from prefect.client.schemas.objects import Artifact, FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from deployments.up import Servers, team
+from deployments.up import Servers
 from training_core.config import settings_info
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -43,12 +43,6 @@ pytestmark = [
 ]
 
 Found = TypeVar("Found")
-
-
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    with team(tmp_path_factory.mktemp("team")) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +84,17 @@ def picture(page: Page, name: str) -> None:
         page.screenshot(path=Path(PICTURES) / f"{name}.png")
 
 
+def submit(page: Page) -> UUID:
+    """Press Submit as a person would: again, where SQLite was locked and the server has said that it is busy."""
+    for _ in range(5):
+        with page.expect_response(lambda response: "create_flow_run" in response.url, timeout=120_000) as answer:
+            page.get_by_role("button", name="Submit").click()
+        if answer.value.status != 503:
+            break
+    assert answer.value.ok, answer.value.text()
+    return UUID(answer.value.json()["id"])
+
+
 def wait_for(look: Callable[[], Found | None], what: str) -> Found:
     deadline = time.monotonic() + SECONDS_TO_WAIT
     while (found := look()) is None:
@@ -128,6 +133,8 @@ def test_the_form_asks_for_every_setting_in_order_with_its_help(page: Page, demo
     for info in settings_info().values():
         expect(page.get_by_text(str(info.description), exact=True)).to_have_count(1)
     expect(page.get_by_role("tab", name="empty")).to_have_count(4)  # what may be empty has a switch for it
+    page.get_by_label("lora_r (Optional)").evaluate("field => field.scrollIntoView({block: 'center'})")
+    picture(page, "form")
 
 
 def test_a_run_started_in_the_form_shows_its_progress_and_ends_with_its_report(
@@ -135,11 +142,7 @@ def test_a_run_started_in_the_form_shows_its_progress_and_ends_with_its_report(
 ) -> None:
     page.goto(f"deployments/deployment/{demo.id}/run")
     page.get_by_label("lora_r (Optional)").fill("8")
-    picture(page, "form")
-    with page.expect_response(lambda response: "create_flow_run" in response.url) as answer:
-        page.get_by_role("button", name="Submit").click()
-    assert answer.value.ok, answer.value.text()
-    run = client.read_flow_run(UUID(answer.value.json()["id"]))
+    run = client.read_flow_run(submit(page))
     assert run.parameters["lora_r"] == 8
     assert {
         name: run.parameters[name] for name in demo.parameters if name not in TINY
@@ -167,5 +170,7 @@ def test_a_run_started_in_the_form_shows_its_progress_and_ends_with_its_report(
     assert len(pictures) == 2
     assert all(image.evaluate("image => image.naturalWidth") > 100 for image in pictures)
     link = page.get_by_role("link", name="Curve, predictions and model in MLflow")
-    assert str(link.get_attribute("href")).startswith(f"{servers.mlflow.address}/#/experiments/")
     picture(page, "run_report")
+    page.goto(str(link.get_attribute("href")))
+    back = page.get_by_role("link", name=f"Prefect flow run {run.id}")
+    expect(back).to_have_attribute("href", f"{servers.prefect.address}/runs/flow-run/{run.id}")

@@ -65,6 +65,12 @@ def test_the_form_has_bounds_choices_and_defaults(schema: dict[str, Any]) -> Non
     assert properties["lora_r"]["default"] == RunConfig().lora_r
 
 
+def test_what_may_be_empty_is_called_so_and_keeps_its_pattern(schema: dict[str, Any]) -> None:
+    text, empty = schema["properties"]["train_on"]["anyOf"]
+    assert (text["title"], empty["title"]) == ("text", "empty")
+    assert text["pattern"] and empty["type"] == "null"
+
+
 def test_no_setting_hides_a_method_of_the_model_that_prefect_builds() -> None:
     """https://docs.pydantic.dev: a field named `schema` or `json` shadows one of BaseModel's."""
     assert not settings_info().keys() & {"register", "schema", "json", "copy", "validate", "dict", "construct"}

@@ -12,11 +12,15 @@ from prefect.types.entrypoint import EntrypointType
 
 from flows.train_flow import train_flow
 from tasks import registry, store
-from tasks.preflight import preflight
+from tasks.data import build_dataset
+from tasks.preflight import GPU_MEMORY, preflight
+from tasks.refs import DatasetRef, FolderRef
 from training_core.config import RunConfig, SettingsError
 
 pytestmark = pytest.mark.slow
 
+# Not looked at, but for the memory of a GPU.
+DATASET = DatasetRef(FolderRef("nowhere", None, ""), "", 0, 0)
 NOBODY = "http://127.0.0.1:9"  # the port of discarded messages; nothing listens there
 
 
@@ -30,12 +34,12 @@ def ready(tiny_base: Path, tmp_path: Path, output_dir: Path, monkeypatch: pytest
 
 def problems_of(config: RunConfig) -> list[str]:
     with disable_run_logger(), pytest.raises(SettingsError) as caught:
-        preflight.fn(config)
+        preflight.fn(config, DATASET)
     return caught.value.problems
 
 
 def test_a_run_that_lacks_nothing_passes_and_leaves_nothing_behind(ready: RunConfig, tmp_path: Path) -> None:
-    preflight.fn(ready)
+    preflight.fn(ready, DATASET)
     assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
     assert registry.named_version(ready, registry.CANDIDATE) is None
     assert registry.connect(ready).search_registered_models(f"name = '{ready.registered_model_name}'") == []
@@ -81,7 +85,7 @@ def test_a_deleted_experiment_is_named_with_the_command_that_brings_it_back(read
     (problem,) = problems_of(own)
     assert f"mlflow experiments restore --experiment-id {number}" in problem
     client.restore_experiment(number)
-    preflight.fn(own)
+    preflight.fn(own, DATASET)
 
 
 def test_a_pool_without_a_worker_is_told_and_not_refused(
@@ -93,8 +97,20 @@ def test_a_pool_without_a_worker_is_told_and_not_refused(
     told = logging.getLogger("prefect.task_runs")
     told.addHandler(caplog.handler)
     try:
-        preflight(dataclasses.replace(ready, train_on="train-flow/idle"))
+        preflight(dataclasses.replace(ready, train_on="train-flow/idle"), DATASET)
     finally:
         told.removeHandler(caplog.handler)
     assert "Pool idle has no worker online: training waits up to 24 hours" in caplog.text
     assert "prefect worker start --pool idle" in caplog.text
+
+
+def test_a_training_that_no_gpu_of_the_pool_could_hold_is_refused_with_a_remedy(
+    ready: RunConfig, sample_rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with disable_run_logger():
+        dataset = build_dataset.fn(dataclasses.replace(ready, dataset_path=str(sample_rows)))
+        monkeypatch.setenv(GPU_MEMORY, "80")
+        preflight.fn(ready, dataset)
+        monkeypatch.setenv(GPU_MEMORY, "0.01")
+        with pytest.raises(SettingsError, match=r"0.01 GiB, and at least .* needed: set per_device_train_batch_size"):
+            preflight.fn(ready, dataset)

@@ -26,10 +26,10 @@ def config(tiny_base: Path, sample_rows: Path, tmp_path: Path) -> RunConfig:
         model_name=str(tiny_base),
         dataset_path=str(sample_rows),
         output_dir=str(tmp_path / "runs"),
-        max_steps=4,
+        max_steps=3,
         max_seq_length=1600,
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=5,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=7,
         gradient_checkpointing=False,
         learning_rate=1e-2,
         lora_dropout=0.0,
@@ -64,22 +64,24 @@ def adapter(loaded: LoadedModel) -> torch.Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("packing", [True, False])
-def test_two_processes_train_as_one(config: RunConfig, tmp_path: Path, packing: bool) -> None:
-    config = RunConfig(**vars(config) | {"packing": packing, "per_device_eval_batch_size": 2})
+@pytest.mark.parametrize(("packing", "batches"), [(True, 7), (False, 3)])
+def test_two_processes_train_as_one(config: RunConfig, tmp_path: Path, packing: bool, batches: int) -> None:
+    """Three packs, three batches of rows: one of the two processes has one less to do."""
+    layout = {"packing": packing, "gradient_accumulation_steps": batches, "per_device_eval_batch_size": 2}
+    config = RunConfig(**vars(config) | layout)
     alone, _ = train(config, tmp_path / "one", 1)
     together, summary = train(config, tmp_path / "two", 2)
     assert curve(tmp_path / "two") == pytest.approx(curve(tmp_path / "one"), rel=1e-5)
     torch.testing.assert_close(adapter(together), adapter(alone), rtol=1e-3, atol=1e-4)
-    assert (summary.steps, summary.resumed_from_step) == (4, 0)
-    assert latest_complete_checkpoint(tmp_path / "two" / "checkpoints") == tmp_path / "two/checkpoints/checkpoint-4"
+    assert (summary.steps, summary.resumed_from_step) == (3, 0)
+    assert latest_complete_checkpoint(tmp_path / "two" / "checkpoints") == tmp_path / "two/checkpoints/checkpoint-3"
 
 
 @pytest.mark.slow
 def test_whoever_is_killed_nobody_is_left_and_the_training_goes_on_where_it_was(
     config: RunConfig, tmp_path: Path
 ) -> None:
-    config = RunConfig(**vars(config) | {"max_steps": 5})
+    config = RunConfig(**vars(config) | {"max_steps": 5, "gradient_accumulation_steps": 2})
     train(config, tmp_path / "one", 1)
     rows, run_dir = prepare_data(config, Path(config.model_name)), tmp_path / "two"
     for victim, killed_at in (("caller", 1), ("launcher", 2), ("rank", 3)):
@@ -90,9 +92,9 @@ def test_whoever_is_killed_nobody_is_left_and_the_training_goes_on_where_it_was(
         (launcher,) = caller.children()
         first_rank, second_rank = launcher.children()
         {"caller": caller, "launcher": launcher, "rank": second_rank}[victim].kill()
-        _, left = psutil.wait_procs([caller, launcher, first_rank, second_rank], timeout=20)
+        _, left = psutil.wait_procs([launcher, first_rank, second_rank], timeout=20)
         assert not left
-        assert caller.wait() != 0
+        assert caller.wait(timeout=120) != 0  # it takes its time to unload everything
         assert last_step(run_dir) < 5
     _, summary = train(config, run_dir, 1)
     assert summary.resumed_from_step >= 2

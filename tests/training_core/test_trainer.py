@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from training_core.batches import Steps
+from training_core.batches import Steps, tokens_per_step
+from training_core.callbacks import KeepJournal
 from training_core.checkpoints import seal_digest
 from training_core.config import RunConfig
 from training_core.contest import hold_contest
@@ -98,6 +101,25 @@ def test_a_model_that_has_answered_still_trains_as_one_that_has_not(config: RunC
         train_model(loaded, data, config, tmp_path / folder)
     expected = weights(fresh, trained=True)
     assert all(torch.equal(weight, expected[name]) for name, weight in weights(used, trained=True).items())
+
+
+def test_every_loss_comes_with_what_its_steps_have_cost(tmp_path: Path) -> None:
+    journal = KeepJournal(tmp_path / "journal.jsonl", tokens_per_step=1000)
+    arguments, state, control = TrainingArguments(str(tmp_path)), TrainerState(max_steps=4), TrainerControl()
+    journal.on_train_begin(arguments, state, control)
+    state.global_step = 2
+    journal.on_log(arguments, state, control, logs={"loss": 0.5, "epoch": 1})
+    journal.on_log(arguments, state, control, logs={"eval_loss": 0.25})
+    trained, held_out = read_journal(tmp_path / "journal.jsonl")
+    assert trained.values["tokens_per_second"] == pytest.approx(1000 / trained.values["seconds_per_step"])
+    assert trained.values["peak_memory_gib"] > 0
+    assert held_out.values == {"eval_loss": 0.25}
+
+
+def test_real_tokens_are_those_of_whole_rows_however_they_are_packed() -> None:
+    rows = Dataset.from_dict({"input_ids": [[1] * 3, [1] * 5, [1] * 7, [1] * 9]})
+    assert tokens_per_step(rows, RunConfig(per_device_train_batch_size=1, gradient_accumulation_steps=2)) == 12
+    assert tokens_per_step(rows, RunConfig(per_device_train_batch_size=4, gradient_accumulation_steps=8)) == 24
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 7, 12, 39, 255, 10_000])
