@@ -48,7 +48,7 @@ HARMLESS = {
     *("entity_fields", "overlap", "allowed_decisions", "label_audit"),
     *("logging_steps", "save_steps", "eval_steps", "save_total_limit", "per_device_eval_batch_size"),
     *("max_eval_rows", "eval_batch_size", "eval_max_new_tokens", "group_by", "favourable_decisions"),
-    *("registered_model_name", "min_improvement", "output_dir", "cache_dir"),
+    *("registered_model_name", "min_improvement", "output_dir", "cache_dir", "train_on", "max_queue_hours"),
 }
 
 

@@ -48,6 +48,8 @@ ANOTHER_PLACE_OR_JUDGEMENT = {
     "group_by": "x",
     "favourable_decisions": ["x"],
     "min_improvement": 0.5,
+    "train_on": "train-flow/gpu",
+    "max_queue_hours": 1,
 }
 ROWS = [{"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}, {"input_ids": [4, 5], "labels": [-100, 5]}]
 
