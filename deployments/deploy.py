@@ -170,7 +170,8 @@ def _apply_automation(client: SyncPrefectClient, automation: AutomationCore) -> 
     if found is None:
         client.create_automation(automation)
         return "created"
-    automation = automation.model_copy(update={"enabled": found.enabled})
+    # An empty description has to be named, for the client sends only what was set.
+    automation = automation.model_copy(update={"enabled": found.enabled, "description": automation.description})
     wanted, present = (a.model_dump(include=set(_AUTOMATION_FIELDS)) for a in (automation, found))
     if wanted == present:
         return "unchanged"
