@@ -57,6 +57,12 @@ class Team:
         below = self.workers[pool].children(recursive=True)
         return next(process for process in below if "prefect.engine" in process.cmdline())
 
+    def kill_machine(self, pool: str) -> None:
+        """A pool's worker and the flow it runs."""
+        engine = self.engine(pool)
+        self.workers[pool].kill()
+        engine.kill()
+
     def api(self, path: str, **body: Any) -> Any:
         """What the Prefect server answers. Raises ``httpx.HTTPError``."""
         answer = httpx.post(f"{self.servers.prefect.address}/api/{path}", json=body, timeout=30)
@@ -109,18 +115,14 @@ def kill_gpu_worker(team: Team) -> None:
 
 def kill_gpu_machine(team: Team) -> None:
     """SIGKILL of GPU worker and training; another worker after 10 s."""
-    engine = team.engine("gpu")
-    team.workers["gpu"].kill()
-    engine.kill()
+    team.kill_machine("gpu")
     time.sleep(10)
     team.start_worker("gpu")
 
 
 def kill_cpu_machine(team: Team) -> None:
     """SIGKILL of CPU worker and parent flow; another worker after 10 s."""
-    engine = team.engine("cpu")
-    team.workers["cpu"].kill()
-    engine.kill()
+    team.kill_machine("cpu")
     time.sleep(10)
     team.start_worker("cpu")
 
@@ -168,9 +170,7 @@ def pause_pool(team: Team) -> None:
 
 def keep_gpu_worker_away(team: Team) -> None:
     """SIGKILL of GPU worker and training; no worker ever comes back."""
-    engine = team.engine("gpu")
-    team.workers["gpu"].kill()
-    engine.kill()
+    team.kill_machine("gpu")
 
 
 FAULTS: dict[str, Callable[[Team], None]] = {
