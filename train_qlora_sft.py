@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from training_core.checkpoints import save_adapter
@@ -10,6 +11,7 @@ from training_core.config import RunConfig, SettingsError, config_from_command_l
 from training_core.contest import hold_contest, save_contest
 from training_core.data_store import load_training_data, prepare_data
 from training_core.data_tables import account_grid
+from training_core.distributed import train_on_devices
 from training_core.identity import digest_rows, training_identity
 from training_core.model_setup import digest_base_model, fetch_base_model, fetch_tokenizer, load_model_and_tokenizer
 from training_core.report import score_grid
@@ -22,10 +24,12 @@ def run(config: RunConfig) -> None:
     """Rows in, a scored adapter out, in ``output_dir/<training identity>``."""
     validate_args(config)
     log_system_info()
-    data = load_training_data(prepare_data(config, fetch_tokenizer(config.model_name, config.cache_dir)))
+    rows = prepare_data(config, fetch_tokenizer(config.model_name, config.cache_dir))
+    data = load_training_data(rows)
     base = fetch_base_model(config.model_name, config.cache_dir)
     identity = training_identity(config, digest_rows(data.train), digest_base_model(base))
     run_dir = Path(config.output_dir).resolve() / identity[:12]
+    train_on_devices(config, rows, run_dir, max(1, torch.cuda.device_count()))
     loaded = load_model_and_tokenizer(config)
     summary = train_model(loaded, data, config, run_dir)
     save_adapter(loaded.model, loaded.tokenizer, config, run_dir / "adapter")

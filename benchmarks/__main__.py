@@ -13,8 +13,9 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.compare import Plan, check_losses, compare
-from benchmarks.report import PICTURE, RESULTS, RUNS, details, draw, write_readme
+from benchmarks.report import PICTURE, RESULTS, RUNS, details, draw, section
 from benchmarks.rows import SMALL_QWEN3, RowSet
+from flows.readme import write_section
 
 FULL = Plan(
     everyone=(RowSet(500, 1, 8), RowSet(500, 8, 2), RowSet(800, 8, 2), RowSet(3_000, 2, 2), RowSet(6_000, 1, 2)),
@@ -48,7 +49,7 @@ def main() -> None:
     check_losses(results)
     if not arguments.quick:
         draw(results, PICTURE)
-        write_readme(results)
+        write_section("bench", section(results))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What happens when something dies: a real set-up, one fault after the other, and a table of what came of it.
 
-``python -m benchmarks.faults [FAULT …]`` writes ``results/faults.json``; half an hour for all of them.
+``python -m benchmarks.faults [FAULT …]`` writes ``results/faults.json`` and the README's table; an hour for all.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from rich.console import Console
 from deployments.up import WORKERS, Servers, deploy_to, servers, worker
 from flows.cli import set_environment
 from flows.embedded import prefect_server
+from flows.readme import write_section
 
 SETTINGS = {
     "max_steps": 40,
@@ -274,6 +275,25 @@ def _outcome(team: Team) -> dict[str, Any]:
     }
 
 
+def faults_table(found: dict[str, dict[str, Any]]) -> str:
+    """What came of each fault, as Markdown."""
+    lines = [
+        "| fault | known after, s | trains again after, s | steps lost | trained twice | end |",
+        "|---|--:|--:|--:|--:|---|",
+    ]
+    for name in (name for name in FAULTS if name in found):
+        fault, changes = found[name], [Change(**change) for change in found[name]["changes"]]
+        known = next((change.seconds for change in changes if change.state not in ("Running", "Completed")), None)
+        again = next((change.seconds for change in changes if change.state == "Running" and change.run_count > 1), None)
+        end = fault["end"]["sft-flow"]
+        if name == "cancel":
+            end += f"; the training's process is gone after {fault['first_training_process_gone']} s"
+        lost = fault["steps_at_fault"] - (fault["resumed_from_step"] or fault["steps_at_fault"])
+        cells = ("—" if cell is None else str(cell) for cell in (known, again, lost, fault["points_twice"], end))
+        lines.append(f"| {fault['what'].rstrip('.')} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Measure the faults named, or all, and keep what came of each."""
     set_environment()
@@ -283,6 +303,7 @@ def main() -> None:
         known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
         text = json.dumps(known | {name: found}, indent=1)
         RESULTS.write_text(text + "\n", encoding="utf-8")
+        write_section("faults", faults_table(json.loads(text)))
         console.print({key: value for key, value in found.items() if key != "changes"})
 
 

@@ -11,10 +11,9 @@ from rich.table import Table
 from benchmarks.findings import ALONE, BEST, DOCUMENTED, FLOOR, LAYOUT_NAMES, OURS, Findings, spread_of
 
 ROOT = Path(__file__).parent.parent
-README, PICTURE = ROOT / "README.md", ROOT / "docs" / "packing.png"
+PICTURE = ROOT / "docs" / "packing.png"
 RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
 RUNS = ROOT / "runs" / "benchmarks"
-BEGIN, END = "<!-- bench:begin -->\n", "<!-- bench:end -->"
 
 COLOURS = {DOCUMENTED: "#c9c9c9", BEST: "#9a9a9a", FLOOR: "#5f5f5f", ALONE: "#9ecae1", OURS: "#1f77b4"}
 HEADLINE = {"policy_tokens": 800, "rows_per_policy": 8}
@@ -82,12 +81,6 @@ Repeats of one cell differ by up to {results.spread():.2f}×.
 {about["date"]}, {about["cpu"]}, {about["cores"]} cores, medians of {about["repeats"]}, `{about["environment"]}`;
 {about["versions"]}. `make bench` measures anew and writes these lines.
 """
-
-
-def write_readme(results: Findings) -> None:
-    """Replace what stands between the markers."""
-    before, rest = README.read_text(encoding="utf-8").split(BEGIN)
-    README.write_text(before + BEGIN + section(results) + END + rest.split(END)[1], encoding="utf-8")
 
 
 def draw(results: Findings, path: Path) -> None:

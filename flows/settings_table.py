@@ -1,12 +1,9 @@
 """Writes the README's table of settings from RunConfig: ``python -m flows.settings_table``."""
 
 import sys
-from pathlib import Path
 
+from flows.readme import README, write_section
 from training_core.config import settings_info
-
-README = Path(__file__).parent.parent / "README.md"
-BEGIN, END = "<!-- settings:begin -->\n", "<!-- settings:end -->"
 
 
 def settings_table() -> str:
@@ -20,9 +17,7 @@ def settings_table() -> str:
 
 def main() -> None:
     """Replace the table in the README."""
-    text = README.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    README.write_text(before + BEGIN + settings_table() + END + rest.split(END)[1], encoding="utf-8")
+    write_section("settings", settings_table())
     sys.stdout.write(f"{README.name}: {len(settings_info())} settings\n")
 
 

@@ -1,11 +1,14 @@
 """The README says what is so."""
 
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
+from benchmarks.faults import RESULTS as FAULTS
+from benchmarks.faults import faults_table
 from benchmarks.findings import Findings
 from benchmarks.report import PICTURE, RESULTS, section
 from flows.settings_table import settings_table
@@ -63,3 +66,8 @@ def test_the_file_map_names_what_is_there() -> None:
 
 def _from_root(arguments: list[str]) -> list[str]:
     return [str(ROOT / part) if part.startswith("configs/") else part for part in arguments]
+
+
+def test_the_table_of_faults_is_what_was_measured() -> None:
+    measured = json.loads(FAULTS.read_text(encoding="utf-8"))
+    assert faults_table(measured) in README, "run `python -m benchmarks.faults`"

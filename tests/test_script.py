@@ -43,6 +43,6 @@ def test_the_script_leaves_exactly_the_promised_files_and_prints_its_tables(
         *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
     }
     assert {path.name for path in (run / "evaluation").iterdir()} == {
-        *("scores.json", "probe.json", "confusion.png", "loss_curve.png", "manifest.json"),
+        *("scores.json", "probe.json", "confusion.png", "loss_curve.png", "manifest.json", "training.json"),
         *(f"predictions_{name}.jsonl" for name in ("base", "candidate", "majority", "lookup_table")),
     }

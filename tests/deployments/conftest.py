@@ -1,5 +1,6 @@
 """One team for all tests that need one: it takes most of a minute to start."""
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,9 +10,12 @@ from deployments.up import Servers, team
 
 
 @pytest.fixture(scope="session")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder below which each worker has one of its own."""
-    return tmp_path_factory.mktemp("team")
+def home() -> Iterator[Path]:
+    """The folder below which each worker has one of its own; outside pytest's folders, which PostgreSQL's user may not
+    enter when root runs the tests."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 @pytest.fixture(scope="session")
