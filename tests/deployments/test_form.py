@@ -166,9 +166,9 @@ def test_a_run_started_in_the_form_shows_its_progress_and_ends_with_its_report(
         expect(page.get_by_text(title, exact=True).first).to_be_visible()
     expect(page.get_by_role("table")).to_have_count(4)
     expect(page.get_by_role("cell", name="candidate", exact=True).first).to_be_visible()
-    pictures = page.get_by_role("img", name=".png").all()
-    assert len(pictures) == 2
-    assert all(image.evaluate("image => image.naturalWidth") > 100 for image in pictures)
+    pictures = page.get_by_role("img", name=".png")
+    expect(pictures).to_have_count(2)
+    assert all(image.evaluate("image => image.naturalWidth") > 100 for image in pictures.all())
     link = page.get_by_role("link", name="Curve, predictions and model in MLflow")
     picture(page, "run_report")
     page.goto(str(link.get_attribute("href")))

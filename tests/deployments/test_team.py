@@ -1,10 +1,12 @@
 """A run of the team: two workers that share nothing but URLs, and nothing left behind in the end."""
 
+import json
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,12 @@ def run_to_its_end(servers: Servers, **settings: Any) -> dict[str, Any]:
     return run
 
 
+def adapters_of(folders: Iterable[Path], seed: int) -> list[Path]:
+    """Those that a run with this seed has made; the team is also that of other tests."""
+    configs = [folder / "run_config.json" for folder in folders]
+    return [path.parent for path in configs if path.exists() and json.loads(path.read_text())["seed"] == seed]
+
+
 def test_a_run_goes_through_two_workers_that_share_only_urls_and_a_second_has_nothing_to_do(
     servers: Servers, home: Path
 ) -> None:
@@ -37,11 +45,11 @@ def test_a_run_goes_through_two_workers_that_share_only_urls_and_a_second_has_no
     cpu, gpu = home / "cpu" / "runs", home / "gpu" / "runs"
     assert list(cpu.glob("datasets/*/train.arrow"))
     assert not list(gpu.glob("datasets/*"))
-    (adapter,) = gpu.glob("*/adapter")
+    (adapter,) = adapters_of(gpu.glob("*/adapter"), seed=5)
+    (fetched,) = adapters_of(cpu.glob("fetched/*"), seed=5)
     assert not list(cpu.glob("*/adapter"))
     weights = "adapter_model.safetensors"
-    (fetched,) = cpu.glob(f"fetched/*/{weights}")  # by the registry's check
-    assert fetched.read_bytes() == (adapter / weights).read_bytes()
+    assert (fetched / weights).read_bytes() == (adapter / weights).read_bytes()
     assert list(gpu.glob("fetched/*/train.arrow"))
     assert list((home / "store").glob("runs/*/checkpoint-8/manifest.json"))
 
