@@ -288,7 +288,7 @@ def faults_table(found: dict[str, dict[str, Any]]) -> str:
         end = fault["end"]["sft-flow"]
         if name == "cancel":
             end += f"; the training's process is gone after {fault['first_training_process_gone']} s"
-        lost = fault["steps_at_fault"] - (fault["resumed_from_step"] or fault["steps_at_fault"])
+        lost = max(0, fault["steps_at_fault"] - (fault["resumed_from_step"] or fault["steps_at_fault"]))
         cells = ("—" if cell is None else str(cell) for cell in (known, again, lost, fault["points_twice"], end))
         lines.append(f"| {fault['what'].rstrip('.')} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

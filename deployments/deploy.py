@@ -10,6 +10,7 @@ from typing import Any, Literal
 from uuid import UUID
 
 import fsspec
+import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.responses import DeploymentResponse
@@ -24,6 +25,7 @@ from deployments.topology import Pool, automations, deployments, pools
 from flows.cli import DEMO_BAD_SHARE, DEMO_ROWS, DEMO_SEED
 from samples.cases import write_rows
 from tasks.store import VARIABLE as STORE
+from tasks.store import store_problems
 
 POOL_KIND, NOTIFY = "SFT_FLOW_POOL_KIND", "SFT_FLOW_NOTIFY"
 
@@ -38,14 +40,21 @@ def main() -> None:
     kinds = typing.get_args(PoolKind)
     problems = [
         *([] if PREFECT_API_URL.value() else ["PREFECT_API_URL is not set: name the API of your Prefect server"]),
-        *([] if store else [f"{STORE} is not set: name a URL that all workers reach, such as s3://bucket/sft-flow"]),
+        *store_problems(needed=True),
         *([] if kind in kinds else [f"{POOL_KIND}: {kind!r} is no kind of pool; use one of {', '.join(kinds)}"]),
     ]
     if problems:
         sys.exit("\n".join(["Nothing was deployed:", *(f"  - {problem}" for problem in problems)]))
+    try:
+        _tell(typing.cast(PoolKind, kind), store)
+    except (ValueError, OSError, ImportError, httpx.HTTPError) as error:  # users' mistakes, stores, servers
+        sys.exit(f"Deployed only in part: {error}")
+
+
+def _tell(kind: PoolKind, store: str) -> None:
     console = Console(highlight=False)
     with get_client(sync_client=True) as client:
-        for outcome, what, name in deploy(client, typing.cast(PoolKind, kind), store, os.environ.get(NOTIFY)):
+        for outcome, what, name in deploy(client, kind, store, os.environ.get(NOTIFY)):
             console.print(f"{outcome:10} {what:11} {name}", markup=False, soft_wrap=True)
 
 

@@ -20,11 +20,12 @@ from flows.janitor_flow import janitor_flow
 from flows.reevaluate_flow import reevaluate_flow
 from flows.sft_flow import NOTHING_NEW, sft_flow
 from flows.train_flow import train_flow
+from tasks.janitor import JANITOR_PERIOD
 from tasks.promotion import PROMOTED
 from training_core.config import read_settings_file
 
 WEEKLY = Cron("0 3 * * 1", timezone="UTC", active=False, slug="weekly")
-EVERY_FIVE_MINUTES = Cron("*/5 * * * *", timezone="UTC", slug="often")
+OFTEN = Cron(f"*/{JANITOR_PERIOD.seconds // 60} * * * *", timezone="UTC", slug="often")
 ROWS_UPDATED = "rows.updated"
 
 # A machine is given up after three heartbeats; a crashed run that nothing has moved for a minute is taken up again.
@@ -61,7 +62,7 @@ def deployments(demo_rows: str) -> list[RunnerDeployment]:
         _deployment(sft_flow, "demo", "cpu", demo),
         _deployment(reevaluate_flow, "qwen", "gpu", qwen),
         _deployment(reevaluate_flow, "demo", "gpu", demo),
-        _deployment(janitor_flow, "often", "cpu", {}, EVERY_FIVE_MINUTES),
+        _deployment(janitor_flow, "often", "cpu", {}, OFTEN),
     ]
 
 

@@ -53,6 +53,7 @@ def main() -> None:
     """Servers, pools, deployments and workers until Ctrl-C; then nothing of it is left but ``output_dir``."""
     config = read_settings(config_from_command_line(sys.argv[1:], "python -m deployments.up"))
     set_environment()
+    os.environ.pop("MLFLOW_TRACKING_URI", None)  # this set-up has a server of its own
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell that starts jobs with & has the first ignored
         signal.signal(number, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt), team(Path(config.output_dir).resolve()) as found:

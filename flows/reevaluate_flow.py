@@ -6,6 +6,7 @@ from prefect import flow
 from pydantic import Field
 
 from flows.parameters import takes_settings
+from tasks.attempts import limit_attempts
 from tasks.data import build_dataset, validate_data
 from tasks.evaluation import evaluate
 from tasks.promotion import promote
@@ -24,6 +25,7 @@ Version = Annotated[str, Field(description="Version to judge: its number or an a
 @takes_settings
 def reevaluate_flow(config: RunConfig, version: Version = CANDIDATE) -> FinishedRun:
     """Judge a registered adapter anew and promote it if it has earned that by now; nothing is trained."""
+    limit_attempts()
     setup_logging()
     validate_data(config)
     dataset = build_dataset(config)

@@ -1,5 +1,11 @@
-"""An end to runs that die again and again."""
+"""An end to runs that die again and again, and to processes whose run has been given to another."""
 
+import os
+from uuid import UUID
+
+from prefect import get_run_logger
+from prefect.client.orchestration import get_client
+from prefect.logging.handlers import APILogWorker
 from prefect.runtime import flow_run
 
 MOST_ATTEMPTS = 8
@@ -12,3 +18,17 @@ def limit_attempts() -> None:
             f"this run has been started {MOST_ATTEMPTS} times without coming to an end; its log says how far it came. "
             "A new run with the same settings goes on from the last checkpoint"
         )
+
+
+def end_when_replaced(run_id: str, run_count: int) -> None:
+    """End this process, silently, when its run is no longer its own.
+
+    A machine that froze long enough to be given up, and woke, must neither work beside its replacement nor report a
+    state for it: exit code 0 tells a worker nothing. Raises ``httpx.HTTPError`` when the server does not answer.
+    """
+    with get_client(sync_client=True) as client:
+        now = client.read_flow_run(UUID(run_id))
+    if now.run_count != run_count or not (now.state and (now.state.is_running() or now.state.is_cancelling())):
+        get_run_logger().error("This run goes on elsewhere or is over (%s); this process ends", now.state)
+        APILogWorker.drain_all(timeout=5)
+        os._exit(0 if now.deployment_id else 1)  # without a deployment there is no worker, but somebody who waits

@@ -16,15 +16,17 @@ from prefect.client.schemas.sorting import ArtifactSort
 from prefect.deployments import run_deployment
 from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
-from prefect.states import AwaitingRetry, Cancelling
+from prefect.states import AwaitingRetry, Cancelled, Cancelling
 from pydantic import TypeAdapter
 
+from tasks.attempts import end_when_replaced
+from tasks.janitor import CRASHED_FOR, JANITOR_PERIOD
 from tasks.refs import DatasetRef, TrainedRef
 from training_core.config import RunConfig
 
 SECONDS_BETWEEN_LOOKS = 5
-# In this time the automations give up a machine that is gone (90 s) and let its run be taken up again (60 s).
-GRACE = timedelta(seconds=180)
+# In this time a crashed run is taken up again: after 60 s by an automation or, should its event be lost, by the janitor
+GRACE = CRASHED_FOR + 2 * JANITOR_PERIOD
 
 _RESULT = "train-flow-result"
 
@@ -81,12 +83,19 @@ def _cancel_if_cancelled(child_id: UUID) -> None:
             client.set_flow_run_state(child_id, Cancelling())
 
 
+def _cancel(run_id: UUID) -> None:
+    """Of a run that no worker has: nobody would use what it trains."""
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run_id, Cancelled(message="no worker took it in time"), force=True)
+
+
 def _wait(run_id: UUID, longest_queue: timedelta) -> FlowRun:
     """The run when it is over. One that crashed counts as over after a grace in which it may be taken up again."""
-    child = None
+    own, child = (flow_run.id, flow_run.run_count), None
     while child is None or not _is_over(child):
         time.sleep(SECONDS_BETWEEN_LOOKS if child else 0)
         try:
+            end_when_replaced(*own)
             with get_client(sync_client=True) as client:
                 child = client.read_flow_run(run_id)
         except httpx.HTTPError as error:
@@ -94,6 +103,7 @@ def _wait(run_id: UUID, longest_queue: timedelta) -> FlowRun:
             time.sleep(SECONDS_BETWEEN_LOOKS)
             continue
         if child.state and child.state.is_scheduled() and datetime.now(UTC) - child.state.timestamp > longest_queue:
+            _cancel(run_id)
             raise TimeoutError(
                 f"no worker took training {child.name} in {longest_queue}; start one for pool {child.work_pool_name}, "
                 "or raise max_queue_hours, and retry this run"

@@ -17,16 +17,18 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventResourceFilter
-from prefect.states import AwaitingRetry, Crashed, Failed
+from prefect.states import AwaitingRetry, Cancelled, Crashed, Failed
+
+from tasks.attempts import MOST_ATTEMPTS
 
 FLOWS = ("sft-flow", "train-flow", "reevaluate-flow")
-STATES = ("Running", "Crashed", "Pending", "Submitting", "AwaitingRetry")
-MOST_CRASHES = 5
+STATES = ("Running", "Cancelling", "Crashed", "Pending", "Submitting", "AwaitingRetry")
 
 # Longer than the automations take, so that these are only seen to when an event was lost.
 SILENT_FOR = timedelta(minutes=4)
 CRASHED_FOR = timedelta(minutes=3)
-PENDING_FOR = timedelta(minutes=10)
+PENDING_FOR = timedelta(minutes=30)  # an image may have to be pulled
+JANITOR_PERIOD = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Abandoned:
 
     run_id: UUID
     name: str
+    seen: UUID | None
     state: State
 
 
@@ -51,13 +54,15 @@ def find_abandoned() -> list[Abandoned]:
             limit=200,
         )
         judged = [(run, judge(run, _last_heartbeat(client, run), _crashes(client, run))) for run in runs]
-    return [Abandoned(run.id, run.name, state) for run, state in judged if state]
+    return [Abandoned(run.id, run.name, run.state_id, state) for run, state in judged if state]
 
 
 @task
 def settle(abandoned: Abandoned) -> None:
-    """Give the run the state it is to have."""
+    """Give the run the state it is to have, unless it has moved on meanwhile."""
     with get_client(sync_client=True) as client:
+        if client.read_flow_run(abandoned.run_id).state_id != abandoned.seen:
+            return
         client.set_flow_run_state(abandoned.run_id, abandoned.state, force=True)
     get_run_logger().warning("Run %s is now %s: %s", abandoned.name, abandoned.state.name, abandoned.state.message)
 
@@ -67,9 +72,12 @@ def judge(run: FlowRun, last_heartbeat: datetime | None, crashes: int, now: date
     assert run.state
     now = now or datetime.now(UTC)
     age = now - run.state.timestamp
-    if run.state.is_running() and now - max(run.state.timestamp, last_heartbeat or run.state.timestamp) > SILENT_FOR:
+    silent = now - max(run.state.timestamp, last_heartbeat or run.state.timestamp) > SILENT_FOR
+    if run.state.is_running() and silent:
         return Crashed(message=f"no heartbeat in {SILENT_FOR}")
-    if (run.state.is_crashed() or run.state.name == "AwaitingRetry") and crashes > MOST_CRASHES:
+    if run.state.is_cancelling() and silent:
+        return Cancelled(message=f"cancelled, and no heartbeat in {SILENT_FOR}")
+    if (run.state.is_crashed() or run.state.name == "AwaitingRetry") and crashes > MOST_ATTEMPTS:
         return Failed(message=f"crashed {crashes} times; its log says how far it came")
     if run.state.is_crashed() and age > CRASHED_FOR:
         return AwaitingRetry(message="taken up again")

@@ -58,6 +58,8 @@ def _memory_problems(config: RunConfig, dataset: DatasetRef) -> list[str]:
     room = os.environ.get(GPU_MEMORY)
     if room is None:
         return []
+    if not room.replace(".", "", 1).isdecimal():
+        return [f"{GPU_MEMORY}: {room!r} is no number of GiB, such as 80"]
     data = load_training_data(open_folder(dataset.folder, config))
     heaviest = make_batches(data.train, data.held_out, config).train.heaviest_size()
     base = fetch_tokenizer(config.model_name, config.cache_dir)

@@ -1,9 +1,8 @@
 """Shows a training from outside: a thread of its own reads the journal, so that no server can stall a step."""
 
 import contextvars
-import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,10 +12,9 @@ from uuid import UUID
 import httpx
 from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from prefect.client.orchestration import get_client
-from prefect.logging.handlers import APILogWorker
 from prefect.runtime import flow_run
 
+from tasks.attempts import end_when_replaced
 from tasks.refs import RunRef
 from tasks.registry import send_points
 from tasks.store import save_progress
@@ -43,35 +41,21 @@ class _Follower:
     artifact: UUID | None = None
 
     def catch_up(self) -> None:
-        """Send what is new since the last look, and bring new checkpoints to safety."""
+        """Send what is new since the last look."""
         points = read_journal(Path(self.run.path) / "journal.jsonl")
         send_points(self.config, self.run.tracking_run_id, points[self.sent :])
         if len(points) > self.sent:
             self._show_progress(points)
         self.sent = len(points)
+
+    def save(self) -> None:
+        """Bring a new checkpoint to safety."""
         self.saved_step = save_progress(Path(self.run.path), self.run.identity, self.saved_step)
 
-    def follow(self, finished: threading.Event) -> None:
-        while not finished.wait(SECONDS_BETWEEN_LOOKS):
-            try:
-                self._end_when_replaced()
-                self.catch_up()
-            except (OSError, httpx.HTTPError) as error:  # OSError: connections and stores
-                get_run_logger().warning("Progress not shown this time, training goes on: %s", error)
-
-    def _end_when_replaced(self) -> None:
-        """End this process, silently, when its run is no longer its own.
-
-        A machine that froze long enough to be given up, and woke, must neither train beside its replacement nor report
-        a state for it: exit code 0 tells the worker nothing.
-        """
-        run_id, run_count = self.attempt
-        with get_client(sync_client=True) as client:
-            now = client.read_flow_run(UUID(run_id))
-        if now.run_count != run_count or not (now.state and (now.state.is_running() or now.state.is_cancelling())):
-            get_run_logger().error("This run goes on elsewhere or is over (%s); this process ends", now.state)
-            APILogWorker.drain_all(timeout=5)
-            os._exit(0)
+    def watch(self) -> None:
+        """End with the run, and show what is new."""
+        end_when_replaced(*self.attempt)
+        self.catch_up()
 
     def _show_progress(self, points: list[Point]) -> None:
         share, text = 100 * points[-1].step / points[-1].of_steps, describe_progress(points)
@@ -92,15 +76,29 @@ def follow_journal(config: RunConfig, run: RunRef) -> Iterator[None]:
     ``OSError`` or ``httpx.HTTPError`` when they do not.
     """
     follower, finished = _Follower(config, run, (flow_run.id, flow_run.run_count)), threading.Event()
-    in_this_task = contextvars.copy_context()
-    thread = threading.Thread(target=in_this_task.run, args=(follower.follow, finished), daemon=True)
-    thread.start()
+    # Apart, so that a store that fails in a way of its own cannot keep a replaced process alive.
+    threads = [_again_and_again(look, finished) for look in (follower.watch, follower.save)]
     try:
         yield
     finally:
         finished.set()
-        thread.join()
+        for thread in threads:
+            thread.join()
     follower.catch_up()
+    follower.save()
+
+
+def _again_and_again(look: Callable[[], None], finished: threading.Event) -> threading.Thread:
+    def follow() -> None:
+        while not finished.wait(SECONDS_BETWEEN_LOOKS):
+            try:
+                look()
+            except (OSError, httpx.HTTPError) as error:  # OSError: connections and stores
+                get_run_logger().warning("Not this time, training goes on: %s", error)
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(follow,), daemon=True)
+    thread.start()
+    return thread
 
 
 def describe_progress(points: list[Point]) -> str:

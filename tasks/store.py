@@ -1,15 +1,17 @@
 """Folders that travel between machines: published under a URL, fetched where they are missing, checked on arrival."""
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
 from uuid import uuid4
 
 import fsspec
+from filelock import FileLock
 from prefect import get_run_logger
 
 from tasks.refs import FolderRef
-from training_core.checkpoints import MANIFEST, latest_complete_checkpoint, seal_digest, step_of
+from training_core.checkpoints import MANIFEST, seal_digest, step_of
 from training_core.config import RunConfig
 
 VARIABLE = "SFT_FLOW_STORE"
@@ -45,7 +47,10 @@ def open_folder(ref: FolderRef, config: RunConfig) -> Path:
     if ref.url is None:
         remedy = f"set {VARIABLE} to a URL that all workers reach"
         raise FileNotFoundError(f"{ref.path} is not here or damaged, and was published nowhere; {remedy}")
-    _download(ref.url, fetched)
+    fetched.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(fetched.with_name(f".{fetched.name}.lock")):  # several workers may share a folder
+        if seal_digest(fetched) != ref.digest:
+            _download(ref.url, fetched)
     if seal_digest(fetched) != ref.digest:
         raise FileNotFoundError(f"{ref.url} does not hold the folder that was published there")
     return fetched
@@ -57,15 +62,17 @@ def save_progress(run_dir: Path, identity: str, saved_step: int) -> int:
     url = _place("runs", identity[:16])
     if url is None:
         return saved_step
-    steps = [step_of(path.parent) or 0 for path in (run_dir / "checkpoints").glob(f"checkpoint-*/{MANIFEST}")]
-    newest = max(steps, default=0)
+    newest = _newest_step(run_dir)
     if newest <= saved_step:
         return saved_step
-    _upload(run_dir / "checkpoints" / f"checkpoint-{newest}", f"{url}/checkpoint-{newest}")
     files, place = fsspec.core.url_to_fs(url)
-    files.put_file(str(run_dir / "journal.jsonl"), f"{place}/journal.jsonl")
-    if saved_step:
-        files.rm(f"{place}/checkpoint-{saved_step}", recursive=True)
+    files.makedirs(place, exist_ok=True)
+    files.put_file(str(run_dir / "journal.jsonl"), f"{place}/journal.jsonl")  # first: the checkpoint stands on it
+    _upload(run_dir / "checkpoints" / f"checkpoint-{newest}", f"{url}/checkpoint-{newest}")
+    for older in _stored_steps(url) - {newest}:
+        if older < newest:
+            with contextlib.suppress(FileNotFoundError):  # another machine that trains the same was faster
+                files.rm(f"{place}/checkpoint-{older}", recursive=True)
     return newest
 
 
@@ -74,15 +81,24 @@ def restore_progress(run_dir: Path, identity: str) -> None:
     url = _place("runs", identity[:16])
     if url is None:
         return
-    files, place = fsspec.core.url_to_fs(url)
-    stored = [step_of(Path(path).parent) or 0 for path in files.glob(f"{place}/checkpoint-*/{MANIFEST}")]
-    here = latest_complete_checkpoint(run_dir / "checkpoints")
-    newest = max(stored, default=0)
-    if newest <= ((step_of(here) if here else 0) or 0):
+    newest = max(_stored_steps(url), default=0)
+    if newest <= _newest_step(run_dir):
         return
-    _download(f"{url}/checkpoint-{newest}", run_dir / "checkpoints" / f"checkpoint-{newest}")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    files, place = fsspec.core.url_to_fs(url)
     files.get_file(f"{place}/journal.jsonl", str(run_dir / "journal.jsonl"))
+    _download(f"{url}/checkpoint-{newest}", run_dir / "checkpoints" / f"checkpoint-{newest}")
     get_run_logger().info("Checkpoint %d fetched from %s: another machine trained this far", newest, url)
+
+
+def _newest_step(run_dir: Path) -> int:
+    manifests = (run_dir / "checkpoints").glob(f"checkpoint-*/{MANIFEST}")
+    return max((step_of(path.parent) or 0 for path in manifests), default=0)
+
+
+def _stored_steps(url: str) -> set[int]:
+    files, place = fsspec.core.url_to_fs(url)
+    return {step_of(Path(path).parent) or 0 for path in files.glob(f"{place}/checkpoint-*/{MANIFEST}")}
 
 
 def store_problems(needed: bool) -> list[str]:

@@ -1,5 +1,6 @@
 """Tasks from a base model to a saved adapter. The live model passes between them inside one process only."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -10,9 +11,9 @@ from tasks.links import link_both_ways
 from tasks.progress import follow_journal
 from tasks.refs import DatasetRef, FolderRef, RunRef
 from tasks.registry import open_tracking_run, send_points
-from tasks.store import open_folder, publish, restore_progress
+from tasks.store import open_folder, publish, restore_progress, store_problems
 from training_core import checkpoints
-from training_core.config import RunConfig
+from training_core.config import RunConfig, SettingsError
 from training_core.data_store import load_training_data
 from training_core.distributed import train_on_devices
 from training_core.identity import training_identity
@@ -34,6 +35,7 @@ def open_run(config: RunConfig, dataset: DatasetRef) -> RunRef:
 
     Retried because the base model and the tracking server are reached over the network.
     """
+    _demand_meeting_places(dataset)
     base_digest = digest_base_model(fetch_base_model(config.model_name, config.cache_dir))
     identity = training_identity(config, dataset.digest, base_digest)
     folder = Path(config.output_dir).resolve() / identity[:12]
@@ -42,6 +44,17 @@ def open_run(config: RunConfig, dataset: DatasetRef) -> RunRef:
     run_id = open_tracking_run(config, identity, dataset, open_folder(dataset.folder, config))
     link_both_ways(config, run_id)
     return RunRef(identity, str(folder), base_digest, run_id)
+
+
+def _demand_meeting_places(dataset: DatasetRef) -> None:
+    """What was sent here from another machine needs a way back, and that is known now, not after the training."""
+    if dataset.folder.url is None:
+        return
+    problems = store_problems(needed=True)
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        problems.append("MLFLOW_TRACKING_URI is not set for this worker; give it the server that all workers use")
+    if problems:
+        raise SettingsError(problems)
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)

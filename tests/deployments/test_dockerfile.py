@@ -65,7 +65,6 @@ def test_nobody_runs_as_root_and_all_kinds_of_pools_agree_on_user_and_folder() -
     assert arguments("USER") == [f"{USER}:{USER}"]
     assert f"--uid {USER} " in TEXT
     assert arguments("WORKDIR")[-1] == WORK_FOLDER
-    assert f"SFT_FLOW_HOME={WORK_FOLDER}" in TEXT
     job = KUBERNETES_JOB.read_text(encoding="utf-8")
     assert re.findall(r"(?:runAsUser|runAsGroup|fsGroup): (\d+)", job) == [str(USER)] * 3
 

@@ -5,9 +5,10 @@ from uuid import uuid4
 
 import pytest
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.states import AwaitingRetry, Cancelled, Completed, Crashed, Failed, Pending, Running, Scheduled
+from prefect.states import AwaitingRetry, Cancelled, Cancelling, Completed, Crashed, Failed, Pending, Running, Scheduled
 
-from tasks.janitor import CRASHED_FOR, MOST_CRASHES, PENDING_FOR, SILENT_FOR, judge
+from tasks.attempts import MOST_ATTEMPTS
+from tasks.janitor import CRASHED_FOR, PENDING_FOR, SILENT_FOR, judge
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 A_MOMENT = timedelta(seconds=1)
@@ -40,10 +41,10 @@ def test_a_crashed_run_is_taken_up_again_when_the_automation_has_had_its_time() 
 
 @pytest.mark.parametrize("state", [Crashed(), AwaitingRetry()], ids=lambda state: str(state.name))
 def test_a_run_that_crashes_again_and_again_fails_and_says_how_often(state: State) -> None:
-    at_last = judged(state, CRASHED_FOR + A_MOMENT, crashes=MOST_CRASHES + 1)
+    at_last = judged(state, CRASHED_FOR + A_MOMENT, crashes=MOST_ATTEMPTS + 1)
     assert at_last and at_last.is_failed()
-    assert f"crashed {MOST_CRASHES + 1} times" in str(at_last.message)
-    once_more = judged(state, CRASHED_FOR + A_MOMENT, crashes=MOST_CRASHES)
+    assert f"crashed {MOST_ATTEMPTS + 1} times" in str(at_last.message)
+    once_more = judged(state, CRASHED_FOR + A_MOMENT, crashes=MOST_ATTEMPTS)
     assert once_more is None or once_more.is_scheduled()
 
 
@@ -58,3 +59,9 @@ def test_a_run_that_no_worker_starts_is_given_to_another() -> None:
 )
 def test_runs_that_are_over_or_wait_their_turn_are_left_alone(state: State) -> None:
     assert judged(state, timedelta(days=9), heartbeat=timedelta(days=9)) is None
+
+
+def test_a_run_that_is_cancelled_on_a_machine_that_is_gone_is_cancelled_in_the_end() -> None:
+    assert judged(Cancelling(), SILENT_FOR - A_MOMENT) is None
+    ended = judged(Cancelling(), SILENT_FOR + A_MOMENT, heartbeat=timedelta(hours=1))
+    assert ended and ended.is_cancelled()
