@@ -94,7 +94,9 @@ def test_a_registered_model_answers_held_out_rows_with_the_tokens_of_the_evaluat
     base_digest = digest_base_model(tiny_base)
     run = RunRef("i", str(tmp_path), base_digest, "r")
     adapter = FolderRef(str(tmp_path / "adapter"), None, str(seal_digest(tmp_path / "adapter")))
-    package_adapter(TrainedRef(run, adapter, EvalReport(adapter, 0, {}, {}, None)), str(tiny_base), 6, tmp_path / "model")
+    package_adapter(
+        TrainedRef(run, adapter, EvalReport(adapter, 0, {}, {}, None)), str(tiny_base), 6, tmp_path / "model"
+    )
     answers = generate(loaded, [prompt_of(row) for row in rows], replace(config, eval_batch_size=4))
     probe = {"records": rows["record"][:], "answers": answers, "max_new_tokens": 6}
     (tmp_path / "probe.json").write_text(json.dumps(probe))
