@@ -1,14 +1,20 @@
-"""An end to runs that die again and again, and to processes whose run has been given to another."""
+"""What is tried again and what is not: failures, runs that die again and again, runs given to another process."""
 
 import os
+from typing import Any
 from uuid import UUID
 
-from prefect import get_run_logger
+from prefect import State, get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.logging.handlers import APILogWorker
 from prefect.runtime import flow_run
 
 MOST_ATTEMPTS = 8
+
+
+def may_pass(_task: object, _run: object, state: State[Any]) -> bool:
+    """Whether a failure is worth another try: what the network did, not what settings and rows are."""
+    return not isinstance(state.data, ValueError)
 
 
 def limit_attempts() -> None:

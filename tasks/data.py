@@ -1,10 +1,9 @@
 """Tasks from files of rows to a folder of encoded rows."""
 
-from typing import Any
-
-from prefect import State, task
+from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
+from tasks.attempts import may_pass
 from tasks.refs import DatasetRef
 from tasks.store import publish
 from training_core.config import RunConfig
@@ -16,12 +15,7 @@ from training_core.model_setup import fetch_tokenizer
 from training_core.utils import validate_args
 
 
-def _may_pass(_task: object, _run: object, state: State[Any]) -> bool:
-    """Retry what the network did, not what the rows are."""
-    return not isinstance(state.data, ValueError)
-
-
-@task(retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=_may_pass)
+@task(retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=may_pass)
 def validate_data(config: RunConfig) -> None:
     """Refuse settings and rows that cannot be trained on, with every problem at once; the report is an artifact.
 
@@ -35,7 +29,7 @@ def validate_data(config: RunConfig) -> None:
     demand_fitness(report)
 
 
-@task(retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=_may_pass)
+@task(retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=may_pass)
 def build_dataset(config: RunConfig) -> DatasetRef:
     """The folder of encoded rows, found or made anew."""
     folder = prepare_data(config, fetch_tokenizer(config.model_name, config.cache_dir))

@@ -9,6 +9,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import WorkPoolStatus
 from prefect.exceptions import ObjectNotFound
 
+from tasks.attempts import may_pass
 from tasks.refs import DatasetRef
 from tasks.registry import tracking_problems
 from tasks.store import open_folder, store_problems
@@ -25,7 +26,7 @@ _GIB = 2**30
 _BYTES_ON_A_GPU = 2  # a value in bf16 or fp16
 
 
-@task(retries=1, retry_delay_seconds=5)
+@task(retries=1, retry_delay_seconds=5, retry_condition_fn=may_pass)
 def preflight(config: RunConfig, dataset: DatasetRef) -> None:
     """Raise ``SettingsError`` with all that would end this run hours later.
 

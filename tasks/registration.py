@@ -8,6 +8,7 @@ from pathlib import Path
 
 from prefect import get_run_logger, task
 
+from tasks.attempts import may_pass
 from tasks.refs import EvalReport, ModelVersionRef, RegisteredRef, TrainedRef
 from tasks.registry import (
     CANDIDATE,
@@ -42,7 +43,7 @@ def register_adapter(config: RunConfig, trained: TrainedRef) -> ModelVersionRef:
     return ModelVersionRef(config.registered_model_name, version, champion=False, verdict="not judged")
 
 
-@task(retries=3, retry_delay_seconds=[5, 30, 120])
+@task(retries=3, retry_delay_seconds=[5, 30, 120], retry_condition_fn=may_pass)
 def fetch_registered(config: RunConfig, name: str) -> RegisteredRef:
     """The files of the version with this number or alias, to be judged on rows encoded for its base.
 

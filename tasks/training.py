@@ -7,6 +7,7 @@ import torch
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
+from tasks.attempts import may_pass
 from tasks.links import link_both_ways
 from tasks.progress import follow_journal
 from tasks.refs import DatasetRef, FolderRef, RunRef
@@ -28,14 +29,14 @@ from training_core.model_setup import (
 from training_core.trainer import train_model
 
 
-@task(retries=3, retry_delay_seconds=[5, 30, 120])
+@task(retries=3, retry_delay_seconds=[5, 30, 120], retry_condition_fn=may_pass)
 def open_run(config: RunConfig, dataset: DatasetRef) -> RunRef:
     """Find or create the folder and the tracking run of this training identity; the folder goes on where another
     machine left it.
 
     Retried because the base model and the tracking server are reached over the network.
     """
-    _demand_meeting_places(dataset)
+    _demand_meeting_places(config)
     base_digest = digest_base_model(fetch_base_model(config.model_name, config.cache_dir))
     identity = training_identity(config, dataset.digest, base_digest)
     folder = Path(config.output_dir).resolve() / identity[:12]
@@ -46,9 +47,9 @@ def open_run(config: RunConfig, dataset: DatasetRef) -> RunRef:
     return RunRef(identity, str(folder), base_digest, run_id)
 
 
-def _demand_meeting_places(dataset: DatasetRef) -> None:
-    """What was sent here from another machine needs a way back, and that is known now, not after the training."""
-    if dataset.folder.url is None:
+def _demand_meeting_places(config: RunConfig) -> None:
+    """What is trained for another machine needs a way back, and that is known now, not after the training."""
+    if config.train_on is None:
         return
     problems = store_problems(needed=True)
     if "MLFLOW_TRACKING_URI" not in os.environ:

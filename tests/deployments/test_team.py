@@ -1,5 +1,6 @@
 """A run of the team: two workers that share nothing but URLs, and nothing left behind in the end."""
 
+import contextlib
 import json
 import re
 import signal
@@ -20,15 +21,41 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 TINY = {"max_steps": 8, "gradient_accumulation_steps": 2, "max_eval_rows": 6, "eval_max_new_tokens": 12}
 
 
-def run_to_its_end(servers: Servers, **settings: Any) -> dict[str, Any]:
+def start(servers: Servers, **settings: Any) -> str:
+    """The id of a new run of the demo."""
     api = f"{servers.prefect.address}/api"
     demo = httpx.get(f"{api}/deployments/name/sft-flow/demo", timeout=30).json()["id"]
     wanted = {"parameters": TINY | settings}
-    run = httpx.post(f"{api}/deployments/{demo}/create_flow_run", json=wanted, timeout=30).json()
-    while run["state"]["type"] not in ("COMPLETED", "FAILED", "CANCELLED"):
+    return str(httpx.post(f"{api}/deployments/{demo}/create_flow_run", json=wanted, timeout=30).json()["id"])
+
+
+def wait_for_end(servers: Servers, run_id: str) -> dict[str, Any]:
+    while (run := look(servers, id={"any_": [run_id]}))["state"]["type"] not in ("COMPLETED", "FAILED", "CANCELLED"):
         time.sleep(1)
-        run = httpx.get(f"{api}/flow_runs/{run['id']}", timeout=30).json()
     return run
+
+
+def look(servers: Servers, **which: Any) -> dict[str, Any]:
+    """The one run that is meant."""
+    wanted = {"flow_runs": which}
+    (run,) = httpx.post(f"{servers.prefect.address}/api/flow_runs/filter", json=wanted, timeout=30).json()
+    return dict(run)
+
+
+def training_half_way(home: Path, known: set[Path]) -> tuple[Path, psutil.Process]:
+    """The folder of a training that has written a checkpoint not ``known`` yet, and the process that trains."""
+    while not (new := checkpoints(home) - known):
+        time.sleep(0.2)
+    folder = min(new).parents[2]
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if process.cwd() == str(home / "gpu") and "prefect.engine" in process.cmdline():
+                return folder, process
+    raise AssertionError("nobody trains")
+
+
+def checkpoints(home: Path) -> set[Path]:
+    return set(home.glob("gpu/runs/*/checkpoints/checkpoint-*/manifest.json"))
 
 
 def adapters_of(folders: Iterable[Path], seed: int) -> list[Path]:
@@ -40,7 +67,7 @@ def adapters_of(folders: Iterable[Path], seed: int) -> list[Path]:
 def test_a_run_goes_through_two_workers_that_share_only_urls_and_a_second_has_nothing_to_do(
     servers: Servers, home: Path
 ) -> None:
-    run = run_to_its_end(servers, seed=5)
+    run = wait_for_end(servers, start(servers, seed=5))
     assert run["state"]["name"] == "Completed", run["state"]["message"]
     cpu, gpu = home / "cpu" / "runs", home / "gpu" / "runs"
     assert list(cpu.glob("datasets/*/train.arrow"))
@@ -53,9 +80,35 @@ def test_a_run_goes_through_two_workers_that_share_only_urls_and_a_second_has_no
     assert list(gpu.glob("fetched/*/train.arrow"))
     assert list((home / "store").glob("runs/*/checkpoint-8/manifest.json"))
 
-    again = run_to_its_end(servers, seed=5)
+    again = wait_for_end(servers, start(servers, seed=5))
     assert again["state"]["name"] == "NothingNew", again["state"]["message"]
     assert again["total_run_time"] < run["total_run_time"]
+
+
+def test_a_cancelled_run_stops_its_training_within_half_a_minute(servers: Servers, home: Path) -> None:
+    known = checkpoints(home)
+    run_id = start(servers, seed=6, max_steps=1000, save_steps=2)
+    _, training = training_half_way(home, known)
+    cancelling = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
+    httpx.post(f"{servers.prefect.address}/api/flow_runs/{run_id}/set_state", json=cancelling, timeout=30)
+    training.wait(timeout=30)
+    assert wait_for_end(servers, run_id)["state"]["name"] == "Cancelled"
+    child = look(servers, parent_flow_run_id={"any_": [run_id]})
+    assert wait_for_end(servers, child["id"])["state"]["name"] == "Cancelled"
+
+
+def test_a_training_that_is_killed_is_taken_up_again_from_its_checkpoint(servers: Servers, home: Path) -> None:
+    known = checkpoints(home)
+    run_id = start(servers, seed=7, max_steps=40, save_steps=4)
+    folder, training = training_half_way(home, known)
+    training.kill()
+    run = wait_for_end(servers, run_id)
+    assert run["state"]["name"] == "Completed", run["state"]["message"]
+    assert look(servers, parent_flow_run_id={"any_": [run_id]})["run_count"] == 2
+    assert json.loads((folder / "training.json").read_text())["resumed_from_step"] >= 4
+    points = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+    steps = [point["step"] for point in points if "loss" in point["values"]]
+    assert steps == sorted(set(steps))
 
 
 def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:

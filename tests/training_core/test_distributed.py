@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from tiny_models import tiny_training
 
 from training_core.checkpoints import latest_complete_checkpoint
 from training_core.config import RunConfig
@@ -22,16 +23,14 @@ from training_core.trainer import TrainingSummary, train_model
 
 @pytest.fixture
 def config(tiny_base: Path, sample_rows: Path, tmp_path: Path) -> RunConfig:
-    return RunConfig(
-        model_name=str(tiny_base),
-        dataset_path=str(sample_rows),
-        output_dir=str(tmp_path / "runs"),
+    return tiny_training(
+        tiny_base,
+        sample_rows,
+        tmp_path,
         max_steps=3,
         max_seq_length=1600,
-        per_device_train_batch_size=2,
         gradient_accumulation_steps=7,
         gradient_checkpointing=False,
-        learning_rate=1e-2,
         lora_dropout=0.0,
         max_eval_rows=3,
         save_steps=1,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import tiny_training
 
 from training_core.batches import Batches, BatchSize, make_batches
 from training_core.config import RunConfig, SettingsError
@@ -29,15 +30,13 @@ BATCH = BatchSize(tokens=8_192, labels=400, longest_row=2_048)
 
 @pytest.fixture
 def config(tiny_base: Path, sample_rows: Path, tmp_path: Path) -> RunConfig:
-    return RunConfig(
-        model_name=str(tiny_base),
-        dataset_path=str(sample_rows),
-        output_dir=str(tmp_path / "runs"),
+    return tiny_training(
+        tiny_base,
+        sample_rows,
+        tmp_path,
         max_steps=2,
-        per_device_train_batch_size=2,
         gradient_accumulation_steps=1,
         max_eval_rows=2,
-        learning_rate=1e-2,
     )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from tiny_models import tiny_training
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from training_core.batches import Steps, tokens_per_step
@@ -21,15 +22,13 @@ from training_core.utils import Precision
 
 @pytest.fixture
 def config(tiny_base: Path, sample_rows: Path, tmp_path: Path) -> RunConfig:
-    return RunConfig(
-        model_name=str(tiny_base),
-        dataset_path=str(sample_rows),
-        output_dir=str(tmp_path / "runs"),
+    return tiny_training(
+        tiny_base,
+        sample_rows,
+        tmp_path,
         max_steps=4,
-        per_device_train_batch_size=2,
         gradient_accumulation_steps=2,
         gradient_checkpointing=False,
-        learning_rate=1e-2,
         max_eval_rows=4,
         eval_max_new_tokens=4,
     )
