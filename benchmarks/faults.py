@@ -135,8 +135,17 @@ def kill_parent(team: Team) -> None:
 
 def kill_server(team: Team) -> None:
     """SIGKILL of the Prefect server; started again after 30 s."""
+    _restart_server(team, 30)
+
+
+def keep_server_away(team: Team) -> None:
+    """SIGKILL of the Prefect server; started again after 150 s, when every run has been silent for too long."""
+    _restart_server(team, 150)
+
+
+def _restart_server(team: Team, after: int) -> None:
     team.servers.prefect.process.kill()
-    time.sleep(30)
+    time.sleep(after)
     port = int(team.servers.prefect.address.rpartition(":")[2])
     again = prefect_server(team.home / "prefect", port, database=team.servers.database, for_workers=True)
     server = team.stack.enter_context(again)
@@ -178,7 +187,7 @@ FAULTS: dict[str, Callable[[Team], None]] = {
     fault.__name__: fault
     for fault in (
         *(kill_training, kill_gpu_worker, kill_gpu_machine, freeze_training, kill_parent, kill_cpu_machine),
-        *(kill_server, cancel, pause_pool, keep_gpu_worker_away),
+        *(kill_server, keep_server_away, cancel, pause_pool, keep_gpu_worker_away),
     )
 }
 
