@@ -6,6 +6,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from fsspec import AbstractFileSystem
 from prefect.logging import disable_run_logger
 
 from tasks import store
@@ -93,6 +94,24 @@ def test_a_half_uploaded_folder_is_refused_and_completed_by_publishing_again(
         open_folder(ref, there)
     publish(folder)
     assert open_folder(ref, there)
+
+
+def test_an_upload_that_broke_off_is_refused_and_completed_by_publishing_again(
+    url: str, folder: Path, there: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, _ = fsspec.core.url_to_fs(url)
+    put_file = type(files).put_file
+
+    def break_off(files: AbstractFileSystem, source: str, target: str) -> None:
+        if source.endswith("b.bin"):
+            raise ConnectionError
+        put_file(files, source, target)
+
+    with monkeypatch.context() as connection, pytest.raises(ConnectionError):
+        connection.setattr(type(files), "put_file", break_off)
+        publish(folder)
+    ref = publish(folder)
+    assert (open_folder(ref, there) / "inner" / "b.bin").read_text() == "weights"
 
 
 def test_an_incomplete_folder_is_not_published(url: str, folder: Path) -> None:

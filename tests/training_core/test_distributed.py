@@ -80,12 +80,13 @@ def test_two_processes_train_as_one(config: RunConfig, tmp_path: Path, packing: 
 def test_whoever_is_killed_nobody_is_left_and_the_training_goes_on_where_it_was(
     config: RunConfig, tmp_path: Path
 ) -> None:
-    config = RunConfig(**vars(config) | {"max_steps": 5, "gradient_accumulation_steps": 2})
+    config = RunConfig(**vars(config) | {"max_steps": 12, "gradient_accumulation_steps": 2})
     train(config, tmp_path / "one", 1)
     rows, run_dir = prepare_data(config, Path(config.model_name)), tmp_path / "two"
-    for victim, killed_at in (("caller", 1), ("launcher", 2), ("rank", 3)):
+    for victim in ("caller", "launcher", "rank"):
+        steps_before = last_step(run_dir)  # a process may take another step while it is being ended
         caller = start(config, rows, run_dir)
-        while last_step(run_dir) < killed_at:
+        while last_step(run_dir) <= steps_before:
             assert caller.is_running() and caller.status() != psutil.STATUS_ZOMBIE
             time.sleep(0.05)
         (launcher,) = caller.children()
@@ -94,7 +95,7 @@ def test_whoever_is_killed_nobody_is_left_and_the_training_goes_on_where_it_was(
         _, left = psutil.wait_procs([launcher, first_rank, second_rank], timeout=20)
         assert not left
         assert caller.wait(timeout=120) != 0  # it takes its time to unload everything
-        assert last_step(run_dir) < 5
+        assert last_step(run_dir) < 12
     _, summary = train(config, run_dir, 1)
     assert summary.resumed_from_step >= 2
     assert curve(run_dir) == pytest.approx(curve(tmp_path / "one"), rel=1e-5)
