@@ -28,7 +28,10 @@ from training_core.trainer import SUMMARY_FILE
 
 PROBE_ROWS = 4
 
-_ANSWERING_CODE = ("evaluation.py", "generation.py", "packing.py", "prefix_attention.py", "prefix_cache.py")
+_ANSWERING_CODE = (
+    *("messages.py", "chat_encoding.py", "evaluation.py"),
+    *("generation.py", "packing.py", "prefix_attention.py", "prefix_cache.py"),
+)
 _SETTINGS = ("max_eval_rows", "eval_batch_size", "eval_max_new_tokens", "group_by", "favourable_decisions", "seed")
 
 

@@ -14,8 +14,10 @@ from sklearn.metrics import f1_score
 from training_core.chat_encoding import ChatEncoder
 from training_core.config import RunConfig
 from training_core.generation import generate
+from training_core.messages import format_as_chat
 from training_core.model_setup import LoadedModel
 from training_core.row_encoding import IGNORED_LABEL
+from training_core.rows import Record
 
 NO_DECISION = "(no decision)"
 
@@ -68,22 +70,25 @@ def held_out_sample(rows: Dataset, config: RunConfig) -> Dataset:
 
 
 def evaluate_model(loaded: LoadedModel, rows: Dataset, config: RunConfig) -> list[Prediction]:
-    """Answer held-out rows (columns as in ``TrainingData``) greedily and read the answers strictly."""
+    """Answer held-out rows (columns as in ``TrainingData``) greedily and read the answers strictly.
+
+    They are asked in the tokens of the model's own tokenizer: a champion may stand on another base than the rows.
+    """
     encoder = ChatEncoder.of(loaded.tokenizer)
-    answers = generate(loaded, [prompt_of(row) for row in rows], config)
-    return [_predict(encoder, row, answer) for row, answer in zip(rows, answers, strict=True)]
+    records = [json.loads(record) for record in rows["record"]]
+    prompts = encoder.encode_prompts([format_as_chat(record)[:-1] for record in records])
+    answers = encoder.decode_answers(generate(loaded, [prompt.tolist() for prompt in prompts], config))
+    return [_predict(*asked) for asked in zip(rows, records, answers, strict=True)]
 
 
 def prompt_of(row: dict[str, Any]) -> list[int]:
-    """The token ids of a row up to its answer: what the model is given at inference."""
+    """The token ids of a row up to its answer, as the model was trained on them."""
     return [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == IGNORED_LABEL]
 
 
-def _predict(encoder: ChatEncoder, row: dict[str, Any], answer: list[int]) -> Prediction:
-    text = encoder.decode_answer(answer)
-    expected = encoder.decode_answer([label for label in row["labels"] if label != IGNORED_LABEL])
-    found = parse_answer(text)
-    valid = found is not None and found.keys() == json.loads(expected).keys()
+def _predict(row: dict[str, Any], record: Record, answer: str) -> Prediction:
+    found = parse_answer(answer)
+    valid = found is not None and found.keys() == record["output"].keys()
     decision = found.get("decision") if found else None
     return Prediction(
         line=row["line"],
@@ -91,7 +96,7 @@ def _predict(encoder: ChatEncoder, row: dict[str, Any], answer: list[int]) -> Pr
         expected=row["decision"],
         decision=decision if isinstance(decision, str) else NO_DECISION,
         valid_json=valid,
-        answer=text,
+        answer=answer,
     )
 
 

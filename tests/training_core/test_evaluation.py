@@ -1,5 +1,6 @@
 """Scores are over all rows, answers are greedy, and JSON is read strictly."""
 
+import copy
 import json
 import math
 import shutil
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from transformers import PreTrainedTokenizerFast
 
 from training_core.chat_encoding import ChatEncoder
 from training_core.config import RunConfig
@@ -281,24 +283,36 @@ def test_advice_for_sampling_in_a_base_changes_no_answer(
     assert generate(with_adapter(base), prompts, settings()) == generate(loaded, prompts, settings())
 
 
-def test_every_row_gets_a_prediction_in_its_order(loaded: LoadedModel) -> None:
-    """An untrained model answers nonsense, and each of its answers counts."""
-    encoder = ChatEncoder.of(loaded.tokenizer)
+def held_out(tokenizer: PreTrainedTokenizerFast) -> Dataset:
+    """Three rows in the tokens of a tokenizer."""
+    encoder = ChatEncoder.of(tokenizer)
+    output = {"decision": "Eligible", "reason": "r"}
     items = []
     for i, text in enumerate(["Hello.", "A longer case than the others.", "x"]):
-        prompt = encoder.encode_prompt([{"role": "user", "content": text}])
-        answer = encoder.encode_answer('{"decision": "Eligible", "reason": "r"}')
+        record = {"messages": [{"role": "user", "content": text}], "output": output}
+        prompt, answer = encoder.encode_prompt(record["messages"]), encoder.encode_answer(json.dumps(output))
         labels = [IGNORED_LABEL] * len(prompt) + answer
-        items.append(
-            {"input_ids": prompt + answer, "labels": labels, "line": 7 + i, "decision": "Eligible", "group": text}
-        )
-    data = Dataset.from_list(items)
-    assert [prompt_of(row) for row in data] == [
-        item["input_ids"][: item["labels"].count(IGNORED_LABEL)] for item in items
-    ]
+        row = {"input_ids": prompt + answer, "labels": labels, "record": json.dumps(record)}
+        items.append(row | {"line": 7 + i, "decision": "Eligible", "group": text})
+    return Dataset.from_list(items)
+
+
+def test_every_row_gets_a_prediction_in_its_order(loaded: LoadedModel) -> None:
+    """An untrained model answers nonsense, and each of its answers counts."""
+    data, encoder = held_out(loaded.tokenizer), ChatEncoder.of(loaded.tokenizer)
+    assert [prompt_of(row) for row in data] == [row["input_ids"][: row["labels"].count(IGNORED_LABEL)] for row in data]
     found = evaluate_model(loaded, data, settings(eval_batch_size=2))
     answers = generate(loaded, [prompt_of(row) for row in data], settings())
-    assert [(p.line, p.group, p.expected) for p in found] == [(i["line"], i["group"], "Eligible") for i in items]
+    assert [(p.line, p.group, p.expected) for p in found] == [(r["line"], r["group"], "Eligible") for r in data]
     assert [p.answer for p in found] == [encoder.decode_answer(answer) for answer in answers]
     assert {p.decision for p in found} == {NO_DECISION}
     assert score(found, CONFIG).rows == 3
+
+
+def test_a_model_is_asked_in_its_own_tokens_whatever_tokenizer_the_rows_were_made_with(loaded: LoadedModel) -> None:
+    """A champion may stand on an older base than the candidate."""
+    other = copy.deepcopy(loaded.tokenizer)
+    other.chat_template = f"<|im_start|>{other.chat_template}"
+    rows = held_out(other)
+    assert rows["input_ids"][0] != held_out(loaded.tokenizer)["input_ids"][0]
+    assert evaluate_model(loaded, rows, settings()) == evaluate_model(loaded, held_out(loaded.tokenizer), settings())
