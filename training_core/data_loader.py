@@ -59,8 +59,7 @@ def build_datasets(config: RunConfig, tokenizer: PreTrainedTokenizerFast, folder
     Rows that are not fit to train on are written too; the report's ``failures`` say so.
     """
     survey = survey_rows(config, ChatEncoder.of(tokenizer), folder)
-    facts = pd.concat(survey.facts, ignore_index=True)
-    entities = pd.concat(survey.entities, ignore_index=True)
+    facts, entities = _joined(survey.facts), _joined(survey.entities)
     facts["overlap"] = overlapping(facts, entities)
     facts["fate"] = decide_fates(config, facts, entities)
     _write_sides(folder, facts["fate"].to_numpy())
@@ -69,6 +68,13 @@ def build_datasets(config: RunConfig, tokenizer: PreTrainedTokenizerFast, folder
     (folder / PAGE_FILE).write_text(render_page(report), encoding="utf-8")
     logger.info("Rows: %s", verdict(report))
     return report
+
+
+def _joined(parts: list[pd.DataFrame]) -> pd.DataFrame:
+    """One table of all parts, which are let go: they are as large again."""
+    table = pd.concat(parts, ignore_index=True)
+    parts.clear()
+    return table
 
 
 def _write_sides(folder: Path, fates: np.ndarray) -> None:

@@ -73,10 +73,21 @@ def hold_out(facts: pd.DataFrame, entities: pd.DataFrame, share: float) -> pd.Se
 
 def _group(facts: pd.DataFrame, entities: pd.DataFrame) -> np.ndarray:
     """The number of each row's group: rows are connected by an equal case, an almost equal one, or an entity."""
-    place = pd.Series(np.arange(len(facts)), index=facts.index)
+    rows = np.arange(len(facts), dtype=np.int32)
     named = entities[entities["row"].isin(facts.index)]
-    rows = np.concatenate([place, place, place[named["row"]]])
-    ties = pd.factorize(np.concatenate([facts["case"], facts["near"], named["entity"]]))[0]
-    nodes = len(facts) + ties.max() + 1
-    edges = coo_array((np.ones(len(rows), bool), (rows, len(facts) + ties)), shape=(nodes, nodes))
-    return connected_components(edges, directed=False)[1][: len(facts)]
+    places = facts.index.get_indexer(named["row"]).astype(np.int32)
+    ties = [
+        _tie(rows, facts["case"].to_numpy()),
+        _tie(rows, facts["near"].to_numpy()),
+        _tie(places, named["entity"].to_numpy()),
+    ]
+    edges = np.concatenate(ties, axis=1)
+    graph = coo_array((np.ones(edges.shape[1], bool), tuple(edges)), shape=(len(facts), len(facts)))
+    return connected_components(graph, directed=False)[1]
+
+
+def _tie(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Pairs of rows [2, pairs] that chain together all rows of one value."""
+    order = np.argsort(values)
+    same = np.flatnonzero(values[order[1:]] == values[order[:-1]])
+    return np.stack([rows[order[same]], rows[order[same + 1]]])
