@@ -20,7 +20,7 @@ from training_core.messages import build_assistant_message as build_assistant_me
 from training_core.messages import build_user_message as build_user_message
 from training_core.messages import format_as_chat as format_as_chat
 from training_core.packing import pack_limits, plan_packing
-from training_core.row_encoding import SCHEMA
+from training_core.row_encoding import SCHEMA, TRAIN_SCHEMA
 from training_core.row_reader import Refused, Row, read_rows
 from training_core.row_survey import ENCODED, survey_rows
 from training_core.splits import HELD_OUT, TRAINED, decide_fates, overlapping
@@ -79,16 +79,15 @@ def _joined(parts: list[pd.DataFrame]) -> pd.DataFrame:
 
 def _write_sides(folder: Path, fates: np.ndarray) -> None:
     """Sort the encoded rows into those to train on and those held out, and drop the rest."""
-    train_schema = SCHEMA.remove(SCHEMA.get_field_index("record"))
     with (
         pa.ipc.open_stream(pa.OSFile(str(folder / ENCODED))) as encoded,
-        pa.ipc.new_stream(str(folder / TRAIN_FILE), train_schema) as train,
+        pa.ipc.new_stream(str(folder / TRAIN_FILE), TRAIN_SCHEMA) as train,
         pa.ipc.new_stream(str(folder / HELD_OUT_FILE), SCHEMA) as held_out,
     ):
         start = 0
         for batch in encoded:
             fate = fates[start : start + batch.num_rows]
-            train.write_batch(batch.select(train_schema.names).filter(pa.array(fate == TRAINED)))
+            train.write_batch(batch.select(TRAIN_SCHEMA.names).filter(pa.array(fate == TRAINED)))
             held_out.write_batch(batch.filter(pa.array(fate == HELD_OUT)))
             start += batch.num_rows
     (folder / ENCODED).unlink()

@@ -41,7 +41,7 @@ class TrainingData:
 
     Columns: ``input_ids`` and ``labels`` (int32 lists of one length; the answer carries labels, the prompt does not),
     ``line``, ``decision``, and ``group``, the value of the case's field ``group_by``; held-out rows also have
-    ``record``, the row as JSON.
+    ``file`` and ``record``, the row as JSON.
     """
 
     train: Dataset

@@ -26,6 +26,7 @@ NO_DECISION = "(no decision)"
 class Prediction:
     """One held-out row and what a model made of it. ``decision`` is ``NO_DECISION`` when the answer is unusable."""
 
+    file: str
     line: int
     group: str
     expected: str
@@ -91,6 +92,7 @@ def _predict(row: dict[str, Any], record: Record, answer: str) -> Prediction:
     valid = found is not None and found.keys() == record["output"].keys()
     decision = found.get("decision") if found else None
     return Prediction(
+        file=row["file"],
         line=row["line"],
         group=row["group"],
         expected=row["decision"],
@@ -158,4 +160,5 @@ def predict_by_lookup(train: Dataset, rows: Dataset) -> list[Prediction]:
 
 
 def _as_prediction(row: dict[str, Any], decision: str) -> Prediction:
-    return Prediction(row["line"], row["group"], row["decision"], decision, valid_json=True, answer="")
+    place = row["file"], row["line"]
+    return Prediction(*place, row["group"], row["decision"], decision, valid_json=True, answer="")

@@ -29,9 +29,11 @@ SCHEMA = pa.schema(
         "line": pa.int64(),
         "decision": pa.string(),
         "group": pa.string(),
+        "file": pa.string(),
         "record": pa.string(),
     }
 )
+TRAIN_SCHEMA = pa.schema([field for field in SCHEMA if field.name not in ("file", "record")])
 
 # A sign before a digit belongs to the number: without it 5 and -5, 1.2 and 12 would be one case.
 _SEPARATORS = re.compile(r"(?:(?![-.]\d)[\W_])+")
@@ -95,6 +97,7 @@ def _as_batch(items: Sequence[_Encoded], config: RunConfig) -> pa.RecordBatch:
         "line": [item.row.line for item in items],
         "decision": [item.record["output"]["decision"] for item in items],
         "group": [str(item.record.get("input", {}).get(config.group_by, "")) for item in items],
+        "file": [item.row.file for item in items],
         "record": [json.dumps(item.record, ensure_ascii=False) for item in items],
     }
     return pa.RecordBatch.from_pydict(columns, schema=SCHEMA)

@@ -60,7 +60,8 @@ def parse_json(raw: bytes) -> Any:
     nesting below 64 levels. Qwen's tokenizers compose accents (NFC); composed here, an answer is its own tokens to the
     letter.
     """
-    raw = raw.removeprefix(codecs.BOM_UTF8)
+    if raw.startswith(codecs.BOM_UTF8):
+        raw = raw.replace(codecs.BOM_UTF8, b"   ", 1)  # white space, so that later bytes keep their numbers
     value = _parse_quickly(raw)
     if value is _IN_DOUBT:
         value = _parse_exactly(raw)

@@ -75,7 +75,7 @@ def _group(facts: pd.DataFrame, entities: pd.DataFrame) -> np.ndarray:
     """The number of each row's group: rows are connected by an equal case, an almost equal one, or an entity."""
     rows = np.arange(len(facts), dtype=np.int32)
     named = entities[entities["row"].isin(facts.index)]
-    places = facts.index.get_indexer(named["row"]).astype(np.int32)
+    places = facts.index.get_indexer(pd.Index(named["row"])).astype(np.int32)
     ties = [
         _tie(rows, facts["case"].to_numpy()),
         _tie(rows, facts["near"].to_numpy()),

@@ -46,7 +46,7 @@ def test_a_folder_holds_both_sides_the_report_the_quarantine_and_nothing_unfinis
     (account,) = data.report.accounts
     assert (len(data.train), len(data.held_out)) == (account.trained, account.held_out)
     assert data.train.column_names == ["input_ids", "labels", "line", "decision", "group"]
-    assert data.held_out.column_names == [*data.train.column_names, "record"]
+    assert data.held_out.column_names == [*data.train.column_names, "file", "record"]
     assert (prepared / "refused.jsonl").read_bytes().count(b"\n") == account.refused > 0
 
 

@@ -35,7 +35,7 @@ CONFIG = RunConfig(eval_max_new_tokens=12)
 def predictions(*pairs: tuple[str, str | None], group: str = "return") -> list[Prediction]:
     """Expected and given decisions; None is an answer that could not be read."""
     return [
-        Prediction(i, group, expected, given or NO_DECISION, valid_json=given is not None, answer="")
+        Prediction("rows.jsonl", i, group, expected, given or NO_DECISION, valid_json=given is not None, answer="")
         for i, (expected, given) in enumerate(pairs)
     ]
 
@@ -43,7 +43,10 @@ def predictions(*pairs: tuple[str, str | None], group: str = "return") -> list[P
 def rows(*pairs: tuple[str, str]) -> Dataset:
     """Group and decision of each row."""
     return Dataset.from_list(
-        [{"line": i, "group": g, "decision": d, "input_ids": [1], "labels": [1]} for i, (g, d) in enumerate(pairs)]
+        [
+            {"file": "a", "line": i, "group": g, "decision": d, "input_ids": [1], "labels": [1]}
+            for i, (g, d) in enumerate(pairs)
+        ]
     )
 
 
@@ -293,7 +296,7 @@ def held_out(tokenizer: PreTrainedTokenizerFast) -> Dataset:
         prompt, answer = encoder.encode_prompt(record["messages"]), encoder.encode_answer(json.dumps(output))
         labels = [IGNORED_LABEL] * len(prompt) + answer
         row = {"input_ids": prompt + answer, "labels": labels, "record": json.dumps(record)}
-        items.append(row | {"line": 7 + i, "decision": "Eligible", "group": text})
+        items.append(row | {"file": "b.jsonl", "line": 7 + i, "decision": "Eligible", "group": text})
     return Dataset.from_list(items)
 
 
@@ -303,7 +306,8 @@ def test_every_row_gets_a_prediction_in_its_order(loaded: LoadedModel) -> None:
     assert [prompt_of(row) for row in data] == [row["input_ids"][: row["labels"].count(IGNORED_LABEL)] for row in data]
     found = evaluate_model(loaded, data, settings(eval_batch_size=2))
     answers = generate(loaded, [prompt_of(row) for row in data], settings())
-    assert [(p.line, p.group, p.expected) for p in found] == [(r["line"], r["group"], "Eligible") for r in data]
+    assert [(p.file, p.line, p.group) for p in found] == [("b.jsonl", row["line"], row["group"]) for row in data]
+    assert {p.expected for p in found} == {"Eligible"}
     assert [p.answer for p in found] == [encoder.decode_answer(answer) for answer in answers]
     assert {p.decision for p in found} == {NO_DECISION}
     assert score(found, CONFIG).rows == 3

@@ -1,5 +1,6 @@
 """A line is a row or a named problem, never a crash and never half understood."""
 
+import codecs
 import json
 import re
 from typing import Any
@@ -196,8 +197,9 @@ def test_a_lone_surrogate_is_refused(line: str) -> None:
 @pytest.mark.parametrize(
     "bad", ["NaN", "-Infinity", '"é \\u0007"', '"\\\\\\u0007"', '"\x7f"', '"\x86"', '"\\b"', '"\\ud800"', "01"]
 )
-def test_what_is_refused_inside_a_line_is_found_by_its_byte(bad: str) -> None:
-    raw = with_value(bad)
+@pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8], ids=["plain", "byte order mark"])
+def test_what_is_refused_inside_a_line_is_found_by_its_byte(bad: str, mark: bytes) -> None:
+    raw = mark + with_value(bad)
     start = raw.index(b'"days": ') + len(b'"days": ')
     (place,) = re.findall(r"at byte (\d+)", refusal(raw)[1])
     assert start <= int(place) < start + len(bad.encode()) + 1
