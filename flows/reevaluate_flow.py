@@ -29,7 +29,7 @@ def reevaluate_flow(config: RunConfig, version: Version = CANDIDATE) -> Finished
     setup_logging()
     validate_data(config)
     dataset = build_dataset(config)
-    registered = fetch_registered(config, version)
+    registered = fetch_registered(config, version, dataset)
     loaded = load_model(config, registered.run)
     report = evaluate(loaded, config, registered.run, registered.adapter, dataset)
     trained = TrainedRef(registered.run, registered.adapter, report)

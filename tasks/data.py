@@ -11,7 +11,7 @@ from training_core.data_loader import PAGE_FILE
 from training_core.data_store import demand_fitness, load_report, load_training_data, prepare_data
 from training_core.data_tables import as_markdown, verdict
 from training_core.identity import digest_rows
-from training_core.model_setup import fetch_tokenizer
+from training_core.model_setup import digest_base_model, fetch_base_model, fetch_tokenizer
 from training_core.utils import validate_args
 
 
@@ -32,6 +32,8 @@ def validate_data(config: RunConfig) -> None:
 @task(retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=may_pass)
 def build_dataset(config: RunConfig) -> DatasetRef:
     """The folder of encoded rows, found or made anew."""
-    folder = prepare_data(config, fetch_tokenizer(config.model_name, config.cache_dir))
+    base = fetch_base_model(config.model_name, config.cache_dir)
+    folder = prepare_data(config, base)
     data = load_training_data(folder)
-    return DatasetRef(publish(folder), digest_rows(data.train), len(data.train), len(data.held_out))
+    sizes = len(data.train), len(data.held_out)
+    return DatasetRef(publish(folder), digest_rows(data.train), *sizes, digest_base_model(base))

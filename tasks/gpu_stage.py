@@ -3,6 +3,7 @@
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -40,8 +41,9 @@ def _server_failed(_task: object, _run: object, state: State[Any]) -> bool:
 def train_on_pool(config: RunConfig, dataset: DatasetRef) -> TrainedRef:
     """Let the deployment ``train_on`` train, and return what it hands back.
 
-    The training is keyed on this very flow run: whoever asks again, after whatever died, gets the same one. Raises
-    ``RuntimeError`` when it ended without a result, and ``TimeoutError`` when no worker took it in ``max_queue_hours``.
+    The training is keyed on this very flow run and its rows: whoever asks again, after whatever died, gets the same.
+    Raises ``RuntimeError`` when it ended without a result, and ``TimeoutError`` when no worker took it in
+    ``max_queue_hours``.
     """
     child = _start_or_find(config, dataset)
     get_run_logger().info("Training %s waits for a worker of its pool", child.name)
@@ -66,7 +68,8 @@ def _start_or_find(config: RunConfig, dataset: DatasetRef) -> FlowRun:
         config.train_on,
         parameters={"config": asdict(config), "dataset": asdict(dataset)},
         timeout=0,
-        idempotency_key=f"{flow_run.id}:train",
+        # The folder is named after what rows are made from: rows that changed meanwhile are another training.
+        idempotency_key=f"{flow_run.id}:{Path(dataset.folder.path).name}",
     )
     assert isinstance(child, FlowRun)  # a coroutine only where the caller is one
     if child.state and child.state.is_final() and not child.state.is_completed():

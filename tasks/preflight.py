@@ -35,7 +35,7 @@ def preflight(config: RunConfig, dataset: DatasetRef) -> None:
     problems = [
         *tracking_problems(config),
         *store_problems(needed=config.train_on is not None),
-        *_disk_problems(config),
+        *disk_problems(config, trained_here=config.train_on is None),
         *(_pool_problems(config.train_on, config.max_queue_hours) if config.train_on else []),
         *_memory_problems(config, dataset),
     ]
@@ -43,9 +43,10 @@ def preflight(config: RunConfig, dataset: DatasetRef) -> None:
         raise SettingsError(problems)
 
 
-def _disk_problems(config: RunConfig) -> list[str]:
+def disk_problems(config: RunConfig, *, trained_here: bool) -> list[str]:
+    """Why ``output_dir`` cannot take what a run leaves there, on the machine that trains or on another."""
     base = fetch_tokenizer(config.model_name, config.cache_dir)
-    needed = bytes_of_a_run(config, base, trained_here=config.train_on is None)
+    needed = bytes_of_a_run(config, base, trained_here=trained_here)
     free = shutil.disk_usage(config.output_dir).free
     if needed <= free:
         return []

@@ -14,7 +14,6 @@ from training_core.config import RunConfig
 from training_core.contest import contest_key
 from training_core.data_store import load_training_data
 from training_core.identity import training_identity
-from training_core.model_setup import digest_base_model, fetch_base_model
 
 PROMOTED = "sft-flow.promoted"
 
@@ -25,10 +24,9 @@ _JUDGED_TAG, _VERDICT_TAG = "sft_flow.judged", "sft_flow.verdict"
 def find_finished(config: RunConfig, dataset: DatasetRef) -> ModelVersionRef | None:
     """The version that this run would end with, when it has been trained and judged before: nothing is new then.
 
-    Retried because base model and registry are reached over the network.
+    Retried because the registry is reached over the network.
     """
-    base_digest = digest_base_model(fetch_base_model(config.model_name, config.cache_dir))
-    found = find_version(config, training_identity(config, dataset.digest, base_digest))
+    found = find_version(config, training_identity(config, dataset.digest, dataset.base_digest))
     if found is None:
         return None
     champion = _champion(config)

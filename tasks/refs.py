@@ -15,12 +15,14 @@ class FolderRef:
 
 @dataclass(frozen=True)
 class DatasetRef:
-    """Encoded rows; ``digest`` is over the training rows' token ids and labels."""
+    """Encoded rows; ``digest`` is over the training rows' token ids and labels, ``base_digest`` over the files of the
+    base model they were encoded for."""
 
     folder: FolderRef
     digest: str
     train_rows: int
     held_out_rows: int
+    base_digest: str
 
 
 @dataclass(frozen=True)

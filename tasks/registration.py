@@ -9,7 +9,7 @@ from pathlib import Path
 from prefect import get_run_logger, task
 
 from tasks.attempts import may_pass
-from tasks.refs import EvalReport, ModelVersionRef, RegisteredRef, TrainedRef
+from tasks.refs import DatasetRef, EvalReport, ModelVersionRef, RegisteredRef, TrainedRef
 from tasks.registry import (
     CANDIDATE,
     fetch_version,
@@ -22,29 +22,29 @@ from tasks.registry import (
 from tasks.store import open_folder
 from training_core.config import RunConfig, SettingsError
 from training_core.contest import load_scores
-from training_core.model_setup import digest_base_model, fetch_base_model
 from training_core.report import score_grid
 
 CHECK_TIMEOUT_SECONDS = 1800
 
 
-@task(retries=3, retry_delay_seconds=[5, 30, 120])
+@task(retries=3, retry_delay_seconds=[5, 30, 120], retry_condition_fn=may_pass)
 def register_adapter(config: RunConfig, trained: TrainedRef) -> ModelVersionRef:
     """Register the adapter once, show that a fresh process answers with the same tokens, and call it candidate.
 
     Retried because the registry is reached over the network. Raises ``RuntimeError`` when the registered model does
-    not load or answers otherwise than the model in memory did.
+    not load or answers otherwise than the model in memory did, and ``ValueError`` when another run that trained the
+    same has registered its adapter meanwhile.
     """
     trained = bring_here(trained, config)
-    log_results(config, trained.run.tracking_run_id, trained.report)
     version = find_or_create_version(config, trained, describe_version(trained))
+    log_results(config, trained.run.tracking_run_id, trained.report)
     check_in_fresh_process(config, version, trained.report)
     point_alias(config, CANDIDATE, version)
     return ModelVersionRef(config.registered_model_name, version, champion=False, verdict="not judged")
 
 
 @task(retries=3, retry_delay_seconds=[5, 30, 120], retry_condition_fn=may_pass)
-def fetch_registered(config: RunConfig, name: str) -> RegisteredRef:
+def fetch_registered(config: RunConfig, name: str, dataset: DatasetRef) -> RegisteredRef:
     """The files of the version with this number or alias, to be judged on rows encoded for its base.
 
     Retried because the registry is reached over the network. Raises ``SettingsError`` when there is no such version,
@@ -54,7 +54,7 @@ def fetch_registered(config: RunConfig, name: str) -> RegisteredRef:
     if version is None:
         raise SettingsError([f"version: {config.registered_model_name} has no version or alias {name!r} to judge"])
     registered = fetch_version(config, version)
-    if registered.run.base_digest != digest_base_model(fetch_base_model(config.model_name, config.cache_dir)):
+    if registered.run.base_digest != dataset.base_digest:
         remedy = f"version {version.version} stands on another base; give --model_name {registered.base}"
         raise SettingsError([f"model_name: {config.model_name!r}: {remedy}"])
     return registered

@@ -1,5 +1,6 @@
 """MLflow: one run per training identity, one registered version per adapter, one champion."""
 
+import contextlib
 import json
 import os
 import tempfile
@@ -19,14 +20,14 @@ from mlflow.tracking import MlflowClient
 from tasks.model_package import package_adapter
 from tasks.refs import DatasetRef, EvalReport, FolderRef, RegisteredRef, RunRef, TrainedRef
 from training_core.checkpoints import seal_digest
-from training_core.config import RunConfig
+from training_core.config import RunConfig, SettingsError
 from training_core.journal import Point
 from training_core.local_base import base_folder
 from training_core.model_setup import digest_base_model, fetch_base_model
 
 EXPERIMENT = "sft-flow"
 IDENTITY_TAG, FLOW_RUN_TAG, DESCRIPTION_TAG = "sft_flow.identity", "sft_flow.flow_run", "mlflow.note.content"
-_ADAPTER_TAG = "sft_flow.adapter_digest"
+ADAPTER_TAG = "sft_flow.adapter_digest"
 _BASE_TAG, _BASE_DIGEST_TAG = "sft_flow.base_model", "sft_flow.base_digest"
 CANDIDATE, CHAMPION = "candidate", "champion"
 
@@ -146,9 +147,15 @@ def log_results(config: RunConfig, run_id: str, report: EvalReport) -> None:
 
 
 def find_or_create_version(config: RunConfig, trained: TrainedRef, description: str) -> str:
-    """The number of the one registered version of this training; creates it, once, whatever crashed before."""
+    """The number of the one registered version of this training; creates it, once, whatever crashed before.
+
+    Raises ``ValueError`` when that version holds another adapter: its scores are not those of this one.
+    """
     client, run = connect(config), trained.run
     version = _find_version(client, config, run.identity) or _create_version(client, config, trained)
+    if version.tags[ADAPTER_TAG] != trained.adapter.digest:
+        what = f"{version.name} version {version.version} holds the adapter of another run that trained the same"
+        raise ValueError(f"{what}; start a new run: it judges that one, and trains nothing")
     client.update_model_version(config.registered_model_name, version.version, description[:_LONGEST_DESCRIPTION])
     return str(version.version)
 
@@ -184,18 +191,31 @@ def named_version(config: RunConfig, name: str) -> ModelVersion | None:
 
 
 def fetch_champion(config: RunConfig, but_not: str) -> RegisteredRef | None:
-    """The adapter that answers customers now, unless its identity is ``but_not``; raises as ``fetch_version`` does."""
+    """The adapter that answers customers now, unless its identity is ``but_not``.
+
+    Raises ``SettingsError`` when it cannot be had: nobody can then be compared with it.
+    """
     version = named_version(config, CHAMPION)
-    return None if version is None or version.tags[IDENTITY_TAG] == but_not else fetch_version(config, version)
+    if version is None or version.tags.get(IDENTITY_TAG) == but_not:
+        return None
+    try:
+        return fetch_version(config, version)
+    except ValueError as error:
+        remedy = f"let the alias {CHAMPION!r} point to a version that loads, or delete the alias"
+        raise SettingsError([f"registered_model_name: the champion cannot be had: {error}; {remedy}"]) from error
 
 
 def fetch_version(config: RunConfig, version: ModelVersion) -> RegisteredRef:
     """A version's files on this machine, checked against the digests it was registered with.
 
-    Raises ``ValueError`` when the registry's files are not those that were registered, or the base is another one.
+    Raises ``ValueError`` when sft-flow did not register it, when the registry's files are not those that were
+    registered, or when its base is nowhere to be found.
     """
+    missing = {IDENTITY_TAG, ADAPTER_TAG, _BASE_TAG, _BASE_DIGEST_TAG} - version.tags.keys()
+    if missing:
+        raise ValueError(f"{version.name} version {version.version} lacks the tags {', '.join(sorted(missing))}")
     folder = Path(config.output_dir).resolve() / "registered" / f"{version.name}-{version.version}"
-    adapter, digest = folder / "adapter", version.tags[_ADAPTER_TAG]
+    adapter, digest = folder / "adapter", version.tags[ADAPTER_TAG]
     if seal_digest(adapter) != digest:
         folder.mkdir(parents=True, exist_ok=True)
         packaged = f"{version.source}/artifacts/adapter"
@@ -210,11 +230,12 @@ def fetch_version(config: RunConfig, version: ModelVersion) -> RegisteredRef:
 
 def _find_base(config: RunConfig, name: str, digest: str) -> Path:
     """The base of this digest: the settings' own, or the one of that name; a folder's name may be another machine's."""
-    for candidate in (config.model_name, name):
-        base = fetch_base_model(candidate, config.cache_dir)
-        if digest_base_model(base) == digest:
-            return base
-    raise ValueError(f"neither {config.model_name} nor {name} is the base model of that version; their files differ")
+    for candidate in dict.fromkeys((config.model_name, name)):
+        with contextlib.suppress(ValueError):  # no folder any more, and no name on the hub
+            base = fetch_base_model(candidate, config.cache_dir)
+            if digest_base_model(base) == digest:
+                return base
+    raise ValueError(f"neither {config.model_name} nor {name} is the base model of that version: gone, or changed")
 
 
 def _experiment(client: MlflowClient, config: RunConfig) -> str:
@@ -256,7 +277,7 @@ def _create_version(client: MlflowClient, config: RunConfig, trained: TrainedRef
             raise
     tags = {
         IDENTITY_TAG: run.identity,
-        _ADAPTER_TAG: trained.adapter.digest,
+        ADAPTER_TAG: trained.adapter.digest,
         _BASE_TAG: _base_name(config),
         _BASE_DIGEST_TAG: run.base_digest,
     }
@@ -272,17 +293,17 @@ def _create_version(client: MlflowClient, config: RunConfig, trained: TrainedRef
 def _find_or_log_model(client: MlflowClient, config: RunConfig, trained: TrainedRef) -> LoggedModel:
     """The packaged adapter in the tracking store; one that a killed process left half-uploaded is completed."""
     run, experiment = trained.run, _experiment(client, config)
-    found = client.search_logged_models([experiment], f"tags.`{IDENTITY_TAG}` = '{run.identity}'")
+    tags = {IDENTITY_TAG: run.identity, ADAPTER_TAG: trained.adapter.digest}
+    own = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+    found = client.search_logged_models([experiment], own)
     if found and found[0].status == "READY":
         return found[0]
-    model = (
-        found[0]
-        if found
-        else client.create_logged_model(experiment, "adapter", run.tracking_run_id, tags={IDENTITY_TAG: run.identity})
-    )
+    model = found[0] if found else client.create_logged_model(experiment, "adapter", run.tracking_run_id, tags=tags)
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "model"
-        package_adapter(trained, _base_name(config), config.eval_max_new_tokens, package)
+        # No later evaluation of this version may wait longer for an answer than customers do.
+        longest = max(config.eval_max_new_tokens, config.max_seq_length)
+        package_adapter(trained, _base_name(config), longest, package)
         client.log_model_artifacts(model.model_id, str(package))
     return client.finalize_logged_model(model.model_id, "READY")
 

@@ -9,9 +9,17 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.attempts import may_pass
 from tasks.links import link_both_ways
+from tasks.preflight import disk_problems
 from tasks.progress import follow_journal
 from tasks.refs import DatasetRef, FolderRef, RunRef
-from tasks.registry import open_tracking_run, send_points
+from tasks.registry import (
+    ADAPTER_TAG,
+    fetch_champion,
+    fetch_version,
+    find_version,
+    open_tracking_run,
+    send_points,
+)
 from tasks.store import open_folder, publish, restore_progress, store_problems
 from training_core import checkpoints
 from training_core.config import RunConfig, SettingsError
@@ -32,28 +40,35 @@ from training_core.trainer import train_model
 @task(retries=3, retry_delay_seconds=[5, 30, 120], retry_condition_fn=may_pass)
 def open_run(config: RunConfig, dataset: DatasetRef) -> RunRef:
     """Find or create the folder and the tracking run of this training identity; the folder goes on where another
-    machine left it.
+    machine left it, and an adapter that is registered already is taken as it is.
 
-    Retried because the base model and the tracking server are reached over the network.
+    Retried because the base model and the tracking server are reached over the network. Raises ``SettingsError`` for
+    what would end the run after its training.
     """
-    _demand_meeting_places(config)
-    base_digest = digest_base_model(fetch_base_model(config.model_name, config.cache_dir))
-    identity = training_identity(config, dataset.digest, base_digest)
+    if config.train_on:
+        _demand_what_a_worker_needs(config, dataset)
+    identity = training_identity(config, dataset.digest, dataset.base_digest)
+    fetch_champion(config, but_not=identity)  # known to load now, not after the training
     folder = Path(config.output_dir).resolve() / identity[:12]
     folder.mkdir(parents=True, exist_ok=True)
     restore_progress(folder, identity)
     run_id = open_tracking_run(config, identity, dataset, open_folder(dataset.folder, config))
     link_both_ways(config, run_id)
-    return RunRef(identity, str(folder), base_digest, run_id)
+    run = RunRef(identity, str(folder), dataset.base_digest, run_id)
+    registered = find_version(config, identity)
+    if registered and registered.tags[ADAPTER_TAG] != checkpoints.seal_digest(_adapter_folder(run)):
+        return fetch_version(config, registered).run
+    return run
 
 
-def _demand_meeting_places(config: RunConfig) -> None:
-    """What is trained for another machine needs a way back, and that is known now, not after the training."""
-    if config.train_on is None:
-        return
-    problems = store_problems(needed=True)
+def _demand_what_a_worker_needs(config: RunConfig, dataset: DatasetRef) -> None:
+    """What preflight saw to on the machine that prepared the rows, and a way back for what is trained."""
+    problems = [*store_problems(needed=True), *disk_problems(config, trained_here=True)]
     if "MLFLOW_TRACKING_URI" not in os.environ:
         problems.append("MLFLOW_TRACKING_URI is not set for this worker; give it the server that all workers use")
+    if digest_base_model(fetch_base_model(config.model_name, config.cache_dir)) != dataset.base_digest:
+        what = f"model_name: {config.model_name!r} has other files here than where the rows were prepared"
+        problems.append(f"{what}; copy the folder anew, or let all workers fetch the same revision")
     if problems:
         raise SettingsError(problems)
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from training_core.trainer import SUMMARY_FILE
 PROBE_ROWS = 4
 
 _ANSWERING_CODE = (
-    *("messages.py", "chat_encoding.py", "evaluation.py"),
+    *("messages.py", "chat_encoding.py", "evaluation.py", "model_setup.py"),
     *("generation.py", "packing.py", "prefix_attention.py", "prefix_cache.py"),
 )
 _SETTINGS = ("max_eval_rows", "eval_batch_size", "eval_max_new_tokens", "group_by", "favourable_decisions", "seed")
@@ -73,11 +74,13 @@ def hold_contest(
 
 
 def contest_key(config: RunConfig, data: TrainingData, adapter_digests: list[str]) -> str:
-    """SHA-256 over what a contest's outcome depends on: contestants, held-out rows, settings of the evaluation."""
+    """SHA-256 over what a contest's outcome depends on: contestants, held-out rows, settings of the evaluation, and
+    the decisions that the baselines learn."""
     settings = {name: getattr(config, name) for name in _SETTINGS}
     code = [(Path(__file__).parent / name).read_text(encoding="utf-8") for name in _ANSWERING_CODE]
     records = hashlib.sha256("\n".join(data.held_out["record"][:]).encode()).hexdigest()
-    return hashlib.sha256(json.dumps([adapter_digests, records, settings, code]).encode()).hexdigest()
+    learnt = sorted(Counter(zip(data.train["group"][:], data.train["decision"][:], strict=True)).items())
+    return hashlib.sha256(json.dumps([adapter_digests, records, settings, code, learnt]).encode()).hexdigest()
 
 
 def save_contest(contest: Contest, run_dir: Path, folder: Path) -> str:

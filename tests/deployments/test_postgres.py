@@ -71,7 +71,7 @@ def test_mlflow_keeps_one_run_one_curve_and_one_version(
     evaluation.mkdir()
     (evaluation / "scores.json").write_text(json.dumps({"candidate": {"accuracy": 0.5, "by_group": {}}}))
     rows, scores = FolderRef(str(tmp_path), None, ""), FolderRef(str(evaluation), None, "e")
-    dataset = DatasetRef(rows, "d" * 64, 10, 2)
+    dataset = DatasetRef(rows, "d" * 64, 10, 2, "b" * 64)
     points = [Point(step, 3, 1e9 + step, {"loss": 1 / step}) for step in (1, 2, 3)]
     with mlflow_server(database.url("mlflow", "psycopg2"), folder / "artifacts", preferred_port=0) as server:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.wait())

@@ -33,7 +33,7 @@ def config(
 def dataset(tmp_path: Path) -> DatasetRef:
     for name in ("report.json", "refused.jsonl"):
         (tmp_path / name).touch()
-    return DatasetRef(FolderRef(str(tmp_path), None, ""), "d" * 64, 10, 2)
+    return DatasetRef(FolderRef(str(tmp_path), None, ""), "d" * 64, 10, 2, digest_base_model(tmp_path / "base"))
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from training_core.config import RunConfig, SettingsError
 pytestmark = pytest.mark.slow
 
 # Not looked at, but for the memory of a GPU.
-DATASET = DatasetRef(FolderRef("nowhere", None, ""), "", 0, 0)
+DATASET = DatasetRef(FolderRef("nowhere", None, ""), "", 0, 0, "")
 NOBODY = "http://127.0.0.1:9"  # the port of discarded messages; nothing listens there
 
 

@@ -52,12 +52,12 @@ def prepared(tiny_base: Path, sample_rows: Path, output_dir: Path) -> DatasetRef
     folder = prepare_data(RunConfig(model_name=str(tiny_base), max_seq_length=4096, **places), tiny_base)
     data = load_training_data(folder)
     ref = FolderRef(str(folder), None, seal_digest(folder) or "")
-    return DatasetRef(ref, digest_rows(data.train), len(data.train), len(data.held_out))
+    return DatasetRef(ref, digest_rows(data.train), len(data.train), len(data.held_out), digest_base_model(tiny_base))
 
 
 @pytest.fixture
 def identity(config: RunConfig, prepared: DatasetRef) -> str:
-    return training_identity(config, prepared.digest, digest_base_model(Path(config.model_name)))
+    return training_identity(config, prepared.digest, prepared.base_digest)
 
 
 @pytest.fixture

@@ -5,12 +5,14 @@ import json
 import os
 from pathlib import Path
 
+import mlflow
 import pytest
 from mlflow.entities.model_registry import ModelVersion
 
 from tasks import registry
-from tasks.refs import DatasetRef, TrainedRef
-from training_core.config import RunConfig
+from tasks.refs import DatasetRef, FolderRef, TrainedRef
+from training_core.checkpoints import seal
+from training_core.config import RunConfig, SettingsError
 from training_core.journal import Point
 
 pytestmark = pytest.mark.slow
@@ -58,12 +60,47 @@ def test_an_adapter_has_one_version_however_often_it_is_registered(config: RunCo
 def test_a_model_that_a_killed_process_left_half_uploaded_is_completed(config: RunConfig, trained: TrainedRef) -> None:
     client = registry.connect(config)
     experiment = registry._experiment(client, config)
-    tags = {registry.IDENTITY_TAG: trained.run.identity}
+    tags = {registry.IDENTITY_TAG: trained.run.identity, registry.ADAPTER_TAG: trained.adapter.digest}
     half = client.create_logged_model(experiment, "adapter", trained.run.tracking_run_id, tags=tags)
     registry.find_or_create_version(config, trained, "")
     (version,) = versions(config)
     assert version.source == half.artifact_location
     assert client.get_logged_model(half.model_id).status == "READY"
+
+
+@pytest.fixture
+def twin(config: RunConfig, trained: TrainedRef, tmp_path: Path) -> TrainedRef:
+    """What another machine has made of the same training: other weights."""
+    adapter = tmp_path / "twin" / "adapter"
+    config.save(adapter)
+    (adapter / "adapter_model.safetensors").write_bytes(b"almost the same")
+    return dataclasses.replace(trained, adapter=FolderRef(str(adapter), None, seal(adapter)))
+
+
+def test_scores_of_one_adapter_never_describe_the_registered_other(
+    config: RunConfig, trained: TrainedRef, twin: TrainedRef
+) -> None:
+    registry.find_or_create_version(config, trained, "of the first")
+    with pytest.raises(ValueError, match="the adapter of another run"):
+        registry.find_or_create_version(config, twin, "of the twin")
+    assert [version.description for version in versions(config)] == ["of the first"]
+
+
+def test_a_version_holds_the_adapter_it_names_whatever_was_packaged_before(
+    config: RunConfig, trained: TrainedRef, twin: TrainedRef
+) -> None:
+    number = registry.find_or_create_version(config, trained, "")
+    registry.connect(config).delete_model_version(config.registered_model_name, number)
+    registry.find_or_create_version(config, twin, "")
+    (version,) = versions(config)
+    assert registry.fetch_version(config, version).adapter.digest == twin.adapter.digest
+
+
+def test_customers_are_never_answered_shorter_than_the_evaluation_was(config: RunConfig, trained: TrainedRef) -> None:
+    registry.find_or_create_version(dataclasses.replace(config, eval_max_new_tokens=8), trained, "")
+    (version,) = versions(config)
+    served = mlflow.models.Model.load(version.source.removeprefix("file://")).flavors["python_function"]["config"]
+    assert served["max_new_tokens"] == config.max_seq_length
 
 
 def test_of_two_versions_made_at_the_same_moment_the_first_stays(config: RunConfig, trained: TrainedRef) -> None:
@@ -96,8 +133,29 @@ def test_a_champion_whose_files_were_changed_in_the_store_is_refused(config: Run
     (stored,) = Path(versions(config)[0].source.removeprefix("file://")).rglob("adapter_model.safetensors")
     assert stored.is_relative_to(config.output_dir)
     stored.write_bytes(b"other weights")
-    with pytest.raises(ValueError, match="not those that were registered"):
+    with pytest.raises(SettingsError, match="not those that were registered"):
         registry.fetch_champion(config, but_not="x")
+
+
+def test_a_champion_that_sft_flow_did_not_register_is_named_with_what_to_do(config: RunConfig) -> None:
+    client = registry.connect(config)
+    client.create_registered_model(config.registered_model_name)
+    version = client.create_model_version(config.registered_model_name, "somewhere")
+    registry.point_alias(config, registry.CHAMPION, version.version)
+    with pytest.raises(SettingsError, match=r"champion cannot be had.*lacks the tags.*delete the alias"):
+        registry.fetch_champion(config, but_not="x")
+
+
+def test_a_champion_whose_base_is_gone_is_named_with_what_to_do(
+    config: RunConfig, trained: TrainedRef, tmp_path: Path
+) -> None:
+    registry.point_alias(config, registry.CHAMPION, registry.find_or_create_version(config, trained, ""))
+    other = tmp_path / "other"
+    (tmp_path / "base").rename(tmp_path / "gone")
+    other.mkdir()
+    (other / "config.json").touch()
+    with pytest.raises(SettingsError, match="is the base model of that version: gone, or changed"):
+        registry.fetch_champion(dataclasses.replace(config, model_name=str(other)), but_not="x")
 
 
 def test_a_version_is_found_by_its_number_and_by_its_alias_and_nothing_by_other_names(

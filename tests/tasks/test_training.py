@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from prefect import flow
 
-from tasks import store
-from tasks.refs import DatasetRef, RunRef
+from tasks import registry, store
+from tasks.refs import DatasetRef, RunRef, TrainedRef
 from tasks.store import publish
 from tasks.training import open_run
-from training_core.checkpoints import seal
+from training_core.checkpoints import seal, seal_digest
 from training_core.config import RunConfig, SettingsError
 
 
@@ -26,21 +26,50 @@ def rows(dataset: DatasetRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return replace(dataset, folder=publish(folder))
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("prefect_api")
-def test_one_machine_needs_no_tracking_server_beside_its_store(config: RunConfig, rows: DatasetRef) -> None:
+def opened(config: RunConfig, rows: DatasetRef) -> RunRef:
     @flow
     def opening() -> RunRef:
         return open_run(config, rows)
 
-    assert Path(opening().path).is_relative_to(config.output_dir)
+    return opening()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prefect_api")
+def test_one_machine_needs_no_tracking_server_beside_its_store(config: RunConfig, rows: DatasetRef) -> None:
+    assert Path(opened(config, rows).path).is_relative_to(config.output_dir)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prefect_api")
+def test_an_adapter_that_is_registered_is_taken_as_it_is_and_not_trained_again_on_another_machine(
+    config: RunConfig, rows: DatasetRef, trained: TrainedRef
+) -> None:
+    run = opened(config, rows)
+    registry.find_or_create_version(config, replace(trained, run=run), "")
+    again = opened(config, rows)
+    assert again.identity == run.identity
+    assert seal_digest(Path(again.path) / "adapter") == trained.adapter.digest
+
+
+def test_a_champion_that_cannot_be_compared_with_is_known_before_the_training(
+    config: RunConfig, rows: DatasetRef
+) -> None:
+    client = registry.connect(config)
+    client.create_registered_model(config.registered_model_name)
+    by_hand = client.create_model_version(config.registered_model_name, "somewhere")
+    registry.point_alias(config, registry.CHAMPION, by_hand.version)
+    with pytest.raises(SettingsError, match="champion cannot be had"):
+        open_run.fn(config, rows)
 
 
 def test_a_worker_without_the_places_where_all_meet_trains_nothing(
-    config: RunConfig, rows: DatasetRef, monkeypatch: pytest.MonkeyPatch
+    config: RunConfig, rows: DatasetRef, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    config = replace(config, model_name=str(tiny_base))  # of which the size is looked at
     monkeypatch.delenv(store.VARIABLE)
     with pytest.raises(SettingsError) as refused:
-        open_run.fn(replace(config, train_on="train-flow/gpu"), rows)
+        open_run.fn(replace(config, train_on="train-flow/gpu"), replace(rows, base_digest="of other files"))
+    assert "has other files here" in str(refused.value)
     assert "MLFLOW_TRACKING_URI is not set" in str(refused.value)
     assert f"{store.VARIABLE} is not set" in str(refused.value)
