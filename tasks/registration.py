@@ -29,7 +29,7 @@ CHECK_TIMEOUT_SECONDS = 1800
 
 @task(retries=3, retry_delay_seconds=[5, 30, 120], retry_condition_fn=may_pass)
 def register_adapter(config: RunConfig, trained: TrainedRef) -> ModelVersionRef:
-    """Register the adapter once, show that a fresh process answers with the same tokens, and call it candidate.
+    """Register the adapter once, show that it answers in a fresh process as in memory, and call it candidate.
 
     Retried because the registry is reached over the network. Raises ``RuntimeError`` when the registered model does
     not load or answers otherwise than the model in memory did, and ``ValueError`` when another run that trained the
@@ -92,7 +92,7 @@ def describe_version(trained: TrainedRef) -> str:
 
 
 def check_in_fresh_process(config: RunConfig, version: str, report: EvalReport) -> None:
-    """Load the registered version in a new process and compare its tokens with those of the model in memory."""
+    """Load the registered version in a new process and compare its answers with those of the model in memory."""
     found = subprocess.run(
         [
             *(sys.executable, "-m", "tasks.check_served"),
@@ -106,4 +106,4 @@ def check_in_fresh_process(config: RunConfig, version: str, report: EvalReport) 
     )
     if found.returncode != 0:
         raise RuntimeError(f"version {version} does not answer as trained: {found.stdout} {found.stderr[-4000:]}")
-    get_run_logger().info("Version %s answers a fresh process with the same tokens", version)
+    get_run_logger().info("Version %s answers in a fresh process with %s", version, found.stdout.splitlines()[-1])

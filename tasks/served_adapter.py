@@ -44,11 +44,12 @@ class ServedAdapter(mlflow.pyfunc.PythonModel):
         self.encoder = ChatEncoder.of(self.loaded.tokenizer)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        prompts = [self._prompt(row) for row in model_input.to_dict("records")]
+        prompts = [self.prompt(row) for row in model_input.to_dict("records")]
         answers = generate(self.loaded, prompts, self.config)
         return pd.DataFrame({"answer": [self.encoder.decode_answer(a) for a in answers], "token_ids": answers})
 
-    def _prompt(self, row: dict[Hashable, Any]) -> list[int]:
+    def prompt(self, row: dict[Hashable, Any]) -> list[int]:
+        """The token ids that a row of input is asked with."""
         if isinstance(row.get("messages"), str):
             asked = read_question(json.loads(row["messages"]))
         else:

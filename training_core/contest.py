@@ -38,11 +38,13 @@ _SETTINGS = ("max_eval_rows", "eval_batch_size", "eval_max_new_tokens", "group_b
 
 @dataclass(frozen=True)
 class Probe:
-    """A few held-out rows and the exact tokens that came back, in one batch of answers up to so many tokens."""
+    """A few held-out rows and the exact tokens that came back, in one batch of answers up to so many tokens, and the
+    precision they were computed in, with its reason: other machines round otherwise."""
 
     records: list[str]
     answers: list[list[int]]
     max_new_tokens: int
+    precision: str
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def hold_contest(
     first = rows.select(range(min(PROBE_ROWS, len(rows))))
     one_batch = replace(config, eval_batch_size=PROBE_ROWS)  # as the registered model answers so few rows
     answers = generate(candidate, [prompt_of(row) for row in first], one_batch)
-    probe = Probe(first["record"][:], answers, config.eval_max_new_tokens)
+    probe = Probe(first["record"][:], answers, config.eval_max_new_tokens, candidate.precision.reason)
     return Contest(predictions, {name: score(found, config) for name, found in predictions.items()}, probe)
 
 

@@ -56,6 +56,18 @@ def generate(loaded: LoadedModel, prompts: Sequence[list[int]], config: RunConfi
     return answers
 
 
+@torch.inference_mode()
+def doubt(loaded: LoadedModel, prompt: list[int], answer: list[int]) -> float:
+    """How far, in logits, the likeliest token is ahead of the answer's, at the worst of its places.
+
+    0 for the model's own greedy answer, and near 0 for that of the same model computed in another precision.
+    """
+    tokens = torch.tensor([prompt + answer], device=loaded.model.device)
+    logits = loaded.model.eval()(input_ids=tokens, logits_to_keep=len(answer) + 1).logits[0, :-1].float()
+    given = logits.gather(1, tokens[0, len(prompt) :, None])[:, 0]
+    return float((logits.amax(1) - given).max())
+
+
 def _in_order(model: PeftModel, prompts: Sequence[list[int]]) -> list[_Prompt]:
     """Prompts with the same beginning one after the other, short remainders first; those that share nothing last."""
     # The last token is never shared: the first token of the answer is read off it.

@@ -10,8 +10,11 @@ import pytest
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import AwaitingRetry, Cancelled, Completed, Crashed, Failed, Running, Scheduled
 
+from tasks import gpu_stage
 from tasks.gpu_stage import GRACE, _is_over
 from tasks.janitor import CRASHED_FOR, JANITOR_PERIOD
+from tasks.refs import DatasetRef, FolderRef
+from training_core.config import RunConfig
 
 
 def in_state(state: State, age: timedelta = timedelta(0)) -> FlowRun:
@@ -32,6 +35,20 @@ def test_a_crashed_training_is_waited_for_until_even_the_janitor_has_had_its_tim
     assert GRACE > CRASHED_FOR + JANITOR_PERIOD
     assert not _is_over(in_state(Crashed(), GRACE - timedelta(seconds=5)))
     assert _is_over(in_state(Crashed(), GRACE + timedelta(seconds=5)))
+
+
+def test_rows_that_changed_while_a_training_ran_are_another_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = []
+
+    def start(*_: object, idempotency_key: str, **given: object) -> FlowRun:
+        keys.append(idempotency_key)
+        return in_state(Completed())
+
+    monkeypatch.setattr(gpu_stage, "run_deployment", start)
+    for key in ("first", "first", "changed"):
+        rows = DatasetRef(FolderRef(f"/runs/datasets/{key}", None, ""), "", 0, 0, "")
+        gpu_stage._start_or_find(RunConfig(train_on="train-flow/gpu"), rows)
+    assert keys[0] == keys[1] != keys[2]
 
 
 FENCE = """

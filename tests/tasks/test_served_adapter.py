@@ -19,12 +19,19 @@ from tasks.check_served import as_input, compare
 from tasks.model_package import package_adapter
 from tasks.refs import EvalReport, FolderRef, RunRef, TrainedRef
 from tasks.served_adapter import ServedAdapter
+from training_core import model_setup
 from training_core.chat_encoding import ChatEncoder
 from training_core.checkpoints import save_adapter, seal_digest
 from training_core.config import RunConfig
 from training_core.data_loader import HELD_OUT_FILE, build_datasets
 from training_core.evaluation import generate, prompt_of
-from training_core.model_setup import digest_base_model, load_model_and_tokenizer, load_tokenizer
+from training_core.model_setup import (
+    digest_base_model,
+    load_adapted_model,
+    load_model_and_tokenizer,
+    load_tokenizer,
+)
+from training_core.utils import Precision
 
 # Asking without thinking opens an empty think block in the prompt, as Qwen3 has it.
 THINKING_TEMPLATE = (
@@ -74,16 +81,21 @@ def test_the_prompt_of_training_is_that_of_serving_for_every_row(
     assert len(rows) >= 5
     for row in rows:
         asked = as_input(json.loads(row["record"]))
-        assert adapter._prompt(dict(asked)) == prompt_of(row)
+        assert adapter.prompt(dict(asked)) == prompt_of(row)
         if kind in ("messages", "free text") and overlong == "drop":  # as its owner has it, not as it was turned into
             given = json.loads((tmp_path / "rows.jsonl").read_bytes().split(b"\n")[row["line"] - 1])["messages"][:-1]
-            assert adapter._prompt({"messages": json.dumps(given)}) == prompt_of(row)
+            assert adapter.prompt({"messages": json.dumps(given)}) == prompt_of(row)
         assert tokenizer.decode(prompt_of(row)).endswith(("assistant\n", "</think>\n\n"))
+
+
+def written(probe: dict[str, Any], folder: Path) -> Path:
+    (folder / "probe.json").write_text(json.dumps(probe))
+    return folder / "probe.json"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["native", "free text"])
-def test_a_registered_model_answers_held_out_rows_with_the_tokens_of_the_evaluation(
+def test_a_registered_model_answers_as_the_evaluation_to_the_token_and_elsewhere_within_rounding(
     tiny_base: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
@@ -98,9 +110,24 @@ def test_a_registered_model_answers_held_out_rows_with_the_tokens_of_the_evaluat
         TrainedRef(run, adapter, EvalReport(adapter, 0, {}, {}, None)), str(tiny_base), 6, tmp_path / "model"
     )
     answers = generate(loaded, [prompt_of(row) for row in rows], replace(config, eval_batch_size=4))
-    probe = {"records": rows["record"][:], "answers": answers, "max_new_tokens": 6}
-    (tmp_path / "probe.json").write_text(json.dumps(probe))
-    assert compare(str(tmp_path / "model"), tmp_path / "probe.json") is None
+    probe = {
+        "records": rows["record"][:],
+        "answers": answers,
+        "max_new_tokens": 6,
+        "precision": loaded.precision.reason,
+    }
+    assert compare(str(tmp_path / "model"), written(probe, tmp_path)) == "the same tokens"
+    with pytest.raises(ValueError, match="1 of 4 answers differ"):
+        compare(str(tmp_path / "model"), written(probe | {"answers": [[1], *answers[1:]]}, tmp_path))
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(model_setup, "pick_precision", lambda: Precision("bf16", "bf16: another machine has it"))
+        rounded = load_adapted_model(tiny_base, tmp_path / "adapter")
+        theirs = generate(rounded, [prompt_of(row) for row in rows], replace(config, eval_batch_size=4))
+    probe |= {"answers": theirs, "precision": rounded.precision.reason}
+    assert compare(str(tmp_path / "model"), written(probe, tmp_path)).startswith("the same answers, at most 0.")
+    with pytest.raises(ValueError, match="logits behind others"):
+        compare(str(tmp_path / "model"), written(probe | {"answers": [[*range(10, 16)], *theirs[1:]]}, tmp_path))
+
     served = mlflow.pyfunc.load_model(str(tmp_path / "model"))
     mixed = pd.DataFrame(
         [as_input(json.loads(rows[0]["record"])), {"instruction": "x", "input": '{"policy_document": "y"}'}]
