@@ -42,10 +42,11 @@ def promote(config: RunConfig, dataset: DatasetRef, version: ModelVersionRef, re
     reigning = _champion(config)
     if reigning not in (version.version, report.champion):
         return replace(version, verdict="stays candidate: the champion changed while it was judged; run again")
+    earned, grounds = judge(report, config.min_improvement)
     if reigning == version.version:
-        decided = replace(version, champion=True, verdict="is the champion already")
+        decided = replace(version, champion=True, verdict=f"is the champion already: {grounds}")
     else:
-        earned, verdict = judge(report, config.min_improvement)
+        verdict = f"{'becomes champion' if earned else 'stays candidate'}: {grounds}"
         decided = replace(version, champion=earned, verdict=verdict)
         if earned:
             _crown(config, decided)
@@ -57,19 +58,20 @@ def promote(config: RunConfig, dataset: DatasetRef, version: ModelVersionRef, re
 
 def judge(report: EvalReport, min_improvement: float) -> tuple[bool, str]:
     """Whether the candidate beats everyone else by more than ``min_improvement``, and gives no more away than the
-    champion does."""
+    champion does; and the figures that say so."""
     rivals = {name: accuracy for name, accuracy in report.accuracy.items() if name != "candidate"}
     best = max(rivals, key=rivals.__getitem__)
     own, rival = report.accuracy["candidate"], rivals[best]
+    grounds = f"{own:.1%} of decisions right, the {best} has {rival:.1%}"
     if own <= rival + min_improvement:
-        return False, f"stays candidate: {own:.1%} of decisions right, the {best} has {rival:.1%}"
+        return False, grounds
     given_away = report.wrongly_favourable
     if "champion" in rivals and given_away["candidate"] > given_away["champion"]:
         return False, (
-            f"stays candidate: wrongly favourable in {given_away['candidate']:.1%} of the cases, "
+            f"wrongly favourable in {given_away['candidate']:.1%} of the cases, "
             f"the champion in {given_away['champion']:.1%}"
         )
-    return True, f"becomes champion: {own:.1%} of decisions right, the {best} has {rival:.1%}"
+    return True, grounds
 
 
 def _champion(config: RunConfig) -> str | None:
