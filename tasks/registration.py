@@ -17,6 +17,7 @@ from tasks.registry import (
     log_results,
     named_version,
     point_alias,
+    takes_results,
     tracking_uri,
 )
 from tasks.store import open_folder
@@ -48,11 +49,14 @@ def fetch_registered(config: RunConfig, name: str, dataset: DatasetRef) -> Regis
     """The files of the version with this number or alias, to be judged on rows encoded for its base.
 
     Retried because the registry is reached over the network. Raises ``SettingsError`` when there is no such version,
-    or its base is not that of the settings.
+    its tracking run was deleted, or its base is not that of the settings.
     """
     version = named_version(config, name)
     if version is None:
         raise SettingsError([f"version: {config.registered_model_name} has no version or alias {name!r} to judge"])
+    if not takes_results(config, version.run_id):
+        remedy = f"bring it back: mlflow runs restore --run-id {version.run_id}"
+        raise SettingsError([f"version: the tracking run of version {version.version} was deleted; {remedy}"])
     registered = fetch_version(config, version)
     if registered.run.base_digest != dataset.base_digest:
         remedy = f"version {version.version} stands on another base; give --model_name {registered.base}"
