@@ -8,7 +8,7 @@ from rich.console import Console
 
 from training_core.checkpoints import save_adapter
 from training_core.config import RunConfig, SettingsError, config_from_command_line, read_settings
-from training_core.contest import hold_contest, save_contest
+from training_core.contest import Contestant, hold_contest, save_contest
 from training_core.data_store import load_training_data, prepare_data
 from training_core.data_tables import account_grid
 from training_core.distributed import train_on_devices
@@ -32,11 +32,13 @@ def run(config: RunConfig) -> None:
     train_on_devices(config, rows, run_dir, max(1, torch.cuda.device_count()))
     loaded = load_model_and_tokenizer(config)
     summary = train_model(loaded, data, config, run_dir)
-    save_adapter(loaded.model, loaded.tokenizer, config, run_dir / "adapter")
-    contest = hold_contest(loaded, None, data, config)
+    save_adapter(loaded.model, loaded.tokenizer, config, data.trained_on, run_dir / "adapter")
+    contest = hold_contest(Contestant(loaded, data.trained_on), None, data, config)
     save_contest(contest, run_dir, run_dir / "evaluation")
     console = Console()
-    console.print(account_grid(data.report.accounts).terminal(), score_grid(contest.scores).terminal())
+    console.print(
+        account_grid(data.report.accounts).terminal(), score_grid(contest.scores, contest.left_out).terminal()
+    )
     console.print(f"{summary.steps} steps in {summary.seconds:.0f} s, adapter: {run_dir / 'adapter'}")
 
 

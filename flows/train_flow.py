@@ -22,7 +22,7 @@ def train_flow(config: RunConfig, dataset: DatasetRef) -> TrainedRef:
         finetune_on_all_gpus(config, run, dataset)
     loaded = load_model(config, run)
     finetune(loaded, config, run, dataset)
-    adapter = save_adapter(loaded, config, run)
+    adapter = save_adapter(loaded, config, run, dataset)
     report = evaluate(loaded, config, run, adapter, dataset)
     trained = TrainedRef(run, adapter, report)
     hand_back(trained)

@@ -5,17 +5,18 @@ from pathlib import Path
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.refs import DatasetRef, EvalReport, FolderRef, RunRef
+from tasks.attempts import may_pass
+from tasks.refs import DatasetRef, EvalReport, FolderRef, RegisteredRef, RunRef
 from tasks.registry import fetch_champion
 from tasks.store import open_folder, publish
-from training_core.checkpoints import seal_digest
+from training_core.checkpoints import load_trained_on, seal_digest
 from training_core.config import RunConfig
-from training_core.contest import contest_key, hold_contest, load_scores, save_contest
+from training_core.contest import Contestant, contest_key, hold_contest, load_scores, save_contest
 from training_core.data_store import load_training_data
 from training_core.model_setup import LoadedModel, load_adapted_model
 
 
-@task(cache_policy=NO_CACHE, retries=1, retry_delay_seconds=10)
+@task(cache_policy=NO_CACHE, retries=1, retry_delay_seconds=10, retry_condition_fn=may_pass)
 def evaluate(
     loaded: LoadedModel, config: RunConfig, run: RunRef, adapter: FolderRef, dataset: DatasetRef
 ) -> EvalReport:
@@ -30,8 +31,9 @@ def evaluate(
     if seal_digest(folder):
         get_run_logger().info("Evaluation reused: rows, settings and contestants are those of %s", folder)
     else:
-        rival = load_adapted_model(Path(champion.base), Path(champion.adapter.path)) if champion else None
-        save_contest(hold_contest(loaded, rival, data, config), Path(run.path), folder)
+        candidate = Contestant(loaded, load_trained_on(open_folder(adapter, config)))
+        contest = hold_contest(candidate, _load(champion) if champion else None, data, config)
+        save_contest(contest, Path(run.path), folder)
     scores = load_scores(folder)
     return EvalReport(
         folder=publish(folder),
@@ -40,3 +42,8 @@ def evaluate(
         wrongly_favourable={name: found.wrongly_favourable for name, found in scores.items()},
         champion=champion.version if champion else None,
     )
+
+
+def _load(champion: RegisteredRef) -> Contestant:
+    adapter = Path(champion.adapter.path)
+    return Contestant(load_adapted_model(Path(champion.base), adapter), load_trained_on(adapter))

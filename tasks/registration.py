@@ -22,7 +22,7 @@ from tasks.registry import (
 )
 from tasks.store import open_folder
 from training_core.config import RunConfig, SettingsError
-from training_core.contest import load_scores
+from training_core.contest import load_left_out, load_scores
 from training_core.report import score_grid
 
 CHECK_TIMEOUT_SECONDS = 1800
@@ -85,11 +85,12 @@ def bring_here(trained: TrainedRef, config: RunConfig) -> TrainedRef:
 def describe_version(trained: TrainedRef) -> str:
     """The description of a version in the registry: it opens with the scores."""
     report = trained.report
+    folder = Path(report.folder.path)
     return "\n\n".join(
         [
             f"Decision accuracy {report.accuracy['candidate']:.1%} over {report.rows} held-out rows, "
             f"wrongly favourable {report.wrongly_favourable['candidate']:.1%}.",
-            score_grid(load_scores(Path(report.folder.path))).markdown(),
+            score_grid(load_scores(folder), load_left_out(folder)).markdown(),
             f"Training identity `{trained.run.identity}`, adapter digest `{trained.adapter.digest}`.",
         ]
     )

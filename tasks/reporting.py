@@ -11,7 +11,7 @@ from tasks.refs import DatasetRef, ModelVersionRef, TrainedRef
 from tasks.registry import run_page
 from tasks.store import open_folder
 from training_core.config import RunConfig
-from training_core.contest import load_scores
+from training_core.contest import load_left_out, load_scores
 from training_core.data_store import load_report
 from training_core.data_tables import account_grid
 from training_core.grid import Grid
@@ -37,7 +37,7 @@ def run_grids(config: RunConfig, dataset: DatasetRef, trained: TrainedRef) -> li
     report = open_folder(trained.report.folder, config)
     scores = load_scores(report)
     return [
-        score_grid(scores),
+        score_grid(scores, load_left_out(report)),
         group_grid(scores, config.group_by),
         account_grid(load_report(open_folder(dataset.folder, config)).accounts),
         *([_cost_grid(report / SUMMARY_FILE)] if (report / SUMMARY_FILE).is_file() else []),

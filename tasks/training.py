@@ -110,11 +110,12 @@ def finetune(loaded: LoadedModel, config: RunConfig, run: RunRef, dataset: Datas
 
 
 @task(cache_policy=NO_CACHE)
-def save_adapter(loaded: LoadedModel, config: RunConfig, run: RunRef) -> FolderRef:
+def save_adapter(loaded: LoadedModel, config: RunConfig, run: RunRef, dataset: DatasetRef) -> FolderRef:
     """Write the adapter folder, unless it is there already and complete, and publish it."""
     folder = _adapter_folder(run)
     if not checkpoints.seal_digest(folder):
-        checkpoints.save_adapter(loaded.model, loaded.tokenizer, config, folder)
+        data = load_training_data(open_folder(dataset.folder, config))
+        checkpoints.save_adapter(loaded.model, loaded.tokenizer, config, data.trained_on, folder)
     return publish(folder)
 
 

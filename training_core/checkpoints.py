@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 from peft import PeftModel
 from transformers import PreTrainedTokenizerFast
 
@@ -16,6 +17,8 @@ from training_core.utils import log_system_info
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+
+_TRAINED_ON_FILE = "trained_on.npy"
 
 
 def seal(folder: Path) -> str:
@@ -65,11 +68,13 @@ def step_of(checkpoint: Path) -> int | None:
     return int(number) if number.isdecimal() else None
 
 
-def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerFast, config: RunConfig, folder: Path) -> str:
-    """Write everything that is needed to use the adapter into a folder, and return the folder's digest.
+def save_adapter(
+    model: PeftModel, tokenizer: PreTrainedTokenizerFast, config: RunConfig, trained_on: np.ndarray, folder: Path
+) -> str:
+    """Write everything that is needed to use and to judge the adapter into a folder, and return the folder's digest.
 
-    Files: the adapter and its configuration, the tokenizer, ``run_config.json``, ``system.json``, ``manifest.json``.
-    The folder appears whole or not at all.
+    Files: the adapter and its configuration, the tokenizer, ``trained_on.npy`` (of ``splits.trained_on``),
+    ``run_config.json``, ``system.json``, ``manifest.json``. The folder appears whole or not at all.
     """
     draft = folder.with_name(f"{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
@@ -77,11 +82,21 @@ def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerFast, config: R
     (draft / "README.md").unlink(missing_ok=True)  # peft's empty model card
     tokenizer.save_pretrained(draft)
     config.save(draft)
+    np.save(draft / _TRAINED_ON_FILE, trained_on)
     (draft / "system.json").write_text(json.dumps(log_system_info(), indent=2) + "\n", encoding="utf-8")
     digest = seal(draft)
     shutil.rmtree(folder, ignore_errors=True)
     draft.rename(folder)
     return digest
+
+
+def load_trained_on(adapter: Path) -> np.ndarray:
+    """The digests of what an adapter was trained on; none, and a warning, where an older version has saved it."""
+    file = adapter / _TRAINED_ON_FILE
+    if file.is_file():
+        return np.load(file)
+    logger.warning("%s does not say what it was trained on; held-out rows among that would be scored", adapter)
+    return np.empty(0, np.uint64)
 
 
 def _content(folder: Path) -> list[Path]:

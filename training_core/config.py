@@ -77,7 +77,7 @@ class RunConfig:
     overlap: Literal["error", "drop", "allow"] = Field(
         "error",
         description="With eval_path: a training row whose case or entity is there too ends the run, is dropped, "
-        "or is kept.",
+        "or is kept. Unless kept, no held-out row is scored that candidate or champion was trained on.",
     )
     max_seq_length: int = Field(
         2048, ge=16, description="Longest row, in tokens, prompt and answer together. No answer is ever cut."

@@ -2,13 +2,18 @@
 
 import hashlib
 import json
+import logging
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from datasets import Dataset
+
 from training_core.checkpoints import seal
-from training_core.config import RunConfig
+from training_core.config import RunConfig, SettingsError
 from training_core.data_store import TrainingData
 from training_core.evaluation import (
     GroupScore,
@@ -20,6 +25,7 @@ from training_core.evaluation import (
     predict_by_majority,
     prompt_of,
     score,
+    unseen_rows,
 )
 from training_core.generation import generate
 from training_core.journal import read_journal
@@ -27,13 +33,26 @@ from training_core.model_setup import LoadedModel
 from training_core.report import draw_confusion, draw_curve
 from training_core.trainer import SUMMARY_FILE
 
+logger = logging.getLogger(__name__)
+
 PROBE_ROWS = 4
 
 _ANSWERING_CODE = (
-    *("messages.py", "chat_encoding.py", "evaluation.py", "model_setup.py"),
+    *("messages.py", "chat_encoding.py", "evaluation.py", "row_encoding.py", "model_setup.py"),
     *("generation.py", "packing.py", "prefix_attention.py", "prefix_cache.py"),
 )
-_SETTINGS = ("max_eval_rows", "eval_batch_size", "eval_max_new_tokens", "group_by", "favourable_decisions", "seed")
+_SETTINGS = (
+    *("max_eval_rows", "eval_batch_size", "eval_max_new_tokens", "group_by", "favourable_decisions", "seed"),
+    *("overlap", "entity_fields"),
+)
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A model with its adapter, and the digests of what that was trained on (see ``splits.trained_on``)."""
+
+    loaded: LoadedModel
+    trained_on: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -49,30 +68,48 @@ class Probe:
 
 @dataclass(frozen=True)
 class Contest:
-    """Predictions and scores by contestant, in the order of the final table, and the candidate's probe."""
+    """Predictions and scores by contestant, in the order of the final table, and the candidate's probe; ``left_out``
+    is the number of held-out rows that candidate or champion had been trained on."""
 
     predictions: dict[str, list[Prediction]]
     scores: dict[str, Scores]
     probe: Probe
+    left_out: int
 
 
-def hold_contest(
-    candidate: LoadedModel, champion: LoadedModel | None, data: TrainingData, config: RunConfig
-) -> Contest:
-    """Let every contestant answer the held-out rows. Without a champion there is none in the table."""
-    rows = held_out_sample(data.held_out, config)
-    with candidate.model.disable_adapter():
-        predictions = {"base": evaluate_model(candidate, rows, config)}
+def hold_contest(candidate: Contestant, champion: Contestant | None, data: TrainingData, config: RunConfig) -> Contest:
+    """Let every contestant answer the held-out rows that none was trained on (with ``overlap="allow"``, all of them).
+
+    Without a champion there is none in the table. Raises ``SettingsError`` when no such row is left.
+    """
+    unseen = _unseen_by_all([candidate, champion] if champion else [candidate], data.held_out, config)
+    rows = held_out_sample(unseen, config)
+    model = candidate.loaded
+    with model.model.disable_adapter():
+        predictions = {"base": evaluate_model(model, rows, config)}
     if champion:
-        predictions["champion"] = evaluate_model(champion, rows, config)
-    predictions["candidate"] = evaluate_model(candidate, rows, config)
+        predictions["champion"] = evaluate_model(champion.loaded, rows, config)
+    predictions["candidate"] = evaluate_model(model, rows, config)
     predictions["majority"] = predict_by_majority(data.train, rows)
     predictions["lookup table"] = predict_by_lookup(data.train, rows)
     first = rows.select(range(min(PROBE_ROWS, len(rows))))
     one_batch = replace(config, eval_batch_size=PROBE_ROWS)  # as the registered model answers so few rows
-    answers = generate(candidate, [prompt_of(row) for row in first], one_batch)
-    probe = Probe(first["record"][:], answers, config.eval_max_new_tokens, candidate.precision.reason)
-    return Contest(predictions, {name: score(found, config) for name, found in predictions.items()}, probe)
+    answers = generate(model, [prompt_of(row) for row in first], one_batch)
+    probe = Probe(first["record"][:], answers, config.eval_max_new_tokens, candidate.loaded.precision.reason)
+    scores = {name: score(found, config) for name, found in predictions.items()}
+    return Contest(predictions, scores, probe, left_out=len(data.held_out) - len(unseen))
+
+
+def _unseen_by_all(contestants: Sequence[Contestant], rows: Dataset, config: RunConfig) -> Dataset:
+    unseen = unseen_rows(rows, np.concatenate([contestant.trained_on for contestant in contestants]), config)
+    if not len(unseen):
+        what = f"candidate or champion was trained on the case or an entity of all {len(rows)} held-out rows"
+        remedy = "give rows that are new to both, or seed and val_split of the champion's run"
+        raise SettingsError([f"eval_path: {what}; {remedy}"])
+    if len(unseen) < len(rows):
+        left_out = len(rows) - len(unseen)
+        logger.warning("%d of %d held-out rows are left out: candidate or champion knows them", left_out, len(rows))
+    return unseen
 
 
 def contest_key(config: RunConfig, data: TrainingData, adapter_digests: list[str]) -> str:
@@ -92,6 +129,7 @@ def save_contest(contest: Contest, run_dir: Path, folder: Path) -> str:
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     _write(draft / "scores.json", {name: asdict(scores) for name, scores in contest.scores.items()})
+    _write(draft / "contest.json", {"left_out": contest.left_out})
     _write(draft / "probe.json", asdict(contest.probe))
     for name, predictions in contest.predictions.items():
         lines = "".join(json.dumps(asdict(found), ensure_ascii=False) + "\n" for found in predictions)
@@ -113,6 +151,11 @@ def load_scores(folder: Path) -> dict[str, Scores]:
         name: Scores(**values | {"by_group": {group: GroupScore(**g) for group, g in values["by_group"].items()}})
         for name, values in written.items()
     }
+
+
+def load_left_out(folder: Path) -> int:
+    """The number of held-out rows left out of the contest that ``save_contest`` wrote into a folder."""
+    return int(json.loads((folder / "contest.json").read_text(encoding="utf-8"))["left_out"])
 
 
 def _write(path: Path, value: object) -> None:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 from datasets import Dataset
 from filelock import FileLock
 
 from training_core.checkpoints import seal, seal_digest
 from training_core.config import RunConfig
-from training_core.data_loader import HELD_OUT_FILE, REPORT_FILE, TRAIN_FILE, build_datasets
+from training_core.data_loader import HELD_OUT_FILE, REPORT_FILE, TRAIN_FILE, TRAINED_ON_FILE, build_datasets
 from training_core.data_page import TEMPLATE
 from training_core.data_report import DataReport
 from training_core.model_setup import SMALL_FILES, load_tokenizer
@@ -37,7 +38,7 @@ _CODE = (
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Encoded rows, memory-mapped, and the report on them.
+    """Encoded rows, memory-mapped, the report on them, and the digests of ``splits.trained_on``.
 
     Columns: ``input_ids`` and ``labels`` (int32 lists of one length; the answer carries labels, the prompt does not),
     ``line``, ``decision``, and ``group``, the value of the case's field ``group_by``; held-out rows also have
@@ -47,6 +48,7 @@ class TrainingData:
     train: Dataset
     held_out: Dataset
     report: DataReport
+    trained_on: np.ndarray
 
 
 def prepare_data(config: RunConfig, base: Path) -> Path:
@@ -107,7 +109,8 @@ def load_training_data(folder: Path) -> TrainingData:
         raise FileNotFoundError(f"{folder} is missing, incomplete or damaged; build the dataset again")
     report = load_report(folder)
     demand_fitness(report)
-    return TrainingData(_load(folder / TRAIN_FILE), _load(folder / HELD_OUT_FILE), report)
+    sides = _load(folder / TRAIN_FILE), _load(folder / HELD_OUT_FILE)
+    return TrainingData(*sides, report, np.load(folder / TRAINED_ON_FILE))
 
 
 def demand_fitness(report: DataReport) -> None:

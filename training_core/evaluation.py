@@ -4,6 +4,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from training_core.config import RunConfig
 from training_core.generation import generate
 from training_core.messages import format_as_chat
 from training_core.model_setup import LoadedModel
-from training_core.row_encoding import IGNORED_LABEL
+from training_core.row_encoding import IGNORED_LABEL, traces
 from training_core.rows import Record
 
 NO_DECISION = "(no decision)"
@@ -60,6 +61,16 @@ class Scores:
     json_validity: float
     wrongly_favourable: float
     by_group: dict[str, GroupScore]
+
+
+def unseen_rows(rows: Dataset, trained_on: np.ndarray, config: RunConfig) -> Dataset:
+    """The rows whose case and entities are not among these digests; with ``overlap="allow"`` all rows."""
+    if config.overlap == "allow":
+        return rows
+    told = [traces(json.loads(record), config.entity_fields) for record in rows["record"]]
+    places = np.repeat(np.arange(len(told)), [len(found) for found in told])
+    seen = places[np.isin(np.array(list(chain.from_iterable(told)), np.uint64), trained_on)]
+    return rows.select(np.setdiff1d(np.arange(len(told)), seen)) if len(seen) else rows
 
 
 def held_out_sample(rows: Dataset, config: RunConfig) -> Dataset:

@@ -18,8 +18,8 @@ matplotlib.use("agg")
 MOST_DECISIONS_DRAWN = 20
 
 
-def score_grid(scores: Mapping[str, Scores]) -> Grid:
-    """Models and baselines side by side, all over the same held-out rows."""
+def score_grid(scores: Mapping[str, Scores], left_out: int = 0) -> Grid:
+    """Models and baselines side by side, all over the same held-out rows; how many were left out stands below."""
     head = ("", "accuracy", "95% interval", "right", "macro F1", "valid JSON", "wrongly favourable")
     rows = [
         (
@@ -33,7 +33,8 @@ def score_grid(scores: Mapping[str, Scores]) -> Grid:
         )
         for name, s in scores.items()
     ]
-    return Grid("Decisions on held-out rows", head, rows)
+    note = f"{left_out} more are left out: candidate or champion was trained on their case or an entity of theirs."
+    return Grid("Decisions on held-out rows", head, rows, note if left_out else "")
 
 
 def group_grid(scores: Mapping[str, Scores], group_by: str) -> Grid:

@@ -120,15 +120,25 @@ _DIGESTS = ("row", "policy", "case", "near", "lot")
 def _digests(record: Record, seed: int) -> tuple[int, ...]:
     policy, instruction, case = _subject(record)
     prompt = _digest(policy.to_bytes(8, "little") + instruction + b"\0" + case)
-    near = _SEPARATORS.sub(" ", case.decode().casefold()).encode()
     subject = case if case != b"{}" else instruction  # rows without a case differ by what they ask
     return (
         _digest(prompt.to_bytes(8, "little") + _canonical(record["output"])),
         policy,
         _digest(subject),
-        _digest(near if case != b"{}" else instruction),
+        _near(instruction, case),
         _digest(seed.to_bytes(8, "little") + subject),
     )
+
+
+def traces(record: Record, entity_fields: Sequence[str]) -> list[int]:
+    """The 64-bit digests that tie a record to others: ``near`` of its case (see ``EncodedRows``), and its entities."""
+    # Adapters keep them (see ``save_adapter``): made otherwise, nobody would know any more what these were trained on.
+    _, instruction, case = _subject(record)
+    return [_near(instruction, case), *_entities_of(record, entity_fields)]
+
+
+def _near(instruction: bytes, case: bytes) -> int:
+    return _digest(_SEPARATORS.sub(" ", case.decode().casefold()).encode() if case != b"{}" else instruction)
 
 
 def _subject(record: Record) -> tuple[int, bytes, bytes]:
@@ -141,13 +151,16 @@ def _subject(record: Record) -> tuple[int, bytes, bytes]:
 
 def _entities(items: Sequence[_Encoded], config: RunConfig) -> pd.DataFrame:
     named = [
-        (place, digest_id(name, case[name]))
+        (place, entity)
         for place, item in enumerate(items)
-        for case in [item.record.get("input", {})]
-        for name in config.entity_fields
-        if case.get(name) not in (None, "")
+        for entity in _entities_of(item.record, config.entity_fields)
     ]
     return pd.DataFrame(named, columns=["row", "entity"], dtype="uint64")
+
+
+def _entities_of(record: Record, entity_fields: Sequence[str]) -> list[int]:
+    case = record.get("input", {})
+    return [digest_id(name, case[name]) for name in entity_fields if case.get(name) not in (None, "")]
 
 
 def digest_id(field: str, value: Any) -> int:

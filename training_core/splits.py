@@ -47,6 +47,13 @@ def overlapping(facts: pd.DataFrame, entities: pd.DataFrame) -> pd.Series:
     return shared
 
 
+def trained_on(facts: pd.DataFrame, entities: pd.DataFrame) -> np.ndarray:
+    """What the rows whose ``fate`` is to be trained on say and name: their ``near`` and ``entity`` digests, as sorted
+    unique uint64 (see ``row_encoding.traces``)."""
+    trained = facts["fate"] == TRAINED
+    return np.union1d(facts.loc[trained, "near"], entities.loc[entities["row"].map(trained), "entity"])
+
+
 def hold_out(facts: pd.DataFrame, entities: pd.DataFrame, share: float) -> pd.Series:
     """Which rows are held out: ``share`` of the rows of every decision, by lot.
 

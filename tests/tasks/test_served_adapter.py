@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import pandas as pd
 import pytest
 from datasets import Dataset
@@ -102,7 +103,7 @@ def test_a_registered_model_answers_as_the_evaluation_to_the_token_and_elsewhere
     config = RunConfig(model_name=str(tiny_base), eval_max_new_tokens=6, eval_batch_size=4)
     loaded = load_model_and_tokenizer(config)
     rows = held_out(kind, loaded.tokenizer, tmp_path).select(range(4))
-    save_adapter(loaded.model, loaded.tokenizer, config, tmp_path / "adapter")
+    save_adapter(loaded.model, loaded.tokenizer, config, np.empty(0, np.uint64), tmp_path / "adapter")
     base_digest = digest_base_model(tiny_base)
     run = RunRef("i", str(tmp_path), base_digest, "r")
     adapter = FolderRef(str(tmp_path / "adapter"), None, str(seal_digest(tmp_path / "adapter")))

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from training_core.config import RunConfig
-from training_core.data_loader import HELD_OUT_FILE, TRAIN_FILE, build_datasets
+from training_core.data_loader import HELD_OUT_FILE, TRAIN_FILE, TRAINED_ON_FILE, build_datasets
 from training_core.data_report import DataReport, Finding
 from training_core.row_encoding import IGNORED_LABEL
 from training_core.row_survey import REFUSED
@@ -46,12 +47,13 @@ def write(path: Path, rows: Sequence[Record | bytes]) -> str:
 
 
 class Built(NamedTuple):
-    """What ``build_datasets`` left: two sides, the report, and the quarantine."""
+    """What ``build_datasets`` left: two sides, the report, the quarantine, and digests of what is trained on."""
 
     train: Dataset
     held_out: Dataset
     report: DataReport
     refused: bytes
+    trained_on: np.ndarray
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -71,7 +73,7 @@ def build(path: Path | str, tokenizer: PreTrainedTokenizerFast, **settings: Any)
     folder = Path(tempfile.mkdtemp(prefix="built-", dir=Path(path).parent))
     report = build_datasets(config, tokenizer, folder)
     sides = [Dataset.from_file(str(folder / name)) for name in (TRAIN_FILE, HELD_OUT_FILE)]
-    return Built(*sides, report, (folder / REFUSED).read_bytes())
+    return Built(*sides, report, (folder / REFUSED).read_bytes(), np.load(folder / TRAINED_ON_FILE))
 
 
 def answer_ids(row: Record) -> list[int]:

@@ -39,7 +39,7 @@ def folder(prepared: Path, tmp_path: Path) -> Path:
 def test_a_folder_holds_both_sides_the_report_the_quarantine_and_nothing_unfinished(prepared: Path) -> None:
     assert files_of(prepared) == [
         *("held_out.arrow", "manifest.json", "problems.jsonl", "refused.jsonl", "report.html", "report.json"),
-        "train.arrow",
+        *("train.arrow", "trained_on.npy"),
     ]
     assert sorted(path.name for path in prepared.parent.iterdir()) == [f".{prepared.name}.lock", prepared.name]
     data = load_training_data(prepared)

@@ -40,6 +40,13 @@ def test_the_score_table_shows_everyone_side_by_side() -> None:
             assert cell in text
 
 
+def test_the_score_table_says_how_many_rows_were_left_out() -> None:
+    scores = {"candidate": scores_of(found("A", "A"))}
+    for text in (score_grid(scores, left_out=114).markdown(), shown(score_grid(scores, left_out=114))):
+        assert "114 more are left out" in text
+    assert score_grid(scores).note == ""
+
+
 def test_the_group_table_shows_every_group_of_everyone() -> None:
     one = scores_of(found("A", "A", "a"), found("A", "B", "b"), found("A", "A", "b"), found("A", "A", ""))
     two = scores_of(found("A", "B", "a"), found("A", "B", "b"), found("A", "B", "b"), found("A", "B", ""))

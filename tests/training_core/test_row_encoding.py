@@ -5,7 +5,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from row_samples import answer_ids, build, record, records, to_line, write
+from row_samples import answer_ids, build, record, records, to_line, with_policy, write
 from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast
 
@@ -16,7 +16,7 @@ from training_core.data_loader import load_jsonl
 from training_core.evaluation import parse_answer, prompt_of
 from training_core.messages import SYSTEM_TEXT, build_assistant_message, build_user_message
 from training_core.model_setup import load_tokenizer
-from training_core.row_encoding import IGNORED_LABEL, digest_id
+from training_core.row_encoding import IGNORED_LABEL, digest_id, traces
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +146,44 @@ def test_an_id_is_the_same_as_number_as_text_and_in_capitals() -> None:
     for ids in ([1001, "1001", " 1001 "], ["C-7", "c-7"], [["a", 1], ["a", 1]]):
         assert len({digest_id("customer", value) for value in ids}) == 1
     assert digest_id("customer", "C-7") not in (digest_id("customer", "C-8"), digest_id("order", "C-7"))
+
+
+FIELDS = ("customer", "order")
+
+
+def free_text(question: str) -> dict[str, object]:
+    answer = to_line(record()["output"]).decode()
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, "free text"])
+def test_a_held_out_record_leaves_the_traces_of_its_row(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, shape: str
+) -> None:
+    """Also where its policy was trimmed: what is asked, and about whom, is the same."""
+    policy = "# One\n\nWithin 30 days.\n\n# Two\n\n" + "Never sold things. " * 400
+    cases = [record({"case_id": f"é-{i}", "customer": f"C-{i}", "order": 10**25 + i, "x": -0.0}) for i in range(12)]
+    rows = [with_policy(case, policy) for case in cases]
+    if shape == "free text":
+        written = [free_text(f"Ünd {i}, 1.50?") for i in range(12)]
+    else:
+        written = [SHAPES[shape](row) for row in rows]
+    path = write(tmp_path / "rows.jsonl", written)
+    built = build(path, tokenizer, overlong="trim_policy", max_seq_length=500, entity_fields=FIELDS)
+    original = {row.line: row.record for row in load_jsonl(path).rows}
+    assert len(built.held_out) > 0
+    for row in built.held_out:
+        stored = json.loads(row["record"])
+        assert (stored != original[row["line"]]) == (shape != "free text")  # trimmed
+        assert traces(stored, FIELDS) == traces(original[row["line"]], FIELDS)
+        assert len(traces(stored, FIELDS)) == (1 if shape == "free text" else 3)
+
+
+def test_the_traces_of_a_row_are_those_that_adapters_made_before_have_kept() -> None:
+    """Were they made otherwise, no champion's rows would be known any more, and nobody would notice."""
+    row = record({"case_id": "Ä-1.5", "customer": " C-7", "order": None})
+    assert traces(row, FIELDS) == [1928752452259796578, 177752632857757937]
+    assert traces({"messages": [{"role": "user", "content": "May I?"}], "output": row["output"]}, FIELDS) == [
+        803711073532393049
+    ]
+    assert traces(row | {"input": {"policy_document": "Any."}}, FIELDS) == [15970876379171088184]

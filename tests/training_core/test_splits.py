@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -11,8 +12,10 @@ from row_samples import Built, Record, build, record, records, with_policy, writ
 from transformers import PreTrainedTokenizerFast
 
 from training_core.config import RunConfig
+from training_core.data_loader import load_jsonl
 from training_core.evaluation import prompt_of
 from training_core.model_setup import load_tokenizer
+from training_core.row_encoding import traces
 from training_core.splits import DUPLICATE, HELD_OUT, OVERLONG, TRAINED, decide_fates, hold_out, overlapping
 
 
@@ -217,3 +220,20 @@ def test_held_out_prompts_are_not_among_the_training_prompts(
     built = build(sample_rows, tokenizer)
     trained = {tuple(prompt_of(row)) for row in built.train}
     assert not trained & {tuple(prompt_of(row)) for row in built.held_out}
+
+
+@pytest.mark.parametrize("entity_fields", [(), ("order_id", "user_id", "customer_id")])
+def test_what_is_trained_on_is_told_by_the_traces_of_exactly_the_trained_rows(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, entity_fields: tuple[str, ...]
+) -> None:
+    """Sorted, so that the same rows make the same bytes; of rows held out, overlong or refused there is nothing."""
+    rows = [record({"case_id": f"A-{i}", "order_id": i, "customer_id": f"C-{i // 3}"}) for i in range(60)]
+    overlong = with_policy(record({"case_id": "long", "order_id": 99}), "Never sold things. " * 2000)
+    path = write(tmp_path / "rows.jsonl", [*rows, rows[0], overlong, b"{"])
+    built = build(path, tokenizer, entity_fields=entity_fields)
+    left = {row.line: traces(row.record, entity_fields) for row in load_jsonl(path).rows}
+    trained, held_out = ({trace for line in side for trace in left[line]} for side in built.lines)
+    assert built.trained_on.dtype == np.uint64
+    assert built.trained_on.tolist() == sorted(trained)
+    assert held_out and not held_out & trained
+    assert build(path, tokenizer, entity_fields=entity_fields).trained_on.tobytes() == built.trained_on.tobytes()

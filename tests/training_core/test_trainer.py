@@ -12,7 +12,7 @@ from training_core.batches import Steps, tokens_per_step
 from training_core.callbacks import KeepJournal
 from training_core.checkpoints import seal_digest
 from training_core.config import RunConfig
-from training_core.contest import hold_contest
+from training_core.contest import Contestant, hold_contest
 from training_core.data_store import load_training_data, prepare_data
 from training_core.journal import read_journal
 from training_core.model_setup import LoadedModel, load_model_and_tokenizer
@@ -95,7 +95,7 @@ def test_a_model_that_has_answered_still_trains_as_one_that_has_not(config: RunC
     """On CPUs with AVX512-bf16 bitsandbytes repacks weights at the first evaluation, for a kernel without gradient."""
     data = load_training_data(prepare_data(config, Path(config.model_name)))
     fresh, used = load_model_and_tokenizer(config), load_model_and_tokenizer(config)
-    hold_contest(used, None, data, config)
+    hold_contest(Contestant(used, data.trained_on), None, data, config)
     for loaded, folder in ((fresh, "fresh"), (used, "used")):
         train_model(loaded, data, config, tmp_path / folder)
     expected = weights(fresh, trained=True)

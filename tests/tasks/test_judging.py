@@ -1,0 +1,84 @@
+"""An adapter is judged on rows it was not trained on, whoever trained it and with what seed."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from prefect.logging import disable_run_logger
+
+from tasks import evaluation
+from tasks.evaluation import evaluate
+from tasks.refs import DatasetRef, EvalReport, FolderRef, RegisteredRef, RunRef
+from tasks.store import publish
+from training_core.checkpoints import save_adapter
+from training_core.config import RunConfig
+from training_core.contest import load_left_out
+from training_core.data_store import TrainingData, load_training_data, prepare_data
+from training_core.identity import digest_rows
+from training_core.model_setup import LoadedModel, load_model_and_tokenizer
+
+
+@pytest.fixture
+def settings(config: RunConfig, tiny_base: Path, sample_rows: Path) -> RunConfig:
+    few = {"max_seq_length": 4096, "eval_max_new_tokens": 1, "val_split": 0.2}
+    return replace(config, model_name=str(tiny_base), dataset_path=str(sample_rows), **few)
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_base: Path) -> LoadedModel:
+    return load_model_and_tokenizer(RunConfig(model_name=str(tiny_base)))
+
+
+def rows_of(settings: RunConfig) -> tuple[TrainingData, DatasetRef]:
+    folder = prepare_data(settings, Path(settings.model_name))
+    data = load_training_data(folder)
+    return data, DatasetRef(publish(folder), digest_rows(data.train), len(data.train), len(data.held_out))
+
+
+def adapter_of(loaded: LoadedModel, settings: RunConfig, trained_on: np.ndarray, run: Path) -> FolderRef:
+    save_adapter(loaded.model, loaded.tokenizer, settings, trained_on, run / "adapter")
+    return publish(run / "adapter")
+
+
+def judged(
+    loaded: LoadedModel, settings: RunConfig, run: Path, adapter: FolderRef, dataset: DatasetRef
+) -> tuple[EvalReport, int]:
+    with disable_run_logger():
+        report = evaluate.fn(loaded, settings, RunRef(run.name, str(run), "", ""), adapter, dataset)
+    return report, load_left_out(Path(report.folder.path))
+
+
+@pytest.mark.parametrize("knows", ["candidate", "champion"])
+def test_rows_of_another_split_that_candidate_or_champion_was_trained_on_are_not_scored(
+    settings: RunConfig, loaded: LoadedModel, knows: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, _ = rows_of(replace(settings, seed=42))
+    now, dataset = rows_of(replace(settings, seed=43))
+    runs = {name: Path(settings.output_dir) / f"{knows} knows" / name for name in ("candidate", "champion")}
+    adapters = {
+        name: adapter_of(loaded, settings, before.trained_on if name == knows else now.trained_on, run)
+        for name, run in runs.items()
+    }
+    champion = RegisteredRef("1", RunRef("", "", "", ""), adapters["champion"], settings.model_name)
+    monkeypatch.setattr(evaluation, "fetch_champion", lambda *_, **__: champion)
+    settings = replace(settings, seed=43)
+    report, left_out = judged(loaded, settings, runs["candidate"], adapters["candidate"], dataset)
+    both = set(zip(before.held_out["file"], before.held_out["line"], strict=True)) & set(
+        zip(now.held_out["file"], now.held_out["line"], strict=True)
+    )
+    assert set(report.accuracy) == {"base", "champion", "candidate", "majority", "lookup table"}
+    assert 0 < report.rows == len(both) < len(now.held_out)
+    assert report.rows + left_out == len(now.held_out)
+
+
+def test_every_held_out_row_is_scored_when_the_champion_comes_from_the_same_split(
+    settings: RunConfig, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, dataset = rows_of(settings)
+    run = Path(settings.output_dir) / "same split"
+    adapter = adapter_of(loaded, settings, data.trained_on, run)
+    champion = RegisteredRef("1", RunRef("", "", "", ""), adapter, settings.model_name)
+    monkeypatch.setattr(evaluation, "fetch_champion", lambda *_, **__: champion)
+    report, left_out = judged(loaded, settings, run, adapter, dataset)
+    assert (report.rows, left_out) == (len(data.held_out), 0)
