@@ -9,7 +9,8 @@ from prefect.logging import disable_run_logger
 
 from tasks import evaluation
 from tasks.evaluation import evaluate
-from tasks.refs import DatasetRef, EvalReport, FolderRef, RegisteredRef, RunRef
+from tasks.refs import DatasetRef, EvalReport, FolderRef, RegisteredRef, RunRef, TrainedRef
+from tasks.registration import describe_version
 from tasks.store import publish
 from training_core.checkpoints import save_adapter
 from training_core.config import RunConfig
@@ -70,6 +71,8 @@ def test_rows_of_another_split_that_candidate_or_champion_was_trained_on_are_not
     assert set(report.accuracy) == {"base", "champion", "candidate", "majority", "lookup table"}
     assert 0 < report.rows == len(both) < len(now.held_out)
     assert report.rows + left_out == len(now.held_out)
+    described = describe_version(TrainedRef(RunRef("", "", "", ""), adapters["candidate"], report))
+    assert f"over {report.rows} held-out rows" in described and f"{left_out} more are left out" in described
 
 
 def test_every_held_out_row_is_scored_when_the_champion_comes_from_the_same_split(
