@@ -1,6 +1,7 @@
 """What is tried again and what is not: failures, runs that die again and again, runs given to another process."""
 
 import os
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -10,6 +11,27 @@ from prefect.logging.handlers import APILogWorker
 from prefect.runtime import flow_run
 
 MOST_ATTEMPTS = 8
+
+
+@dataclass
+class Attempt:
+    """Keeps the error that its body raises, of whatever type: the clients of stores and servers have types of their
+    own, and those of optional packages cannot be named here."""
+
+    error: Exception | None = None
+
+    def __enter__(self) -> "Attempt":
+        return self
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> bool:
+        if isinstance(error, Exception):  # what ends a process passes
+            self.error = error
+        return self.error is not None
+
+    @property
+    def told(self) -> str:
+        """The error with its type, for some have no words."""
+        return f"{type(self.error).__name__}: {self.error}"
 
 
 def may_pass(_task: object, _run: object, state: State[Any]) -> bool:

@@ -9,12 +9,11 @@ from datetime import timedelta
 from pathlib import Path
 from uuid import UUID
 
-import httpx
 from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.runtime import flow_run
 
-from tasks.attempts import end_when_replaced
+from tasks.attempts import Attempt, end_when_replaced
 from tasks.refs import RunRef
 from tasks.registry import send_points
 from tasks.store import save_progress
@@ -72,8 +71,8 @@ def follow_journal(config: RunConfig, run: RunRef) -> Iterator[None]:
     """While the body trains: its curve in MLflow, its progress in Prefect, its checkpoints in the store; and its end
     when the run has been given to another process.
 
-    Servers that do not answer are tried again at the next look; after the body all points must arrive. Raises
-    ``OSError`` or ``httpx.HTTPError`` when they do not.
+    A look that fails, in whatever way, is told and tried again at the next one; after the body all points and the last
+    checkpoint must arrive. Raises what the client of the server or the store raises when they do not.
     """
     follower, finished = _Follower(config, run, (flow_run.id, flow_run.run_count)), threading.Event()
     # Apart, so that a store that fails in a way of its own cannot keep a replaced process alive.
@@ -91,10 +90,10 @@ def follow_journal(config: RunConfig, run: RunRef) -> Iterator[None]:
 def _again_and_again(look: Callable[[], None], finished: threading.Event) -> threading.Thread:
     def follow() -> None:
         while not finished.wait(SECONDS_BETWEEN_LOOKS):
-            try:
+            with Attempt() as attempt:
                 look()
-            except (OSError, httpx.HTTPError) as error:  # OSError: connections and stores
-                get_run_logger().warning("Not this time, training goes on: %s", error)
+            if attempt.error:
+                get_run_logger().warning("Not this time, training goes on: %s", attempt.told)
 
     thread = threading.Thread(target=contextvars.copy_context().run, args=(follow,), daemon=True)
     thread.start()

@@ -10,6 +10,7 @@ import fsspec
 from filelock import FileLock
 from prefect import get_run_logger
 
+from tasks.attempts import Attempt
 from tasks.refs import FolderRef
 from training_core.checkpoints import MANIFEST, seal_digest, step_of
 from training_core.config import RunConfig
@@ -107,16 +108,14 @@ def store_problems(needed: bool) -> list[str]:
     if url is None:
         remedy = "give it a URL that all workers reach, such as s3://bucket/sft-flow"
         return [f"{VARIABLE} is not set, and train_on names another pool; {remedy}"] if needed else []
-    try:
+    with Attempt() as attempt:
         files, place = fsspec.core.url_to_fs(url)
         files.makedirs(place.rpartition("/")[0], exist_ok=True)
         files.pipe_file(place, b"")
         files.rm_file(place)
-    except (OSError, ImportError, ValueError) as error:  # no permission or connection, no package, no such protocol
-        return [
-            f"{VARIABLE}: {os.environ[VARIABLE]!r} cannot be written: {error}; name a URL that all workers write to"
-        ]
-    return []
+    remedy = "name a URL that all workers write to"
+    problem = f"{VARIABLE}: {os.environ[VARIABLE]!r} cannot be written: {attempt.told}; {remedy}"
+    return [problem] if attempt.error else []
 
 
 def _place(*parts: str) -> str | None:

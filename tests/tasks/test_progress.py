@@ -1,7 +1,67 @@
-"""What the progress artifact says."""
+"""A training is shown and saved from outside, whatever servers and stores do; and what the progress artifact says."""
 
-from tasks.progress import describe_progress
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tasks import progress, store
+from tasks.progress import describe_progress, follow_journal
+from tasks.refs import RunRef
+from training_core.config import RunConfig
 from training_core.journal import Point
+
+
+class EndpointConnectionError(Exception):
+    """As botocore's and aiohttp's errors are: no ``OSError``."""
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunRef:
+    """A run with no servers, looked at all the time."""
+    for name in ("end_when_replaced", "send_points"):
+        monkeypatch.setattr(progress, name, lambda *_: None)
+    monkeypatch.delenv(store.VARIABLE, raising=False)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(progress, "get_run_logger", lambda: logging.getLogger("run"))
+    return RunRef("i" * 64, str(tmp_path), "base", "run")
+
+
+def failing_twice(then: threading.Event) -> Callable[..., int]:
+    failures = [EndpointConnectionError("nobody listens"), EndpointConnectionError()]
+
+    def look(*_: object) -> int:
+        if failures:
+            raise failures.pop()
+        then.set()
+        return 10
+
+    return look
+
+
+@pytest.mark.parametrize("look", ["end_when_replaced", "save_progress"])
+def test_a_look_that_fails_in_a_way_of_its_own_is_told_and_tried_again(
+    look: str, run: RunRef, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    looked = threading.Event()
+    monkeypatch.setattr(progress, look, failing_twice(then=looked))
+    with follow_journal(RunConfig(), run):
+        assert looked.wait(timeout=10)
+    assert caplog.messages == [
+        "Not this time, training goes on: EndpointConnectionError: ",
+        "Not this time, training goes on: EndpointConnectionError: nobody listens",
+    ]
+
+
+def test_a_checkpoint_that_is_not_safe_after_the_training_is_an_error(
+    run: RunRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LOOKS", 60)
+    monkeypatch.setattr(progress, "save_progress", failing_twice(then=threading.Event()))
+    with pytest.raises(EndpointConnectionError), follow_journal(RunConfig(), run):
+        pass
 
 
 def test_progress_tells_step_losses_speed_memory_and_the_time_left() -> None:

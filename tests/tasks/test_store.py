@@ -201,6 +201,20 @@ def test_a_store_that_cannot_be_written_is_named_with_the_reason(wrong: str, mon
     assert problem.startswith(f"{store.VARIABLE}: {wrong!r} cannot be written")
 
 
+def test_a_store_that_fails_in_a_way_of_its_own_is_named_with_the_reason(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class EndpointConnectionError(Exception):
+        """As botocore's and aiohttp's errors are: no ``OSError``."""
+
+    def refuse(*_: object) -> None:
+        raise EndpointConnectionError("nobody listens")
+
+    monkeypatch.setattr(type(fsspec.core.url_to_fs(url)[0]), "pipe_file", refuse)
+    (problem,) = store_problems(needed=False)
+    assert "cannot be written: EndpointConnectionError: nobody listens; " in problem
+
+
 def test_a_missing_store_is_a_problem_only_where_folders_have_to_travel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(store.VARIABLE, raising=False)
     assert store_problems(needed=False) == []
