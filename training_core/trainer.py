@@ -141,7 +141,9 @@ def train_model(loaded: LoadedModel, data: TrainingData, config: RunConfig, run_
             peak_memory_gib=peak_memory_gib(),
         )
         if ranks.is_main_process:
-            record.write_text(json.dumps(asdict(summary), indent=2) + "\n", encoding="utf-8")
+            draft = record.with_name(f"{record.name}.draft")
+            draft.write_text(json.dumps(asdict(summary), indent=2) + "\n", encoding="utf-8")
+            draft.replace(record)  # whole or not at all: later starts read it
     return summary
 
 

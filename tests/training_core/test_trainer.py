@@ -1,5 +1,8 @@
 """Training changes the adapter and nothing else, in full precision, from where it was."""
 
+import errno
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -88,6 +91,26 @@ def test_a_training_that_is_over_takes_no_further_step(config: RunConfig, tmp_pa
     assert read_journal(tmp_path / "run" / "journal.jsonl") == curve
     expected = weights(first, trained=True)
     assert all(torch.equal(weight, expected[name]) for name, weight in weights(again, trained=True).items())
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_at_the_end_leaves_no_half_summary_and_the_next_start_writes_it(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, run = load_training_data(prepare_data(config, Path(config.model_name))), tmp_path / "run"
+    write_text = Path.write_text
+
+    def fill_up(path: Path, text: str, encoding: str) -> int:
+        write_text(path, text[: len(text) // 2], encoding)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk, pytest.raises(OSError, match="No space left"):
+        disk.setattr(Path, "write_text", fill_up)
+        train_model(load_model_and_tokenizer(config), data, config, run)
+    assert not (run / "training.json").exists()
+    summary = train_model(load_model_and_tokenizer(config), data, config, run)
+    assert json.loads((run / "training.json").read_text()) == asdict(summary)
+    assert list(run.glob("*.draft")) == []
 
 
 @pytest.mark.slow
