@@ -9,7 +9,7 @@ from rich.console import Console
 from training_core.checkpoints import save_adapter
 from training_core.config import RunConfig, SettingsError, config_from_command_line, read_settings
 from training_core.contest import Contestant, hold_contest, save_contest
-from training_core.data_store import load_training_data, prepare_data
+from training_core.data_store import demand_known_favour, load_training_data, prepare_data
 from training_core.data_tables import account_grid
 from training_core.distributed import train_on_devices
 from training_core.identity import digest_rows, training_identity
@@ -26,6 +26,7 @@ def run(config: RunConfig) -> None:
     log_system_info()
     rows = prepare_data(config, fetch_tokenizer(config.model_name, config.cache_dir))
     data = load_training_data(rows)
+    demand_known_favour(data.report, config)
     base = fetch_base_model(config.model_name, config.cache_dir)
     identity = training_identity(config, digest_rows(data.train), digest_base_model(base))
     run_dir = Path(config.output_dir).resolve() / identity[:12]

@@ -68,12 +68,14 @@ def check(arguments: Sequence[str]) -> None:
     """Report on rows in the terminal, as JSON and as a page; exit with 1 when they are not fit to train on."""
     config = read_settings(config_from_command_line(arguments, "sft-flow check", takes_rows=True))
     set_environment()
+    from training_core.data_store import demand_known_favour
     from training_core.utils import setup_logging, validate_args
 
     setup_logging()
     validate_args(config)
     folder, report = report_on_rows(config)
     _show(report, folder)
+    demand_known_favour(report, config)
     sys.exit(1 if report.failures else 0)
 
 
@@ -128,8 +130,10 @@ def run_flow(config: RunConfig) -> None:
     validate_args(config)
     with prefect_api(Path(config.output_dir)) as wait:  # the server starts while all else is loaded
         with garbage_left_alone():
-            from training_core.data_store import demand_fitness
-        demand_fitness(report_on_rows(config)[1])  # rows that are unfit end the run here, in one message
+            from training_core.data_store import demand_fitness, demand_known_favour
+        report = report_on_rows(config)[1]
+        demand_fitness(report)  # rows that are unfit end the run here, in one message
+        demand_known_favour(report, config)
         # Prefect reads its environment when it is imported.
         with garbage_left_alone():
             from flows.one_machine import run_and_show

@@ -8,7 +8,7 @@ from tasks.refs import DatasetRef
 from tasks.store import publish
 from training_core.config import RunConfig
 from training_core.data_loader import PAGE_FILE
-from training_core.data_store import demand_fitness, load_report, load_training_data, prepare_data
+from training_core.data_store import demand_fitness, demand_known_favour, load_report, load_training_data, prepare_data
 from training_core.data_tables import as_markdown, verdict
 from training_core.identity import digest_rows
 from training_core.model_setup import digest_base_model, fetch_base_model, fetch_tokenizer
@@ -27,6 +27,7 @@ def validate_data(config: RunConfig) -> None:
     text = f"{as_markdown(report)}\n\nAs a page: `{folder / PAGE_FILE}`"
     create_markdown_artifact(text, key="sft-flow-rows", description=verdict(report))
     demand_fitness(report)
+    demand_known_favour(report, config)
 
 
 @task(retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=may_pass)

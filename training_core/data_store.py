@@ -13,7 +13,7 @@ from datasets import Dataset
 from filelock import FileLock
 
 from training_core.checkpoints import seal, seal_digest
-from training_core.config import RunConfig
+from training_core.config import RunConfig, SettingsError
 from training_core.data_loader import HELD_OUT_FILE, REPORT_FILE, TRAIN_FILE, TRAINED_ON_FILE, build_datasets
 from training_core.data_page import TEMPLATE
 from training_core.data_report import DataReport
@@ -120,6 +120,18 @@ def demand_fitness(report: DataReport) -> None:
         more = sum(account.refused for account in report.accounts) - len(problems)
         rest = [f"  … and {more} more; `sft-flow check` shows them"] if more > 0 else []
         raise DataError("\n".join(["The rows are not fit to train on.", *report.failures, *problems, *rest]))
+
+
+def demand_known_favour(report: DataReport, config: RunConfig) -> None:
+    """Raises ``SettingsError`` when no row holds any of ``favourable_decisions``: every model would be shown to give
+    nothing away, and a promotion would be guarded by nothing."""
+    occurring = [count.decision for count in report.decisions]
+    if occurring and config.favourable_decisions and not set(config.favourable_decisions) & set(occurring):
+        wanted = ", ".join(map(repr, config.favourable_decisions))
+        found = ", ".join(map(repr, occurring[:_MOST_SHOWN]))
+        more = f" and {rest} more" if (rest := len(occurring) - _MOST_SHOWN) > 0 else ""
+        remedy = "name those in the customer's favour, or [] if there are none"
+        raise SettingsError([f"favourable_decisions: no row holds {wanted}; the rows hold {found}{more}; {remedy}"])
 
 
 def _load(file: Path) -> Dataset:

@@ -74,6 +74,23 @@ def test_rows_that_are_unfit_end_a_run_with_their_problems_and_exit_code_2(tiny_
         assert {path.name for path in (tmp_path / "runs").iterdir()} <= {"datasets", "prefect"}
 
 
+@pytest.mark.slow
+def test_favourable_decisions_that_no_row_holds_end_every_command_with_exit_code_2(
+    tiny_base: Path, sample_rows: Path, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_bytes(sample_rows.read_bytes().replace(b'"Eligible"', b'"approve"'))
+    settings = ["--model_name", str(tiny_base), "--output_dir", str(tmp_path / "runs"), "--max_seq_length", "4096"]
+    check = [*COMMANDS["sft-flow"][:-1], "check", str(rows)]
+    for command in (check, *([*command, "--dataset_path", str(rows)] for command in COMMANDS.values())):
+        found = call(command, *settings)
+        assert found.returncode == 2, found.stderr
+        assert "favourable_decisions: no row holds 'Eligible'; the rows hold '" in found.stderr
+        assert "'approve'" in found.stderr and "Traceback" not in found.stderr
+        assert {path.name for path in (tmp_path / "runs").iterdir()} <= {"datasets", "prefect"}
+    assert call(check, *settings, "--favourable_decisions", "[]").returncode == 0
+
+
 def test_several_paths_to_check_are_refused_with_what_to_do_instead() -> None:
     found = call([*COMMANDS["sft-flow"][:-1], "check"], "one.jsonl", "two.jsonl")
     assert found.returncode == 2

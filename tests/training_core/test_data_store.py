@@ -14,13 +14,21 @@ from typing import Any
 
 import pytest
 from row_samples import records, to_line, write
+from sample_report import report
 
 from training_core import data_store
-from training_core.config import RunConfig
+from training_core.config import RunConfig, SettingsError
 from training_core.data_loader import build_datasets
 from training_core.data_page import TEMPLATE
-from training_core.data_report import DataReport
-from training_core.data_store import data_key, demand_fitness, load_report, load_training_data, prepare_data
+from training_core.data_report import DataReport, DecisionCount
+from training_core.data_store import (
+    data_key,
+    demand_fitness,
+    demand_known_favour,
+    load_report,
+    load_training_data,
+    prepare_data,
+)
 from training_core.rows import DataError
 
 
@@ -135,6 +143,28 @@ def test_rows_that_are_not_fit_are_reported_on_but_not_given_to_a_training(tiny_
     assert "31 of 34 lines cannot be used" in text
     assert f"{rows}:1: line: not JSON" in text
     assert "and 11 more" in text
+
+
+def test_favourable_decisions_that_no_row_holds_are_refused_with_those_that_occur() -> None:
+    rows = report(decisions=[DecisionCount("approve", 4, 0), DecisionCount("deny", 1, 3)])
+    with pytest.raises(SettingsError) as caught:
+        demand_known_favour(rows, RunConfig())
+    assert caught.value.problems == [
+        "favourable_decisions: no row holds 'Eligible'; the rows hold 'approve', 'deny'; "
+        "name those in the customer's favour, or [] if there are none"
+    ]
+
+
+@pytest.mark.parametrize("favourable", [("approve",), ("Eligible", "approve"), ()])
+def test_one_favourable_decision_that_occurs_is_enough_and_none_may_be_asked_for(favourable: tuple[str, ...]) -> None:
+    rows = report(decisions=[DecisionCount("approve", 0, 1), DecisionCount("deny", 1, 3)])
+    demand_known_favour(rows, RunConfig(favourable_decisions=favourable))
+
+
+def test_of_very_many_decisions_the_commonest_are_named() -> None:
+    rows = report(decisions=[DecisionCount(f"code {i}", 1, 1) for i in range(1000)])
+    with pytest.raises(SettingsError, match="'code 19' and 980 more; name"):
+        demand_known_favour(rows, RunConfig())
 
 
 def files_of(folder: Path) -> list[str]:
