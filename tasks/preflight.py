@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 from prefect import get_run_logger, task
 from prefect.client.orchestration import get_client
@@ -47,6 +48,7 @@ def disk_problems(config: RunConfig, *, trained_here: bool) -> list[str]:
     """Why ``output_dir`` cannot take what a run leaves there, on the machine that trains or on another."""
     base = fetch_tokenizer(config.model_name, config.cache_dir)
     needed = bytes_of_a_run(config, base, trained_here=trained_here)
+    Path(config.output_dir).mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(config.output_dir).free
     if needed <= free:
         return []

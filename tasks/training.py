@@ -23,6 +23,7 @@ from tasks.registry import (
 from tasks.store import open_folder, publish, restore_progress, store_problems
 from training_core import checkpoints
 from training_core.config import RunConfig, SettingsError
+from training_core.contest import unseen_by_all
 from training_core.data_store import load_training_data
 from training_core.distributed import train_on_devices
 from training_core.identity import training_identity
@@ -48,11 +49,12 @@ def open_run(config: RunConfig, dataset: DatasetRef) -> RunRef:
     if config.train_on:
         _demand_what_a_worker_needs(config, dataset)
     identity = training_identity(config, dataset.digest, dataset.base_digest)
-    fetch_champion(config, but_not=identity)  # known to load now, not after the training
+    rows = open_folder(dataset.folder, config)
+    _demand_a_fair_contest(config, identity, rows)
     folder = Path(config.output_dir).resolve() / identity[:12]
     folder.mkdir(parents=True, exist_ok=True)
     restore_progress(folder, identity)
-    run_id = open_tracking_run(config, identity, dataset, open_folder(dataset.folder, config))
+    run_id = open_tracking_run(config, identity, dataset, rows)
     link_both_ways(config, run_id)
     run = RunRef(identity, str(folder), dataset.base_digest, run_id)
     registered = find_version(config, identity)
@@ -71,6 +73,14 @@ def _demand_what_a_worker_needs(config: RunConfig, dataset: DatasetRef) -> None:
         problems.append(f"{what}; copy the folder anew, or let all workers fetch the same revision")
     if problems:
         raise SettingsError(problems)
+
+
+def _demand_a_fair_contest(config: RunConfig, identity: str, rows: Path) -> None:
+    """A champion that loads, and held-out rows that it was not trained on."""
+    champion = fetch_champion(config, but_not=identity)
+    if champion:
+        known = checkpoints.load_trained_on(Path(champion.adapter.path))
+        unseen_by_all([known], load_training_data(rows).held_out, config)
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)

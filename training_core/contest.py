@@ -82,7 +82,8 @@ def hold_contest(candidate: Contestant, champion: Contestant | None, data: Train
 
     Without a champion there is none in the table. Raises ``SettingsError`` when no such row is left.
     """
-    unseen = _unseen_by_all([candidate, champion] if champion else [candidate], data.held_out, config)
+    contestants = [candidate, champion] if champion else [candidate]
+    unseen = unseen_by_all([contestant.trained_on for contestant in contestants], data.held_out, config)
     rows = held_out_sample(unseen, config)
     model = candidate.loaded
     with model.model.disable_adapter():
@@ -100,8 +101,9 @@ def hold_contest(candidate: Contestant, champion: Contestant | None, data: Train
     return Contest(predictions, scores, probe, left_out=len(data.held_out) - len(unseen))
 
 
-def _unseen_by_all(contestants: Sequence[Contestant], rows: Dataset, config: RunConfig) -> Dataset:
-    unseen = unseen_rows(rows, np.concatenate([contestant.trained_on for contestant in contestants]), config)
+def unseen_by_all(trained_on: Sequence[np.ndarray], rows: Dataset, config: RunConfig) -> Dataset:
+    """The held-out rows that no contestant was trained on; raises ``SettingsError`` when there is none."""
+    unseen = unseen_rows(rows, np.concatenate(trained_on), config)
     if not len(unseen):
         what = f"candidate or champion was trained on the case or an entity of all {len(rows)} held-out rows"
         remedy = "give rows that are new to both, or seed and val_split of the champion's run"

@@ -1,5 +1,6 @@
 """An adapter is judged on rows it was not trained on, whoever trained it and with what seed."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,17 +8,19 @@ import numpy as np
 import pytest
 from prefect.logging import disable_run_logger
 
-from tasks import evaluation
+from tasks import evaluation, training
 from tasks.evaluation import evaluate
 from tasks.refs import DatasetRef, EvalReport, FolderRef, RegisteredRef, RunRef, TrainedRef
 from tasks.registration import describe_version
 from tasks.store import publish
+from tasks.training import open_run
 from training_core.checkpoints import save_adapter
-from training_core.config import RunConfig
+from training_core.config import RunConfig, SettingsError
 from training_core.contest import load_left_out
 from training_core.data_store import TrainingData, load_training_data, prepare_data
 from training_core.identity import digest_rows
 from training_core.model_setup import LoadedModel, load_model_and_tokenizer
+from training_core.row_encoding import traces
 
 
 @pytest.fixture
@@ -34,7 +37,7 @@ def loaded(tiny_base: Path) -> LoadedModel:
 def rows_of(settings: RunConfig) -> tuple[TrainingData, DatasetRef]:
     folder = prepare_data(settings, Path(settings.model_name))
     data = load_training_data(folder)
-    return data, DatasetRef(publish(folder), digest_rows(data.train), len(data.train), len(data.held_out))
+    return data, DatasetRef(publish(folder), digest_rows(data.train), len(data.train), len(data.held_out), "")
 
 
 def adapter_of(loaded: LoadedModel, settings: RunConfig, trained_on: np.ndarray, run: Path) -> FolderRef:
@@ -73,6 +76,19 @@ def test_rows_of_another_split_that_candidate_or_champion_was_trained_on_are_not
     assert report.rows + left_out == len(now.held_out)
     described = describe_version(TrainedRef(RunRef("", "", "", ""), adapters["candidate"], report))
     assert f"over {report.rows} held-out rows" in described and f"{left_out} more are left out" in described
+
+
+def test_a_champion_that_knows_every_held_out_row_is_noticed_before_the_training(
+    settings: RunConfig, loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, dataset = rows_of(settings)
+    records = map(json.loads, data.held_out["record"])
+    known = np.array([trace for record in records for trace in traces(record, settings.entity_fields)], np.uint64)
+    adapter = adapter_of(loaded, replace(settings, output_dir=str(tmp_path)), known, tmp_path / "champion")
+    champion = RegisteredRef("1", RunRef("", "", "", ""), adapter, settings.model_name)
+    monkeypatch.setattr(training, "fetch_champion", lambda *_, **__: champion)
+    with pytest.raises(SettingsError, match=f"all {len(data.held_out)} held-out rows"):
+        open_run.fn(settings, dataset)
 
 
 def test_every_held_out_row_is_scored_when_the_champion_comes_from_the_same_split(
