@@ -17,8 +17,8 @@ from deployments.deploy import NOTIFY, Outcome, deploy
 from deployments.postgres import find_postgres, may_enter, postgres
 from flows.cli import set_environment
 from flows.embedded import Server, mlflow_server, prefect_server, running
-from tasks.registry import tracking_uri
 from tasks.store import VARIABLE as STORE
+from tasks.tracking import tracking_uri
 from training_core.config import config_from_command_line, read_settings
 
 DATABASE = "PREFECT_API_DATABASE_CONNECTION_URL"

@@ -167,7 +167,7 @@ def prefect_api(output_dir: Path) -> Iterator[Callable[[], object]]:
 def ui(arguments: Sequence[str]) -> None:
     """Serve both UIs on what was made in `output_dir`, until Ctrl-C."""
     config = read_settings(config_from_command_line(arguments, "sft-flow ui"))
-    from tasks.registry import tracking_uri
+    from tasks.tracking import tracking_uri
 
     home = Path(config.output_dir).resolve() / "prefect"
     with prefect_server(home) as prefect, mlflow_server(tracking_uri(config), home.parent / "mlartifacts") as mlflow:

@@ -10,8 +10,8 @@ from rich.console import Console
 
 from flows.sft_flow import sft_flow
 from tasks.refs import FinishedRun, ModelVersionRef
-from tasks.registry import tracking_uri
 from tasks.reporting import run_grids
+from tasks.tracking import tracking_uri
 from training_core.config import RunConfig
 
 console = Console(highlight=False)

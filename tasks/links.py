@@ -4,7 +4,7 @@ from prefect.artifacts import create_link_artifact
 from prefect.runtime import flow_run
 from prefect.utilities.urls import url_for
 
-from tasks.registry import DESCRIPTION_TAG, FLOW_RUN_TAG, run_page, tag_run
+from tasks.tracking import DESCRIPTION_TAG, FLOW_RUN_TAG, run_page, tag_run
 from training_core.config import RunConfig
 
 

@@ -12,8 +12,8 @@ from prefect.exceptions import ObjectNotFound
 
 from tasks.attempts import may_pass
 from tasks.refs import DatasetRef
-from tasks.registry import tracking_problems
 from tasks.store import open_folder, store_problems
+from tasks.tracking import tracking_problems
 from training_core.batches import make_batches
 from training_core.config import RunConfig, SettingsError
 from training_core.data_store import load_training_data

@@ -15,8 +15,8 @@ from prefect.runtime import flow_run
 
 from tasks.attempts import Attempt, end_when_replaced
 from tasks.refs import RunRef
-from tasks.registry import send_points
 from tasks.store import save_progress
+from tasks.tracking import send_points
 from training_core.config import RunConfig
 from training_core.journal import Point, read_journal
 

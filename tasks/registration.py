@@ -10,17 +10,9 @@ from prefect import get_run_logger, task
 
 from tasks.attempts import may_pass
 from tasks.refs import DatasetRef, EvalReport, ModelVersionRef, RegisteredRef, TrainedRef
-from tasks.registry import (
-    CANDIDATE,
-    fetch_version,
-    find_or_create_version,
-    log_results,
-    named_version,
-    point_alias,
-    takes_results,
-    tracking_uri,
-)
+from tasks.registry import CANDIDATE, fetch_version, find_or_create_version, named_version, point_alias
 from tasks.store import open_folder
+from tasks.tracking import log_results, takes_results, tracking_uri
 from training_core.config import RunConfig, SettingsError
 from training_core.contest import load_left_out, load_scores
 from training_core.report import score_grid

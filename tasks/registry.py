@@ -1,154 +1,30 @@
-"""MLflow: one run per training identity, one registered version per adapter, one champion."""
+"""MLflow's model registry: one version per adapter, candidates, one champion."""
 
 import contextlib
-import json
-import os
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 
-import httpx
 import mlflow
-from filelock import FileLock
-from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, LoggedModel, Metric, Param, RunTag
+from mlflow.entities import LoggedModel
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.tracking import MlflowClient
 
 from tasks.model_package import package_adapter
-from tasks.refs import DatasetRef, EvalReport, FolderRef, RegisteredRef, RunRef, TrainedRef
+from tasks.refs import FolderRef, RegisteredRef, RunRef, TrainedRef
+from tasks.tracking import IDENTITY_TAG, connect, experiment_id, tracking_uri
 from training_core.checkpoints import seal_digest
 from training_core.config import RunConfig, SettingsError
-from training_core.journal import Point
 from training_core.local_base import base_folder
 from training_core.model_setup import digest_base_model, fetch_base_model
 
-EXPERIMENT = "sft-flow"
-IDENTITY_TAG, FLOW_RUN_TAG, DESCRIPTION_TAG = "sft_flow.identity", "sft_flow.flow_run", "mlflow.note.content"
 ADAPTER_TAG = "sft_flow.adapter_digest"
-_BASE_TAG, _BASE_DIGEST_TAG = "sft_flow.base_model", "sft_flow.base_digest"
 CANDIDATE, CHAMPION = "candidate", "champion"
 
-_LONGEST_PARAM = 6000
+_BASE_TAG, _BASE_DIGEST_TAG = "sft_flow.base_model", "sft_flow.base_digest"
 _LONGEST_DESCRIPTION = 5000  # of PostgreSQL; SQLite takes any
-_LARGEST_BATCH = 1000
-_LONGEST_PROBE_SECONDS = 10
-
-
-def tracking_uri(config: RunConfig) -> str:
-    """``MLFLOW_TRACKING_URI`` where it is set, else a SQLite file in ``output_dir``, created when missing."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
-    if uri:
-        return uri
-    store = Path(config.output_dir).resolve() / "mlflow.db"
-    store.parent.mkdir(parents=True, exist_ok=True)
-    # A store that two processes create at once, or one killed half-way, is broken for good.
-    with FileLock(store.with_suffix(".lock")):
-        if not store.exists():
-            draft = store.with_suffix(".draft")
-            draft.unlink(missing_ok=True)
-            MlflowClient(f"sqlite:///{draft}").search_experiments()
-            draft.rename(store)
-    return f"sqlite:///{store}"
-
-
-def connect(config: RunConfig) -> MlflowClient:
-    """A client of the tracking server and the registry. Nothing global is set: MLflow would put it into the
-    environment, and the next run in this process would take it for the user's wish."""
-    uri = tracking_uri(config)
-    return MlflowClient(uri, registry_uri=uri)
-
-
-def tracking_problems(config: RunConfig) -> list[str]:
-    """Why the tracking server or its registry would not take what this run makes. Asks, and writes nothing."""
-    uri = tracking_uri(config)
-    try:
-        if uri.startswith("http"):
-            httpx.get(f"{uri}/health", timeout=_LONGEST_PROBE_SECONDS)  # MLflow's own client would try for minutes
-        experiment = connect(config).get_experiment_by_name(EXPERIMENT)
-        _find_version(connect(config), config, "any")
-    except (httpx.TransportError, MlflowException) as error:
-        return [f"MLFLOW_TRACKING_URI: {uri!r} cannot take {config.registered_model_name!r}: {error}"]
-    if experiment and experiment.lifecycle_stage != LifecycleStage.ACTIVE:
-        remedy = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
-        return [f"MLFLOW_TRACKING_URI: in {uri!r} experiment {EXPERIMENT!r} is deleted; bring it back: {remedy}"]
-    return []
-
-
-def open_tracking_run(config: RunConfig, identity: str, dataset: DatasetRef, rows: Path) -> str:
-    """The id of the one run of this identity, created with its parameters and dataset when it is new."""
-    client = connect(config)
-    experiment = _experiment(client, config)
-    found = client.search_runs([experiment], f"tags.`{IDENTITY_TAG}` = '{identity}'", order_by=["start_time ASC"])
-    tags = {IDENTITY_TAG: identity, "mlflow.runName": identity[:12]}
-    run = found[0] if found else client.create_run(experiment, tags=tags)
-    known = run.data.params
-    params = {name: str(value)[:_LONGEST_PARAM] for name, value in asdict(config).items() if name not in known}
-    client.log_batch(run.info.run_id, params=[Param(name, value) for name, value in params.items()])
-    if not run.inputs.dataset_inputs:
-        client.log_inputs(run.info.run_id, [_dataset_input(config, dataset)])
-    if "data/refused.jsonl" not in {file.path for file in client.list_artifacts(run.info.run_id, "data")}:  # the last
-        client.log_dict(run.info.run_id, asdict(config), "run_config.json")
-        client.log_artifact(run.info.run_id, str(rows / "report.json"), "data")
-        client.log_artifact(run.info.run_id, str(rows / "refused.jsonl"), "data")
-    return str(run.info.run_id)
-
-
-def takes_results(config: RunConfig, run_id: str) -> bool:
-    """Whether a run is still there to be written to: somebody may have deleted it."""
-    return bool(connect(config).get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE)
-
-
-def tag_run(config: RunConfig, run_id: str, tags: Mapping[str, str]) -> None:
-    """Set tags of a run; ``DESCRIPTION_TAG`` is the Markdown at the top of its page."""
-    connect(config).log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
-
-
-def run_page(config: RunConfig, run_id: str) -> str | None:
-    """Where the tracking server shows a run; ``None`` where a file takes the server's place."""
-    uri, experiment = tracking_uri(config), connect(config).get_run(run_id).info.experiment_id
-    if not uri.startswith(("http://", "https://")):
-        return None
-    return f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning"
-
-
-def send_points(config: RunConfig, run_id: str, points: Sequence[Point]) -> None:
-    """Log points of the curve with the times they were measured at; sending a point twice changes nothing.
-
-    Raises ``ConnectionError`` when the tracking server does not take them.
-    """
-    metrics = [
-        Metric(name, value, round(point.time * 1000), point.step)
-        for point in points
-        for name, value in point.values.items()
-    ]
-    client = connect(config)
-    for start in range(0, len(metrics), _LARGEST_BATCH):
-        try:
-            client.log_batch(run_id, metrics=metrics[start : start + _LARGEST_BATCH])
-        except MlflowException as error:
-            raise ConnectionError(f"the tracking server did not take the curve: {error}") from error
-
-
-def log_results(config: RunConfig, run_id: str, report: EvalReport) -> None:
-    """Log scores, predictions and pictures to the training's run and close it.
-
-    Every evaluation of an adapter has a folder of its own there, and its scores the time at which they were measured.
-    """
-    client, scores_file = connect(config), Path(report.folder.path) / "scores.json"
-    measured_at = round(scores_file.stat().st_mtime * 1000)
-    metrics = [
-        Metric(f"{name}/{measure}".replace(" ", "_"), value, measured_at, 0)
-        for name, scores in json.loads(scores_file.read_text(encoding="utf-8")).items()
-        for measure, value in scores.items()
-        if isinstance(value, int | float)
-    ]
-    client.log_batch(run_id, metrics=metrics)
-    client.log_artifacts(run_id, report.folder.path, f"evaluation/{report.folder.digest[:12]}")
-    if client.get_run(run_id).info.status != "FINISHED":
-        client.set_terminated(run_id, "FINISHED")
 
 
 def find_or_create_version(config: RunConfig, trained: TrainedRef, description: str) -> str:
@@ -243,29 +119,6 @@ def _find_base(config: RunConfig, name: str, digest: str) -> Path:
     raise ValueError(f"neither {config.model_name} nor {name} is the base model of that version: gone, or changed")
 
 
-def _experiment(client: MlflowClient, config: RunConfig) -> str:
-    found = client.get_experiment_by_name(EXPERIMENT)
-    if found:
-        return str(found.experiment_id)
-    local = not os.environ.get("MLFLOW_TRACKING_URI")
-    location = (Path(config.output_dir).resolve() / "mlartifacts").as_uri() if local else None
-    try:
-        return str(client.create_experiment(EXPERIMENT, artifact_location=location))
-    except MlflowException as error:
-        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
-            raise
-        return str(client.get_experiment_by_name(EXPERIMENT).experiment_id)
-
-
-def _dataset_input(config: RunConfig, dataset: DatasetRef) -> DatasetInput:
-    source = json.dumps({"train": config.dataset_path, "held_out": config.eval_path})
-    profile = json.dumps({"train_rows": dataset.train_rows, "held_out_rows": dataset.held_out_rows})
-    name = Path(config.dataset_path).name
-    return DatasetInput(
-        Dataset(name, dataset.digest[:36], "local", source, profile=profile), [InputTag("mlflow.data.context", "train")]
-    )
-
-
 def _find_version(client: MlflowClient, config: RunConfig, identity: str) -> ModelVersion | None:
     name = config.registered_model_name
     found = client.search_model_versions(f"name = '{name}' and tags.`{IDENTITY_TAG}` = '{identity}'")
@@ -297,7 +150,7 @@ def _create_version(client: MlflowClient, config: RunConfig, trained: TrainedRef
 
 def _find_or_log_model(client: MlflowClient, config: RunConfig, trained: TrainedRef) -> LoggedModel:
     """The packaged adapter in the tracking store; one that a killed process left half-uploaded is completed."""
-    run, experiment = trained.run, _experiment(client, config)
+    run, experiment = trained.run, experiment_id(client, config)
     tags = {IDENTITY_TAG: run.identity, ADAPTER_TAG: trained.adapter.digest}
     own = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
     found = client.search_logged_models([experiment], own)

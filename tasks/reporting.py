@@ -8,8 +8,8 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
 from tasks.refs import DatasetRef, ModelVersionRef, TrainedRef
-from tasks.registry import run_page
 from tasks.store import open_folder
+from tasks.tracking import run_page
 from training_core.config import RunConfig
 from training_core.contest import load_left_out, load_scores
 from training_core.data_store import load_report

@@ -12,15 +12,9 @@ from tasks.links import link_both_ways
 from tasks.preflight import disk_problems
 from tasks.progress import follow_journal
 from tasks.refs import DatasetRef, FolderRef, RunRef
-from tasks.registry import (
-    ADAPTER_TAG,
-    fetch_champion,
-    fetch_version,
-    find_version,
-    open_tracking_run,
-    send_points,
-)
+from tasks.registry import ADAPTER_TAG, fetch_champion, fetch_version, find_version
 from tasks.store import open_folder, publish, restore_progress, store_problems
+from tasks.tracking import open_tracking_run, send_points
 from training_core import checkpoints
 from training_core.config import RunConfig, SettingsError
 from training_core.contest import unseen_by_all

@@ -18,7 +18,13 @@ MAY_IMPORT = {
     "flows": {"training_core", "samples", "tasks"},
     "deployments": {"training_core", "samples", "tasks", "flows"},
 }
-MLFLOW_IMPORTERS = {"tasks/registry.py", "tasks/model_package.py", "tasks/served_adapter.py", "tasks/check_served.py"}
+MLFLOW_IMPORTERS = {
+    "tasks/registry.py",
+    "tasks/tracking.py",
+    "tasks/model_package.py",
+    "tasks/served_adapter.py",
+    "tasks/check_served.py",
+}
 
 
 def modules_of(room: str) -> list[Path]:

@@ -12,7 +12,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from deployments.deploy import deploy
 from deployments.postgres import Postgres, find_postgres, may_enter, postgres
 from flows.embedded import mlflow_server, prefect_server
-from tasks import registry
+from tasks import registry, tracking
 from tasks.refs import DatasetRef, EvalReport, FolderRef, RunRef, TrainedRef
 from training_core.checkpoints import seal
 from training_core.config import RunConfig
@@ -75,11 +75,11 @@ def test_mlflow_keeps_one_run_one_curve_and_one_version(
     points = [Point(step, 3, 1e9 + step, {"loss": 1 / step}) for step in (1, 2, 3)]
     with mlflow_server(database.url("mlflow", "psycopg2"), folder / "artifacts", preferred_port=0) as server:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.wait())
-        run_ids = {registry.open_tracking_run(config, "i" * 64, dataset, tmp_path) for _ in range(2)}
+        run_ids = {tracking.open_tracking_run(config, "i" * 64, dataset, tmp_path) for _ in range(2)}
         (run_id,) = run_ids
         for _ in range(2):
-            registry.send_points(config, run_id, points)
-        client = registry.connect(config)
+            tracking.send_points(config, run_id, points)
+        client = tracking.connect(config)
         assert [point.step for point in client.get_metric_history(run_id, "loss")] == [1, 2, 3]
         run = RunRef("i" * 64, str(tmp_path), "b", run_id)
         report = EvalReport(scores, 2, {"candidate": 0.5}, {"candidate": 0.0}, champion=None)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks import registry
+from tasks import tracking
 from tasks.refs import DatasetRef, EvalReport, FolderRef, RunRef, TrainedRef
 from training_core.checkpoints import seal
 from training_core.config import RunConfig
@@ -49,7 +49,7 @@ def trained(config: RunConfig, dataset: DatasetRef, identity: str, tmp_path: Pat
     (adapter / "adapter_model.safetensors").write_bytes(config.registered_model_name.encode())
     evaluation.mkdir()
     (evaluation / "scores.json").write_text(json.dumps({"candidate": {"accuracy": 0.5, "by_group": {}}}))
-    run_id = registry.open_tracking_run(config, identity, dataset, tmp_path)
+    run_id = tracking.open_tracking_run(config, identity, dataset, tmp_path)
     run = RunRef(identity, str(tmp_path), digest_base_model(tmp_path / "base"), run_id)
     report = EvalReport(FolderRef(str(evaluation), None, "e"), 2, {"candidate": 0.5}, {"candidate": 0.0}, None)
     return TrainedRef(run, FolderRef(str(adapter), None, seal(adapter)), report)

@@ -11,7 +11,7 @@ from prefect.logging import disable_run_logger
 from prefect.types.entrypoint import EntrypointType
 
 from flows.train_flow import train_flow
-from tasks import registry, store
+from tasks import registry, store, tracking
 from tasks.data import build_dataset
 from tasks.preflight import GPU_MEMORY, preflight
 from tasks.refs import DatasetRef, FolderRef
@@ -42,7 +42,7 @@ def test_a_run_that_lacks_nothing_passes_and_leaves_nothing_behind(ready: RunCon
     preflight.fn(ready, DATASET)
     assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
     assert registry.named_version(ready, registry.CANDIDATE) is None
-    assert registry.connect(ready).search_registered_models(f"name = '{ready.registered_model_name}'") == []
+    assert tracking.connect(ready).search_registered_models(f"name = '{ready.registered_model_name}'") == []
 
 
 def test_all_that_a_run_lacks_is_named_at_once(
@@ -79,8 +79,8 @@ def test_a_name_that_the_registry_cannot_search_for_is_refused(ready: RunConfig)
 
 def test_a_deleted_experiment_is_named_with_the_command_that_brings_it_back(ready: RunConfig, tmp_path: Path) -> None:
     own = dataclasses.replace(ready, output_dir=str(tmp_path))
-    client = registry.connect(own)
-    number = client.create_experiment(registry.EXPERIMENT)
+    client = tracking.connect(own)
+    number = client.create_experiment(tracking.EXPERIMENT)
     client.delete_experiment(number)
     (problem,) = problems_of(own)
     assert f"mlflow experiments restore --experiment-id {number}" in problem

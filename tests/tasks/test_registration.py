@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tasks import registry
+from tasks import registry, tracking
 from tasks.refs import DatasetRef, TrainedRef
 from tasks.registration import fetch_registered
 from training_core.config import RunConfig, SettingsError
@@ -39,6 +39,6 @@ def test_rows_encoded_for_another_base_are_refused_with_the_base_to_give(
 def test_a_version_whose_tracking_run_was_deleted_is_refused_with_how_to_bring_it_back(
     config: RunConfig, dataset: DatasetRef, trained: TrainedRef, number: str
 ) -> None:
-    registry.connect(config).delete_run(trained.run.tracking_run_id)
+    tracking.connect(config).delete_run(trained.run.tracking_run_id)
     with pytest.raises(SettingsError, match=f"mlflow runs restore --run-id {trained.run.tracking_run_id}"):
         fetch_registered.fn(config, number, dataset)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from prefect import flow
 
-from tasks import registry, store
+from tasks import registry, store, tracking
 from tasks.refs import DatasetRef, RunRef, TrainedRef
 from tasks.store import publish
 from tasks.training import open_run
@@ -55,7 +55,7 @@ def test_an_adapter_that_is_registered_is_taken_as_it_is_and_not_trained_again_o
 def test_a_champion_that_cannot_be_compared_with_is_known_before_the_training(
     config: RunConfig, rows: DatasetRef
 ) -> None:
-    client = registry.connect(config)
+    client = tracking.connect(config)
     client.create_registered_model(config.registered_model_name)
     by_hand = client.create_model_version(config.registered_model_name, "somewhere")
     registry.point_alias(config, registry.CHAMPION, by_hand.version)

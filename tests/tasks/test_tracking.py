@@ -1,0 +1,56 @@
+"""One run per identity, whatever crashed before, and nothing in it twice. On a real SQLite store."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tasks import tracking
+from tasks.refs import DatasetRef, TrainedRef
+from training_core.config import RunConfig
+from training_core.journal import Point
+
+pytestmark = pytest.mark.slow
+
+
+def test_an_identity_has_one_run_with_all_parameters_even_when_its_creator_was_killed(
+    config: RunConfig, dataset: DatasetRef, tmp_path: Path
+) -> None:
+    client = tracking.connect(config)
+    experiment = tracking.experiment_id(client, config)
+    bare = client.create_run(experiment, tags={tracking.IDENTITY_TAG: "killed"})  # and then the process died
+    assert tracking.open_tracking_run(config, "killed", dataset, tmp_path) == bare.info.run_id
+    later = dataclasses.replace(config, max_eval_rows=7)  # no part of the identity, and parameters never change
+    assert tracking.open_tracking_run(later, "killed", dataset, tmp_path) == bare.info.run_id
+    run = client.get_run(bare.info.run_id)
+    assert run.data.params.keys() == dataclasses.asdict(config).keys()
+    assert run.data.params["max_eval_rows"] == str(config.max_eval_rows)
+    assert {file.path for file in client.list_artifacts(run.info.run_id, "data")} == {
+        "data/report.json",
+        "data/refused.jsonl",
+    }
+    assert [given.dataset.digest for given in run.inputs.dataset_inputs] == [dataset.digest[:36]]
+
+
+def test_a_point_of_the_curve_that_is_sent_twice_is_there_once(config: RunConfig, trained: TrainedRef) -> None:
+    points = [Point(step, 3, 1000.0 + step, {"loss": 1.0 / step}) for step in (1, 2, 3)]
+    tracking.send_points(config, trained.run.tracking_run_id, points[:2])
+    tracking.send_points(config, trained.run.tracking_run_id, points)
+    history = tracking.connect(config).get_metric_history(trained.run.tracking_run_id, "loss")
+    assert [(point.step, point.value) for point in history] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+
+
+def test_a_second_evaluation_keeps_the_scores_and_files_of_the_first(config: RunConfig, trained: TrainedRef) -> None:
+    client, run_id = tracking.connect(config), trained.run.tracking_run_id
+    tracking.log_results(config, run_id, trained.report)
+    scores = Path(trained.report.folder.path) / "scores.json"
+    scores.write_text(json.dumps({"candidate": {"accuracy": 0.75}}))
+    os.utime(scores, (scores.stat().st_mtime + 60,) * 2)
+    again = dataclasses.replace(trained.report, folder=dataclasses.replace(trained.report.folder, digest="f"))
+    tracking.log_results(config, run_id, again)
+    tracking.log_results(config, run_id, again)
+    assert [found.value for found in client.get_metric_history(run_id, "candidate/accuracy")] == [0.5, 0.75]
+    assert client.get_run(run_id).data.metrics["candidate/accuracy"] == 0.75
+    assert {file.path for file in client.list_artifacts(run_id, "evaluation")} == {"evaluation/e", "evaluation/f"}
