@@ -129,3 +129,10 @@ def test_a_contest_with_other_rows_left_out_is_another_contest(
     config: RunConfig, data: TrainingData, change: dict[str, object]
 ) -> None:
     assert contest_key(replace(config, **change), data, ["a"]) != contest_key(config, data, ["a"])
+
+
+def test_a_contest_whose_baselines_learnt_from_other_rows_is_another_contest(
+    config: RunConfig, data: TrainingData
+) -> None:
+    fewer = replace(data, train=data.train.select(range(len(data.train) - 1)))
+    assert contest_key(config, fewer, ["a"]) != contest_key(config, data, ["a"])

@@ -100,6 +100,14 @@ def test_rows_tied_by_a_chain_of_entities_stay_together() -> None:
     assert held_out[:50].nunique() == 1
 
 
+def test_almost_equal_cases_stay_together() -> None:
+    pairs = [{"case": place, "near": place // 2} for place in range(40)]
+    facts, entities = tables(pairs)
+    held_out = hold_out(facts, entities, 0.5)
+    assert 0 < held_out.sum() < len(held_out)
+    assert (held_out.groupby(facts["near"]).nunique() == 1).all()
+
+
 def test_a_row_has_the_first_fate_that_applies() -> None:
     rows = [
         {"case": 1, "row": 5},
