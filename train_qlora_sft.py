@@ -6,17 +6,18 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from training_core.checkpoints import save_adapter
 from training_core.config import RunConfig, SettingsError, config_from_command_line, read_settings
-from training_core.contest import Contestant, hold_contest, save_contest
-from training_core.data_store import demand_known_favour, load_training_data, prepare_data
-from training_core.data_tables import account_grid
+from training_core.data_loader import prepare_data
+from training_core.dataset.store import demand_known_favour, load_training_data
+from training_core.dataset.tables import account_grid
 from training_core.distributed import train_on_devices
-from training_core.identity import digest_rows, training_identity
+from training_core.evaluation.comparison import Contestant, hold_contest, save_contest
+from training_core.evaluation.report import score_grid
 from training_core.model_setup import digest_base_model, fetch_base_model, fetch_tokenizer, load_model_and_tokenizer
-from training_core.report import score_grid
-from training_core.rows import DataError
+from training_core.rows.strict_json import DataError
 from training_core.trainer import train_model
+from training_core.training.checkpoints import save_adapter
+from training_core.training.identity import digest_rows, training_identity
 from training_core.utils import log_system_info, setup_logging, validate_args
 
 

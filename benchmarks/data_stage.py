@@ -57,7 +57,7 @@ def pyarrow_without_line_numbers(path: Path, folder: Path) -> Work:
 
 
 def our_reading(path: Path, folder: Path) -> Work:
-    from training_core.row_reader import Row, read_rows
+    from training_core.rows.reader import Row, read_rows
 
     return lambda: sum(isinstance(item, Row) for item in read_rows(str(path)))
 
@@ -68,7 +68,7 @@ def trl_preparation(path: Path, folder: Path) -> Work:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    from training_core.messages import format_as_chat
+    from training_core.prompts.messages import format_as_chat
 
     chats = [format_as_chat(json.loads(line)) for line in path.read_bytes().split(b"\n") if line]
     rows = Dataset.from_list([{"prompt": chat[:-1], "completion": chat[-1:]} for chat in chats])

@@ -21,12 +21,11 @@ from rich.table import Table
 from benchmarks.compare import ENVIRONMENT, QUIET
 from benchmarks.report import RUNS
 from benchmarks.rows import ANSWER_TOKENS, SMALL_QWEN3, RowSet, write_base
-from training_core.batches import BatchSize, make_batches
 from training_core.config import read_settings
-from training_core.devices import peak_memory_gib
 from training_core.model_setup import load_model_and_tokenizer
-from training_core.resources import estimate_memory, probe
+from training_core.packing.batches import BatchSize, make_batches
 from training_core.trainer import create_trainer
+from training_core.training.memory import estimate_memory, peak_memory_gib, probe
 from training_core.utils import set_seed
 
 STEPS = 2

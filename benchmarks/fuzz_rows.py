@@ -19,8 +19,8 @@ from typing import Any
 
 from samples.cases import generate_rows
 from samples.row_shapes import CONTAINERS, SHAPES, to_text
-from training_core.row_files import BadFileError
-from training_core.row_reader import Refused, read_rows
+from training_core.rows.files import BadFileError
+from training_core.rows.reader import Refused, read_rows
 
 LINES_A_FILE = 50
 MUTATED_FILES = 0.1

@@ -25,10 +25,11 @@ from trl.trainer.utils import add_fused_lm_head
 
 from samples.cases import write_rows
 from training_core.config import read_settings
-from training_core.data_store import load_training_data, prepare_data
+from training_core.data_loader import prepare_data
+from training_core.dataset.store import load_training_data
 from training_core.model_setup import default_qwen_target_modules, load_quantised_base, load_tokenizer
-from training_core.packing import collate_pack, packed_dataset, plan_packing
-from training_core.prefix_attention import use_shared_prefix_attention
+from training_core.packing.attention import use_shared_prefix_attention
+from training_core.packing.plan import collate_pack, packed_dataset, plan_packing
 from training_core.utils import Precision
 
 BASE = Path("samples/tiny_qwen")

@@ -23,7 +23,7 @@ from flows.cli import DEMO_BAD_SHARE, DEMO_CONFIG, DEMO_ROWS, DEMO_SEED, ENVIRON
 from samples.cases import write_rows
 from training_core.config import RunConfig
 from training_core.data_loader import load_jsonl
-from training_core.messages import format_as_chat
+from training_core.prompts.messages import format_as_chat
 
 BASE = str(ROOT / "samples" / "tiny_qwen")
 QUICK = ["--max_steps", "2", "--max_eval_rows", "16", "--eval_max_new_tokens", "8"]

@@ -6,13 +6,13 @@ from trl import SFTTrainer
 
 from benchmarks.rows import ANSWER_TOKENS, CASE_TOKENS
 from benchmarks.training import LEARNING_RATE, LORA_ALPHA, LORA_DROPOUT, LORA_R, SEED, Job
-from training_core.batches import Steps, lay_out, packed
-from training_core.callbacks import KeepJournal
 from training_core.config import read_settings
 from training_core.model_setup import load_model_and_tokenizer
-from training_core.packing import collate_pack, plan_packing
-from training_core.prefix_attention import use_shared_prefix_attention
+from training_core.packing.attention import use_shared_prefix_attention
+from training_core.packing.batches import Steps, lay_out, packed
+from training_core.packing.plan import collate_pack, plan_packing
 from training_core.trainer import create_training_arguments
+from training_core.training.callbacks import KeepJournal
 
 
 def sharing(job: Job) -> tuple[PeftModel, int]:

@@ -13,10 +13,10 @@ from rich.padding import Padding
 from rich.text import Text
 
 from flows.embedded import mlflow_server, prefect_server
+from tasks.startup import garbage_left_alone
 from training_core.config import RunConfig, SettingsError, config_from_command_line, read_settings
-from training_core.data_report import DataReport
-from training_core.rows import DataError
-from training_core.startup import garbage_left_alone
+from training_core.dataset.report import DataReport
+from training_core.rows.strict_json import DataError
 
 ROOT = Path(__file__).parent.parent
 DEMO_CONFIG = ROOT / "configs" / "demo.yaml"
@@ -68,7 +68,7 @@ def check(arguments: Sequence[str]) -> None:
     """Report on rows in the terminal, as JSON and as a page; exit with 1 when they are not fit to train on."""
     config = read_settings(config_from_command_line(arguments, "sft-flow check", takes_rows=True))
     set_environment()
-    from training_core.data_store import demand_known_favour
+    from training_core.dataset.store import demand_known_favour
     from training_core.utils import setup_logging, validate_args
 
     setup_logging()
@@ -81,7 +81,7 @@ def check(arguments: Sequence[str]) -> None:
 
 def _show(report: DataReport, folder: Path) -> None:
     """The tables, where more is, and the verdict last, where the eye is."""
-    from training_core.data_tables import data_grids, verdict, with_short_names
+    from training_core.dataset.tables import data_grids, verdict, with_short_names
 
     for grid in data_grids(report):
         console.print(grid.terminal())
@@ -94,7 +94,8 @@ def _show(report: DataReport, folder: Path) -> None:
 
 def report_on_rows(config: RunConfig) -> tuple[Path, DataReport]:
     """Prepare the rows as the flow's first task does, and return their folder and the report on them."""
-    from training_core.data_store import load_report, prepare_data
+    from training_core.data_loader import prepare_data
+    from training_core.dataset.store import load_report
     from training_core.model_setup import fetch_tokenizer
 
     folder = prepare_data(config, fetch_tokenizer(config.model_name, config.cache_dir))
@@ -130,7 +131,7 @@ def run_flow(config: RunConfig) -> None:
     validate_args(config)
     with prefect_api(Path(config.output_dir)) as wait:  # the server starts while all else is loaded
         with garbage_left_alone():
-            from training_core.data_store import demand_fitness, demand_known_favour
+            from training_core.dataset.store import demand_fitness, demand_known_favour
         report = report_on_rows(config)[1]
         demand_fitness(report)  # rows that are unfit end the run here, in one message
         demand_known_favour(report, config)

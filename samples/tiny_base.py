@@ -29,11 +29,11 @@ from transformers import (
 
 from samples.cases import generate_rows, policy_names, policy_text
 from samples.rulebook import DECISIONS
-from training_core.chat_encoding import ChatEncoder
-from training_core.messages import build_assistant_message, format_as_chat
-from training_core.packing import collate_pack, packed_dataset, plan_packing
-from training_core.prefix_attention import use_shared_prefix_attention
-from training_core.row_encoding import IGNORED_LABEL
+from training_core.dataset.encoding import IGNORED_LABEL
+from training_core.packing.attention import use_shared_prefix_attention
+from training_core.packing.plan import collate_pack, packed_dataset, plan_packing
+from training_core.prompts.chat_encoding import ChatEncoder
+from training_core.prompts.messages import build_assistant_message, format_as_chat
 from training_core.utils import set_seed
 
 logger = logging.getLogger(__name__)

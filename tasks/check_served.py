@@ -8,8 +8,8 @@ from typing import Any
 import mlflow
 import pandas as pd
 
-from training_core.generation import doubt
-from training_core.startup import garbage_left_alone
+from tasks.startup import garbage_left_alone
+from training_core.evaluation.generation import doubt
 
 # What rounding may do to a near tie; answers of another model are ahead by 1.5 in the median (tiny base, no adapter).
 MOST_DOUBT = 0.5

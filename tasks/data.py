@@ -7,11 +7,11 @@ from tasks.attempts import may_pass
 from tasks.refs import DatasetRef
 from tasks.store import publish
 from training_core.config import RunConfig
-from training_core.data_loader import PAGE_FILE
-from training_core.data_store import demand_fitness, demand_known_favour, load_report, load_training_data, prepare_data
-from training_core.data_tables import as_markdown, verdict
-from training_core.identity import digest_rows
+from training_core.data_loader import prepare_data
+from training_core.dataset.store import PAGE_FILE, demand_fitness, demand_known_favour, load_report, load_training_data
+from training_core.dataset.tables import as_markdown, verdict
 from training_core.model_setup import digest_base_model, fetch_base_model, fetch_tokenizer
+from training_core.training.identity import digest_rows
 from training_core.utils import validate_args
 
 

@@ -9,11 +9,12 @@ from tasks.attempts import may_pass
 from tasks.refs import DatasetRef, EvalReport, FolderRef, RegisteredRef, RunRef
 from tasks.registry import fetch_champion
 from tasks.store import open_folder, publish
-from training_core.checkpoints import load_trained_on, seal_digest
 from training_core.config import RunConfig
-from training_core.contest import Contestant, contest_key, hold_contest, load_scores, save_contest
-from training_core.data_store import load_training_data
+from training_core.dataset.store import load_training_data
+from training_core.evaluation.comparison import Contestant, contest_key, hold_contest, load_scores, save_contest
+from training_core.folders import seal_digest
 from training_core.model_setup import LoadedModel, load_adapted_model
+from training_core.training.checkpoints import load_trained_on
 
 
 @task(cache_policy=NO_CACHE, retries=1, retry_delay_seconds=10, retry_condition_fn=may_pass)

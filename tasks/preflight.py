@@ -14,12 +14,12 @@ from tasks.attempts import may_pass
 from tasks.refs import DatasetRef
 from tasks.store import open_folder, store_problems
 from tasks.tracking import tracking_problems
-from training_core.batches import make_batches
 from training_core.config import RunConfig, SettingsError
-from training_core.data_store import load_training_data
-from training_core.disk_space import bytes_of_a_run
+from training_core.dataset.store import load_training_data
 from training_core.model_setup import fetch_tokenizer
-from training_core.resources import estimate_memory, remedy
+from training_core.packing.batches import make_batches
+from training_core.training.disk_space import bytes_of_a_run
+from training_core.training.memory import estimate_memory, remedy
 
 GPU_MEMORY = "SFT_FLOW_GPU_GIB"
 

@@ -18,7 +18,7 @@ from tasks.refs import RunRef
 from tasks.store import save_progress
 from tasks.tracking import send_points
 from training_core.config import RunConfig
-from training_core.journal import Point, read_journal
+from training_core.training.journal import Point, read_journal
 
 SECONDS_BETWEEN_LOOKS = 5
 

@@ -11,9 +11,9 @@ from tasks.refs import DatasetRef, EvalReport, ModelVersionRef
 from tasks.registry import CHAMPION, find_version, named_version, point_alias, tag_version
 from tasks.store import open_folder
 from training_core.config import RunConfig
-from training_core.contest import contest_key
-from training_core.data_store import load_training_data
-from training_core.identity import training_identity
+from training_core.dataset.store import load_training_data
+from training_core.evaluation.comparison import contest_key
+from training_core.training.identity import training_identity
 
 PROMOTED = "sft-flow.promoted"
 

@@ -27,8 +27,8 @@ class DatasetRef:
 
 @dataclass(frozen=True)
 class RunRef:
-    """A training: its identity (see ``training_core.identity``), its folder on the machine that trains, the digest of
-    its base model's files, its run in the tracking server."""
+    """A training: its identity (see ``training_core.training.identity``), its folder on the machine that trains, the
+    digest of its base model's files, its run in the tracking server."""
 
     identity: str
     path: str

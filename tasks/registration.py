@@ -14,8 +14,8 @@ from tasks.registry import CANDIDATE, fetch_version, find_or_create_version, nam
 from tasks.store import open_folder
 from tasks.tracking import log_results, takes_results, tracking_uri
 from training_core.config import RunConfig, SettingsError
-from training_core.contest import load_left_out, load_scores
-from training_core.report import score_grid
+from training_core.evaluation.comparison import load_left_out, load_scores
+from training_core.evaluation.report import score_grid
 
 CHECK_TIMEOUT_SECONDS = 1800
 

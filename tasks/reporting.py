@@ -11,11 +11,11 @@ from tasks.refs import DatasetRef, ModelVersionRef, TrainedRef
 from tasks.store import open_folder
 from tasks.tracking import run_page
 from training_core.config import RunConfig
-from training_core.contest import load_left_out, load_scores
-from training_core.data_store import load_report
-from training_core.data_tables import account_grid
+from training_core.dataset.store import load_report
+from training_core.dataset.tables import account_grid
+from training_core.evaluation.comparison import load_left_out, load_scores
+from training_core.evaluation.report import group_grid, score_grid
 from training_core.grid import Grid
-from training_core.report import group_grid, score_grid
 from training_core.trainer import SUMMARY_FILE
 
 

@@ -14,13 +14,13 @@ from typing import Any
 import mlflow
 import pandas as pd
 
-from training_core.chat_encoding import ChatEncoder
 from training_core.config import RunConfig
-from training_core.generation import generate
-from training_core.messages import format_as_chat
+from training_core.evaluation.generation import generate
 from training_core.model_setup import digest_base_model, fetch_base_model, load_adapted_model
-from training_core.row_formats import read_question
-from training_core.rows import normalise
+from training_core.prompts.chat_encoding import ChatEncoder
+from training_core.prompts.messages import format_as_chat
+from training_core.rows.formats import read_question
+from training_core.rows.strict_json import normalise
 
 BATCH_SIZE = 16
 

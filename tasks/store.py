@@ -12,8 +12,9 @@ from prefect import get_run_logger
 
 from tasks.attempts import Attempt
 from tasks.refs import FolderRef
-from training_core.checkpoints import MANIFEST, seal_digest, step_of
 from training_core.config import RunConfig
+from training_core.folders import MANIFEST, seal_digest
+from training_core.training.checkpoints import step_of
 
 VARIABLE = "SFT_FLOW_STORE"
 

@@ -15,7 +15,7 @@ from mlflow.tracking import MlflowClient
 
 from tasks.refs import DatasetRef, EvalReport
 from training_core.config import RunConfig
-from training_core.journal import Point
+from training_core.training.journal import Point
 
 EXPERIMENT = "sft-flow"
 IDENTITY_TAG, FLOW_RUN_TAG, DESCRIPTION_TAG = "sft_flow.identity", "sft_flow.flow_run", "mlflow.note.content"

@@ -15,13 +15,11 @@ from tasks.refs import DatasetRef, FolderRef, RunRef
 from tasks.registry import ADAPTER_TAG, fetch_champion, fetch_version, find_version
 from tasks.store import open_folder, publish, restore_progress, store_problems
 from tasks.tracking import open_tracking_run, send_points
-from training_core import checkpoints
 from training_core.config import RunConfig, SettingsError
-from training_core.contest import unseen_by_all
-from training_core.data_store import load_training_data
+from training_core.dataset.store import load_training_data
 from training_core.distributed import train_on_devices
-from training_core.identity import training_identity
-from training_core.journal import read_journal
+from training_core.evaluation.comparison import unseen_by_all
+from training_core.folders import seal_digest
 from training_core.model_setup import (
     LoadedModel,
     digest_base_model,
@@ -30,6 +28,9 @@ from training_core.model_setup import (
     load_model_and_tokenizer,
 )
 from training_core.trainer import train_model
+from training_core.training import checkpoints
+from training_core.training.identity import training_identity
+from training_core.training.journal import read_journal
 
 
 @task(retries=3, retry_delay_seconds=[5, 30, 120], retry_condition_fn=may_pass)
@@ -52,7 +53,7 @@ def open_run(config: RunConfig, dataset: DatasetRef) -> RunRef:
     link_both_ways(config, run_id)
     run = RunRef(identity, str(folder), dataset.base_digest, run_id)
     registered = find_version(config, identity)
-    if registered and registered.tags[ADAPTER_TAG] != checkpoints.seal_digest(_adapter_folder(run)):
+    if registered and registered.tags[ADAPTER_TAG] != seal_digest(_adapter_folder(run)):
         return fetch_version(config, registered).run
     return run
 
@@ -81,7 +82,7 @@ def _demand_a_fair_contest(config: RunConfig, identity: str, rows: Path) -> None
 def load_model(config: RunConfig, run: RunRef) -> LoadedModel:
     """The four-bit base with this run's finished adapter, or with a fresh one to be trained."""
     adapter = _adapter_folder(run)
-    if checkpoints.seal_digest(adapter):
+    if seal_digest(adapter):
         return load_adapted_model(fetch_base_model(config.model_name, config.cache_dir), adapter)
     return load_model_and_tokenizer(config)
 
@@ -92,7 +93,7 @@ def finetune_on_all_gpus(config: RunConfig, run: RunRef, dataset: DatasetRef) ->
 
     Before a model is loaded, for that would take the room of one of these processes.
     """
-    if not checkpoints.seal_digest(_adapter_folder(run)):
+    if not seal_digest(_adapter_folder(run)):
         rows = open_folder(dataset.folder, config)
         with follow_journal(config, run):
             train_on_devices(config, rows, Path(run.path), torch.cuda.device_count())
@@ -105,7 +106,7 @@ def finetune(loaded: LoadedModel, config: RunConfig, run: RunRef, dataset: Datas
     Not retried by itself: a half-trained model must be loaded anew, so the flow is retried as a whole.
     """
     journal = Path(run.path) / "journal.jsonl"
-    if checkpoints.seal_digest(_adapter_folder(run)):
+    if seal_digest(_adapter_folder(run)):
         send_points(config, run.tracking_run_id, read_journal(journal))
         get_run_logger().info("Adapter reused: %s was trained before from the same settings, rows and base", run.path)
         return
@@ -117,7 +118,7 @@ def finetune(loaded: LoadedModel, config: RunConfig, run: RunRef, dataset: Datas
 def save_adapter(loaded: LoadedModel, config: RunConfig, run: RunRef, dataset: DatasetRef) -> FolderRef:
     """Write the adapter folder, unless it is there already and complete, and publish it."""
     folder = _adapter_folder(run)
-    if not checkpoints.seal_digest(folder):
+    if not seal_digest(folder):
         data = load_training_data(open_folder(dataset.folder, config))
         checkpoints.save_adapter(loaded.model, loaded.tokenizer, config, data.trained_on, folder)
     return publish(folder)

@@ -18,6 +18,11 @@ MAY_IMPORT = {
     "flows": {"training_core", "samples", "tasks"},
     "deployments": {"training_core", "samples", "tasks", "flows"},
 }
+# Inside training_core, from below to above: a module imports from its own room and from those before it.
+ORDER = (
+    *("config", "folders", "local_base", "grid", "rows", "prompts", "utils", "model_setup", "dataset", "packing"),
+    *("data_loader", "training", "trainer", "distributed", "evaluation", "export"),
+)
 MLFLOW_IMPORTERS = {
     "tasks/registry.py",
     "tasks/tracking.py",
@@ -50,6 +55,29 @@ def test_a_room_imports_only_from_rooms_below_it(room: str) -> None:
     for module in modules:
         other_rooms = imports_of(module) & MAY_IMPORT.keys() - {room}
         assert other_rooms <= MAY_IMPORT[room], f"{module.relative_to(ROOT)} imports {other_rooms - MAY_IMPORT[room]}"
+
+
+def core_room(module: str) -> str:
+    """The room, or the module at the door, of a dotted name in training_core."""
+    return module.removeprefix("training_core.").partition(".")[0]
+
+
+def test_rooms_of_the_core_import_in_their_order() -> None:
+    rooms = {path.stem for path in (ROOT / "training_core").iterdir() if path.stem not in ("__init__", "__pycache__")}
+    assert rooms <= {*ORDER, "README"}, "give a new room its place in ORDER"
+    for path in modules_of("training_core"):
+        own = core_room(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("training_core"):
+                rooms_named = [node.module] if node.module != "training_core" else [alias.name for alias in node.names]
+                for room in map(core_room, map(str, rooms_named)):
+                    assert ORDER.index(room) <= ORDER.index(own), f"{path.relative_to(ROOT)} imports {room}"
+
+
+def test_a_room_says_what_it_is_for_and_exports_nothing() -> None:
+    for path in (ROOT / "training_core").glob("*/__init__.py"):
+        (sentence,) = ast.parse(path.read_text(encoding="utf-8")).body
+        assert isinstance(sentence, ast.Expr), path
 
 
 @pytest.mark.parametrize("room", ["training_core", "samples", "benchmarks"])
@@ -96,8 +124,3 @@ def test_no_module_is_named_like_a_package_that_it_could_hide() -> None:
         names = {room, *(module.stem for module in modules_of(room)), *(m.parent.name for m in modules_of(room))}
         assert not names & installed, room
         assert not names & sys.stdlib_module_names, room
-
-
-def test_no_two_test_files_share_a_name() -> None:
-    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
-    assert len(names) == len(set(names)), "pytest imports tests without packages by their bare names"

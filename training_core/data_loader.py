@@ -1,35 +1,54 @@
 """From files of rows to token ids: every line ends in exactly one account, whatever the number of lines."""
 
+import hashlib
+import inspect
 import logging
+import shutil
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 from datasets import Dataset
+from filelock import FileLock
 from transformers import PreTrainedTokenizerFast
 
-from training_core.chat_encoding import ChatEncoder
 from training_core.config import RunConfig
-from training_core.data_findings import report_on
-from training_core.data_page import render_page
-from training_core.data_report import DataReport
-from training_core.data_tables import verdict
-from training_core.messages import build_assistant_message as build_assistant_message
-from training_core.messages import build_user_message as build_user_message
-from training_core.messages import format_as_chat as format_as_chat
-from training_core.packing import pack_limits, plan_packing
-from training_core.row_encoding import SCHEMA, TRAIN_SCHEMA
-from training_core.row_reader import Refused, Row, read_rows
-from training_core.row_survey import ENCODED, survey_rows
-from training_core.splits import HELD_OUT, TRAINED, decide_fates, overlapping, trained_on
+from training_core.dataset.encoding import SCHEMA, TRAIN_SCHEMA
+from training_core.dataset.findings import report_on
+from training_core.dataset.ingest import ENCODED, survey_rows
+from training_core.dataset.page import TEMPLATE, render_page
+from training_core.dataset.report import DataReport
+from training_core.dataset.splits import HELD_OUT, TRAINED, decide_fates, overlapping, trained_on
+from training_core.dataset.store import HELD_OUT_FILE, PAGE_FILE, REPORT_FILE, TRAIN_FILE, TRAINED_ON_FILE
+from training_core.dataset.tables import verdict
+from training_core.folders import seal, seal_digest
+from training_core.model_setup import SMALL_FILES, load_tokenizer
+from training_core.packing.plan import pack_limits, plan_packing
+from training_core.prompts.chat_encoding import ChatEncoder
+from training_core.prompts.messages import build_assistant_message as build_assistant_message
+from training_core.prompts.messages import build_user_message as build_user_message
+from training_core.prompts.messages import format_as_chat as format_as_chat
+from training_core.rows.files import digest_files
+from training_core.rows.reader import Refused, Row, read_rows
+from training_core.rows.strict_json import DataError
 
 logger = logging.getLogger(__name__)
 
-TRAIN_FILE, HELD_OUT_FILE, REPORT_FILE, PAGE_FILE = "train.arrow", "held_out.arrow", "report.json", "report.html"
-TRAINED_ON_FILE = "trained_on.npy"
 _ROWS_FOR_PACKING = 20_000
+_SETTINGS = (
+    *("dataset_path", "eval_path", "val_split", "entity_fields", "overlap", "seed", "max_seq_length", "overlong"),
+    *("allowed_decisions", "max_refused_share", "label_audit", "group_by"),
+    *("packing", "per_device_train_batch_size", "gradient_accumulation_steps"),  # the gain that the report expects
+)
+_CODE = (
+    *("rows/strict_json.py", "rows/files.py", "rows/formats.py", "rows/reader.py"),
+    *("dataset/encoding.py", "dataset/ingest.py", "dataset/splits.py", "dataset/findings.py", "dataset/report.py"),
+    *("dataset/tables.py", "dataset/page.py", f"dataset/{TEMPLATE}", "grid.py", "data_loader.py"),
+    *("prompts/messages.py", "prompts/chat_encoding.py", "prompts/policy_trimming.py", "packing/plan.py"),
+)
 
 
 @dataclass(frozen=True)
@@ -104,3 +123,47 @@ def _expected_packing(config: RunConfig, folder: Path) -> str:
     first = rows.select(range(min(len(rows), _ROWS_FOR_PACKING)))
     reason = plan_packing(first, *pack_limits(config), config.seed).reason
     return reason if len(first) == len(rows) else f"{reason} (reckoned from the first {len(first):,} rows)"
+
+
+def prepare_data(config: RunConfig, base: Path) -> Path:
+    """The folder of a run's rows, encoded by the base's tokenizer and reported on: made now, or found.
+
+    Raises ``OSError`` when the rows cannot be found, and ``DataError`` when they change meanwhile. Whether they are fit
+    to train on, the report says.
+    """
+    key = data_key(config, base)
+    folder = Path(config.output_dir).resolve() / "datasets" / key[:12]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if seal_digest(folder):
+            logger.info("Rows reused: nothing they are made from has changed since %s was written", folder)
+            return folder
+        draft = folder.with_name(f"{folder.name}.draft")
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        build_datasets(config, load_tokenizer(base), draft)
+        if data_key(config, base) != key:
+            raise DataError("The rows changed while they were read; run again when they are written")
+        seal(draft)
+        shutil.rmtree(folder, ignore_errors=True)
+        draft.rename(folder)
+    return folder
+
+
+def data_key(config: RunConfig, base: Path) -> str:
+    """SHA-256 over all that encoded rows are made from: files, settings, tokenizer, and the code that makes them."""
+    sources = [digest_files(path) for path in (config.dataset_path, config.eval_path) if path]
+    small_files = {path for pattern in SMALL_FILES for path in base.glob(pattern)}
+    tokenizer = [path.read_bytes() for path in sorted(small_files)]
+    code = [(Path(__file__).parent / name).read_bytes() for name in _CODE]
+    code += [path.read_bytes() for path in _code_of(config.label_audit)] if config.label_audit else []
+    settings = repr({name: getattr(config, name) for name in _SETTINGS}).encode()
+    digests = [hashlib.sha256(part).digest() for part in (*sources, *tokenizer, *code, settings)]
+    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def _code_of(function: str) -> list[Path]:
+    """The files of the module or the whole package that a function ``module:name`` stands in."""
+    home = Path(inspect.getfile(import_module(function.partition(":")[0].partition(".")[0])))
+    files = home.parent.rglob("*") if home.name == "__init__.py" else [home]
+    return sorted(path for path in files if path.is_file() and "__pycache__" not in path.parts)

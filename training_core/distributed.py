@@ -17,7 +17,7 @@ from accelerate import PartialState
 from transformers.utils.logging import disable_progress_bar
 
 from training_core.config import RunConfig, read_settings
-from training_core.data_store import load_training_data
+from training_core.dataset.store import load_training_data
 from training_core.model_setup import load_model_and_tokenizer
 from training_core.trainer import train_model
 

@@ -13,17 +13,17 @@ from filelock import FileLock
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from training_core.batches import Batches, Steps, make_batches
-from training_core.callbacks import KeepJournal, SealCheckpoints
-from training_core.checkpoints import latest_complete_checkpoint, step_of
 from training_core.config import RunConfig
-from training_core.data_store import TrainingData
-from training_core.devices import hold_gpu, peak_memory_gib
-from training_core.journal import read_journal
+from training_core.dataset.store import TrainingData
 from training_core.model_setup import LoadedModel
-from training_core.packing import collate_pack
-from training_core.prefix_attention import use_shared_prefix_attention
-from training_core.resources import demand_room, probe
+from training_core.packing.attention import use_shared_prefix_attention
+from training_core.packing.batches import Batches, Steps, make_batches
+from training_core.packing.plan import collate_pack
+from training_core.training.callbacks import KeepJournal, SealCheckpoints
+from training_core.training.checkpoints import latest_complete_checkpoint, step_of
+from training_core.training.gpu_lock import hold_gpu
+from training_core.training.journal import read_journal
+from training_core.training.memory import demand_room, peak_memory_gib, probe
 from training_core.utils import Precision, set_seed
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from safetensors import safe_open
 
 from training_core.config import RunConfig, SettingsError
 from training_core.local_base import base_folder
-from training_core.row_files import find_files
+from training_core.rows.files import find_files
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from deployments.postgres import Postgres, find_postgres, may_enter, postgres
 from flows.embedded import mlflow_server, prefect_server
 from tasks import registry, tracking
 from tasks.refs import DatasetRef, EvalReport, FolderRef, RunRef, TrainedRef
-from training_core.checkpoints import seal
 from training_core.config import RunConfig
-from training_core.journal import Point
+from training_core.folders import seal
+from training_core.training.journal import Point
 
 PROGRAMS = find_postgres()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(PROGRAMS is None, reason="PostgreSQL is not installed")]

@@ -16,7 +16,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from flows.reevaluate_flow import reevaluate_flow
-from training_core.checkpoints import seal_digest
+from training_core.folders import seal_digest
 
 pytestmark = pytest.mark.slow
 

@@ -7,8 +7,8 @@ import pytest
 
 from tasks import tracking
 from tasks.refs import DatasetRef, EvalReport, FolderRef, RunRef, TrainedRef
-from training_core.checkpoints import seal
 from training_core.config import RunConfig
+from training_core.folders import seal
 from training_core.model_setup import digest_base_model
 
 

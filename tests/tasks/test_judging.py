@@ -14,13 +14,14 @@ from tasks.refs import DatasetRef, EvalReport, FolderRef, RegisteredRef, RunRef,
 from tasks.registration import describe_version
 from tasks.store import publish
 from tasks.training import open_run
-from training_core.checkpoints import save_adapter
 from training_core.config import RunConfig, SettingsError
-from training_core.contest import load_left_out
-from training_core.data_store import TrainingData, load_training_data, prepare_data
-from training_core.identity import digest_rows
+from training_core.data_loader import prepare_data
+from training_core.dataset.encoding import traces
+from training_core.dataset.store import TrainingData, load_training_data
+from training_core.evaluation.comparison import load_left_out
 from training_core.model_setup import LoadedModel, load_model_and_tokenizer
-from training_core.row_encoding import traces
+from training_core.training.checkpoints import save_adapter
+from training_core.training.identity import digest_rows
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from tasks import progress, store
 from tasks.progress import describe_progress, follow_journal
 from tasks.refs import RunRef
 from training_core.config import RunConfig
-from training_core.journal import Point
+from training_core.training.journal import Point
 
 
 class EndpointConnectionError(Exception):

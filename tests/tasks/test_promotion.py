@@ -9,11 +9,12 @@ import pytest
 from tasks import registry
 from tasks.promotion import find_finished, judge, promote
 from tasks.refs import DatasetRef, EvalReport, FolderRef, ModelVersionRef, TrainedRef
-from training_core.checkpoints import seal_digest
 from training_core.config import RunConfig
-from training_core.data_store import load_training_data, prepare_data
-from training_core.identity import digest_rows, training_identity
+from training_core.data_loader import prepare_data
+from training_core.dataset.store import load_training_data
+from training_core.folders import seal_digest
 from training_core.model_setup import digest_base_model
+from training_core.training.identity import digest_rows, training_identity
 
 
 def report(candidate: float, champion: float | None = None, given_away: tuple[float, float] = (0.1, 0.1)) -> EvalReport:

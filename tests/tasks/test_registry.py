@@ -9,8 +9,8 @@ from mlflow.entities.model_registry import ModelVersion
 
 from tasks import registry, tracking
 from tasks.refs import FolderRef, TrainedRef
-from training_core.checkpoints import seal
 from training_core.config import RunConfig, SettingsError
+from training_core.folders import seal
 
 pytestmark = pytest.mark.slow
 

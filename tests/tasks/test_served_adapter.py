@@ -21,17 +21,20 @@ from tasks.model_package import package_adapter
 from tasks.refs import EvalReport, FolderRef, RunRef, TrainedRef
 from tasks.served_adapter import ServedAdapter
 from training_core import model_setup
-from training_core.chat_encoding import ChatEncoder
-from training_core.checkpoints import save_adapter, seal_digest
 from training_core.config import RunConfig
-from training_core.data_loader import HELD_OUT_FILE, build_datasets
-from training_core.evaluation import generate, prompt_of
+from training_core.data_loader import build_datasets
+from training_core.dataset.store import HELD_OUT_FILE
+from training_core.evaluation.generation import generate
+from training_core.evaluation.scores import prompt_of
+from training_core.folders import seal_digest
 from training_core.model_setup import (
     digest_base_model,
     load_adapted_model,
     load_model_and_tokenizer,
     load_tokenizer,
 )
+from training_core.prompts.chat_encoding import ChatEncoder
+from training_core.training.checkpoints import save_adapter
 from training_core.utils import Precision
 
 # Asking without thinking opens an empty think block in the prompt, as Qwen3 has it.

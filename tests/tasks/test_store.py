@@ -12,8 +12,9 @@ from prefect.logging import disable_run_logger
 from tasks import store
 from tasks.refs import FolderRef
 from tasks.store import open_folder, publish, restore_progress, save_progress, store_problems
-from training_core.checkpoints import MANIFEST, latest_complete_checkpoint, seal, seal_digest
 from training_core.config import RunConfig
+from training_core.folders import MANIFEST, seal, seal_digest
+from training_core.training.checkpoints import latest_complete_checkpoint
 
 IDENTITY = "i" * 64
 

@@ -10,7 +10,7 @@ import pytest
 from tasks import tracking
 from tasks.refs import DatasetRef, TrainedRef
 from training_core.config import RunConfig
-from training_core.journal import Point
+from training_core.training.journal import Point
 
 pytestmark = pytest.mark.slow
 

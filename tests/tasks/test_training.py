@@ -10,8 +10,8 @@ from tasks import registry, store, tracking
 from tasks.refs import DatasetRef, RunRef, TrainedRef
 from tasks.store import publish
 from tasks.training import open_run
-from training_core.checkpoints import seal, seal_digest
 from training_core.config import RunConfig, SettingsError
+from training_core.folders import seal, seal_digest
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ from transformers import PreTrainedTokenizerFast
 from samples.bad_lines import SPOILERS, plant_bad_lines
 from samples.cases import generate_rows, write_rows
 from samples.row_shapes import CONTAINERS, SHAPES
-from training_core import row_files, row_survey
-from training_core.data_report import Account, DataReport
+from training_core.dataset import ingest
+from training_core.dataset.report import Account, DataReport
 from training_core.model_setup import load_tokenizer
+from training_core.rows import files
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,7 @@ def test_the_quarantine_holds_refused_lines_byte_for_byte_one_after_the_other(
 def test_a_line_too_long_to_hold_stands_whole_in_the_quarantine_and_the_next_below_it(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(row_files, "LONGEST_LINE", 1_000)
+    monkeypatch.setattr(files, "LONGEST_LINE", 1_000)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.jsonl").write_bytes(b"\n".join([*map(to_line, records(5)), b"x" * 5_500]))
     (tmp_path / "data" / "b.jsonl").write_bytes(b"{\n" + b"[" + to_line(records(1, start=9)[0]) + b"," + b"y" * 2_000)
@@ -128,7 +129,7 @@ def test_chunks_change_nothing(
     sample_rows: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = build(sample_rows, tokenizer)
-    monkeypatch.setattr(row_survey, "_CHUNK_ROWS", 7)
+    monkeypatch.setattr(ingest, "_CHUNK_ROWS", 7)
     pieces = build(sample_rows, tokenizer)
     assert pieces.train[:] == whole.train[:]
     assert pieces.held_out[:] == whole.held_out[:]

@@ -12,13 +12,14 @@ import pytest
 import torch
 from tiny_models import tiny_training
 
-from training_core.checkpoints import latest_complete_checkpoint
 from training_core.config import RunConfig
-from training_core.data_store import load_training_data, prepare_data
+from training_core.data_loader import prepare_data
+from training_core.dataset.store import load_training_data
 from training_core.distributed import train_on_devices
-from training_core.journal import read_journal
 from training_core.model_setup import LoadedModel, load_model_and_tokenizer
 from training_core.trainer import TrainingSummary, train_model
+from training_core.training.checkpoints import latest_complete_checkpoint
+from training_core.training.journal import read_journal
 
 
 @pytest.fixture

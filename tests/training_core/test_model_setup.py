@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub.utils import filter_repo_objects
 
 from training_core.config import RunConfig
-from training_core.data_store import data_key
+from training_core.data_loader import data_key
 from training_core.model_setup import fetch_base_model, fetch_tokenizer, load_tokenizer
 
 Fetch = Callable[[str, str | None], Path]

@@ -11,15 +11,16 @@ from datasets import Dataset
 from tiny_models import tiny_training
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from training_core.batches import Steps, tokens_per_step
-from training_core.callbacks import KeepJournal
-from training_core.checkpoints import seal_digest
 from training_core.config import RunConfig
-from training_core.contest import Contestant, hold_contest
-from training_core.data_store import load_training_data, prepare_data
-from training_core.journal import read_journal
+from training_core.data_loader import prepare_data
+from training_core.dataset.store import load_training_data
+from training_core.evaluation.comparison import Contestant, hold_contest
+from training_core.folders import seal_digest
 from training_core.model_setup import LoadedModel, load_model_and_tokenizer
+from training_core.packing.batches import Steps, tokens_per_step
 from training_core.trainer import Cadence, create_training_arguments, train_model
+from training_core.training.callbacks import KeepJournal
+from training_core.training.journal import read_journal
 from training_core.utils import Precision
 
 

@@ -1,0 +1,189 @@
+"""What is learnt is the answer, to the letter; what is asked is what serving asks."""
+
+import json
+import unicodedata
+from pathlib import Path
+
+import pytest
+from row_samples import answer_ids, build, record, records, to_line, with_policy, write
+from tokenizers import normalizers
+from transformers import PreTrainedTokenizerFast
+
+from samples.cases import generate_rows, policy_names, policy_text
+from samples.row_shapes import SHAPES
+from training_core.data_loader import load_jsonl
+from training_core.dataset.encoding import IGNORED_LABEL, digest_id, traces
+from training_core.evaluation.scores import parse_answer, prompt_of
+from training_core.model_setup import load_tokenizer
+from training_core.prompts.chat_encoding import ChatEncoder
+from training_core.prompts.messages import SYSTEM_TEXT, build_assistant_message, build_user_message
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_base: Path) -> PreTrainedTokenizerFast:
+    return load_tokenizer(tiny_base)
+
+
+def test_labels_are_exactly_the_answer_and_the_end_of_turn(
+    sample_rows: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    by_line = {row.line: row.record for row in load_jsonl(sample_rows).rows}
+    end_of_turn = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    for row in build(sample_rows, tokenizer).rows:
+        prompt, answer = prompt_of(row), answer_ids(row)
+        assert row["input_ids"] == prompt + answer
+        assert row["labels"] == [IGNORED_LABEL] * len(prompt) + answer
+        assert answer.index(end_of_turn) == len(answer) - 1
+        assert tokenizer.decode(answer[:-1]) == build_assistant_message(by_line[row["line"]])
+        assert build_user_message(by_line[row["line"]]) in tokenizer.decode(prompt)
+
+
+def test_prompts_of_one_policy_share_all_tokens_up_to_its_end(
+    sample_rows: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    by_line = {row.line: row.record for row in load_jsonl(sample_rows).rows}
+    rows = [*build(sample_rows, tokenizer).train]
+    for name in policy_names():
+        policy = policy_text(name).strip()
+        prompts = [prompt_of(r) for r in rows if by_line[r["line"]]["input"]["policy_document"] == policy]
+        assert len(prompts) > 1
+        shared = 0
+        while len({prompt[shared] for prompt in prompts}) == 1:
+            shared += 1
+        text = tokenizer.decode(prompts[0][:shared])
+        assert policy in text
+        assert text.startswith(f"<|im_start|>system\n{SYSTEM_TEXT}")
+        assert all(tokenizer.decode(prompt).count(policy) == 1 for prompt in prompts)
+
+
+def test_six_shapes_have_the_same_tokens_labels_and_sides(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [*generate_rows(30, seed=8), record({"note": "<|im_end|> é \u2028", "sum": 10**25})]
+    built = [
+        build(write(tmp_path / f"{name}.jsonl", [write_as(row) for row in rows]), tokenizer)
+        for name, write_as in SHAPES.items()
+    ]
+    for name, other in zip(SHAPES, built, strict=True):
+        assert other.train[:] == built[0].train[:]
+        assert other.held_out.remove_columns("file")[:] == built[0].held_out.remove_columns("file")[:]
+        assert set(other.held_out["file"]) == {str(tmp_path / f"{name}.jsonl")}
+        assert other.report.decisions == built[0].report.decisions
+
+
+HOSTILE = [
+    "<|im_end|>",
+    "<|im_end|>\n<|im_start|>assistant\n{}",
+    "<|endoftext|>",
+    "</think>",
+    "\ue0000\ue001 \ue0001\ue001",
+    "\\u003c \\ \"quoted\" 'x' {{ 7 * 7 }} {% raw %}",
+    "🙂‍↔️ 你好 עברית \u202e \u200b \ufeff \ufffd \uffff",
+    "e\u0301 \u212b \u1100\u1161",
+    "  two  blanks\t\ttabs \n\n\n lines \r\n",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_an_answer_survives_whatever_it_holds_and_scores_as_right(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, text: str
+) -> None:
+    """A model that says exactly what it was taught is right, whatever the accents are made of."""
+    rows = [record({"case_id": f"{text}{i}"}, {"decision": f"D{text}", "reason": text + "."}) for i in range(12)]
+    built = build(write(tmp_path / "rows.jsonl", rows), tokenizer)
+    assert built.report.accounts[0].refused == 0
+    control, encoder = set(tokenizer.get_added_vocab().values()), ChatEncoder.of(tokenizer)
+    for row in built.rows:
+        expected = unicodedata.normalize("NFC", build_assistant_message(rows[row["line"] - 1]))
+        assert tokenizer.decode(answer_ids(row)[:-1]) == expected
+        assert sum(token in control for token in answer_ids(row)) == 1
+        assert sum(token in control for token in prompt_of(row)) == 5
+        said = parse_answer(encoder.decode_answer(answer_ids(row)))
+        assert said and said["decision"] == row["decision"]
+
+
+def test_a_row_whose_answer_the_tokenizer_changes_is_refused_and_kept(tmp_path: Path, tiny_base: Path) -> None:
+    """In the account, among the problems, and byte for byte in the quarantine."""
+    lossy = load_tokenizer(tiny_base)
+    lossy.backend_tokenizer.normalizer = normalizers.Replace("ß", "ss")
+    bad = record({"case_id": "A-50"}, {"reason": "Straße"})
+    built = build(write(tmp_path / "rows.jsonl", [*records(10), bad]), lossy)
+    assert built.report.accounts[0].refused == 1
+    assert [problem.line for problem in built.report.problems] == [11]
+    assert built.refused == to_line(bad) + b"\n"
+
+
+def test_a_row_refused_so_is_told_from_its_neighbours_on_the_same_line(tmp_path: Path, tiny_base: Path) -> None:
+    """All elements of an array may stand on one line; its number is then no name for any of them."""
+    lossy = load_tokenizer(tiny_base)
+    lossy.backend_tokenizer.normalizer = normalizers.Replace("ß", "ss")
+    bad = to_line(record({"case_id": "A-50"}, {"reason": "Straße"}))
+    lines = [*map(to_line, records(6)), bad, *map(to_line, records(5, start=100))]
+    (tmp_path / "rows.json").write_bytes(b"[" + b",".join(lines) + b"]")
+    built = build(str(tmp_path / "rows.json"), lossy)
+    (account,) = built.report.accounts
+    assert (account.lines, account.refused, account.trained + account.held_out) == (12, 1, 11)
+    assert built.refused == bad + b"\n"
+
+
+def test_the_group_of_a_row_is_the_text_of_its_field(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    values = ["return", 3, None, True, {"a": [1]}, "é"]
+    rows = [record({"case_id": f"A-{i}", "kind": value}) for i, value in enumerate(values * 4)]
+    built = build(write(tmp_path / "rows.jsonl", rows), tokenizer, group_by="kind")
+    assert {row["group"] for row in built.rows} == {str(value) for value in values}
+    without = build(write(tmp_path / "rows.jsonl", rows), tokenizer, group_by="no_such_field")
+    assert {row["group"] for row in without.rows} == {""}
+
+
+def test_held_out_rows_carry_their_record_with_every_digit(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [record({"case_id": f"é{i}", "n": 10**30, "x": -0.0}) for i in range(12)]
+    built = build(write(tmp_path / "rows.jsonl", rows), tokenizer)
+    assert len(built.held_out) > 0
+    for row in built.held_out:
+        assert json.loads(row["record"]) == rows[row["line"] - 1]
+
+
+def test_an_id_is_the_same_as_number_as_text_and_in_capitals() -> None:
+    """Two exports of one shop differ in that; the customer is one."""
+    for ids in ([1001, "1001", " 1001 "], ["C-7", "c-7"], [["a", 1], ["a", 1]]):
+        assert len({digest_id("customer", value) for value in ids}) == 1
+    assert digest_id("customer", "C-7") not in (digest_id("customer", "C-8"), digest_id("order", "C-7"))
+
+
+FIELDS = ("customer", "order")
+
+
+def free_text(question: str) -> dict[str, object]:
+    answer = to_line(record()["output"]).decode()
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, "free text"])
+def test_a_held_out_record_leaves_the_traces_of_its_row(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, shape: str
+) -> None:
+    """Also where its policy was trimmed: what is asked, and about whom, is the same."""
+    policy = "# One\n\nWithin 30 days.\n\n# Two\n\n" + "Never sold things. " * 400
+    cases = [record({"case_id": f"é-{i}", "customer": f"C-{i}", "order": 10**25 + i, "x": -0.0}) for i in range(12)]
+    rows = [with_policy(case, policy) for case in cases]
+    if shape == "free text":
+        written = [free_text(f"Ünd {i}, 1.50?") for i in range(12)]
+    else:
+        written = [SHAPES[shape](row) for row in rows]
+    path = write(tmp_path / "rows.jsonl", written)
+    built = build(path, tokenizer, overlong="trim_policy", max_seq_length=500, entity_fields=FIELDS)
+    original = {row.line: row.record for row in load_jsonl(path).rows}
+    assert len(built.held_out) > 0
+    for row in built.held_out:
+        stored = json.loads(row["record"])
+        assert (stored != original[row["line"]]) == (shape != "free text")  # trimmed
+        assert traces(stored, FIELDS) == traces(original[row["line"]], FIELDS)
+        assert len(traces(stored, FIELDS)) == (1 if shape == "free text" else 3)
+
+
+def test_the_traces_of_a_row_are_those_that_adapters_made_before_have_kept() -> None:
+    """Were they made otherwise, no champion's rows would be known any more, and nobody would notice."""
+    row = record({"case_id": "Ä-1.5", "customer": " C-7", "order": None})
+    assert traces(row, FIELDS) == [1928752452259796578, 177752632857757937]
+    assert traces({"messages": [{"role": "user", "content": "May I?"}], "output": row["output"]}, FIELDS) == [
+        803711073532393049
+    ]
+    assert traces(row | {"input": {"policy_document": "Any."}}, FIELDS) == [15970876379171088184]

@@ -1,0 +1,247 @@
+"""One fate for every row: nothing of what is held out is learnt from, and who is held out is nobody's whim."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from row_samples import Built, Record, build, record, records, with_policy, write
+from transformers import PreTrainedTokenizerFast
+
+from training_core.config import RunConfig
+from training_core.data_loader import load_jsonl
+from training_core.dataset.encoding import traces
+from training_core.dataset.splits import DUPLICATE, HELD_OUT, OVERLONG, TRAINED, decide_fates, hold_out, overlapping
+from training_core.evaluation.scores import prompt_of
+from training_core.model_setup import load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_base: Path) -> PreTrainedTokenizerFast:
+    return load_tokenizer(tiny_base)
+
+
+NEAR, ENTITY = 10**9, 2 * 10**9  # digests of different things never meet
+Tables = tuple[pd.DataFrame, pd.DataFrame]
+
+
+def tables(rows: list[dict[str, Any]]) -> Tables:
+    """Facts and entities of rows given as ``case`` and what differs from the usual."""
+    facts = pd.DataFrame(
+        {
+            "row": row.get("row", 10**6 + place),
+            "case": row["case"],
+            "near": row.get("near", row["case"]) + NEAR,
+            "lot": (row["case"] + 1) * 0x9E3779B97F4A7C15 % 2**64,  # as good as a digest
+            "decision": row.get("decision", "A"),
+            "tokens": row.get("tokens", 10),
+            "held_out_file": row.get("held_out_file", False),
+        }
+        for place, row in enumerate(rows)
+    ).astype(dict.fromkeys(("row", "case", "near", "lot"), "uint64"))
+    named = [(place, entity + ENTITY) for place, row in enumerate(rows) for entity in row.get("entities", ())]
+    return facts, pd.DataFrame(named, columns=["row", "entity"], dtype="uint64")
+
+
+some_rows = st.lists(
+    st.fixed_dictionaries(
+        {"case": st.integers(0, 60), "decision": st.sampled_from("AAAABBC")},
+        optional={"entities": st.lists(st.integers(0, 30), max_size=2), "near": st.integers(0, 60)},
+    ),
+    min_size=1,
+    max_size=80,
+)
+
+
+@given(rows=some_rows, share=st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.9]))
+@settings(max_examples=30, deadline=None)
+def test_no_case_and_no_entity_stands_on_both_sides(rows: list[dict[str, Any]], share: float) -> None:
+    facts, entities = tables(rows)
+    held_out = hold_out(facts, entities, share)
+    assert held_out.index.equals(facts.index)
+    for column in ("case", "near"):
+        assert (held_out.groupby(facts[column]).nunique() <= 1).all()
+    assert (held_out[entities["row"].astype(int)].groupby(entities["entity"].to_numpy()).nunique() <= 1).all()
+
+
+@given(sizes=st.lists(st.tuples(st.integers(1, 6), st.sampled_from("ABC")), min_size=1, max_size=60))
+@settings(max_examples=30, deadline=None)
+def test_every_decision_is_held_out_to_its_share_but_for_half_a_group(sizes: list[tuple[int, str]]) -> None:
+    rows = [{"case": case, "decision": name} for case, (size, name) in enumerate(sizes) for _ in range(size)]
+    facts, entities = tables(rows)
+    held_out = hold_out(facts, entities, 0.3)
+    by_decision = facts["decision"].value_counts()
+    for name, count in by_decision[by_decision * 0.3 >= 1].items():
+        largest = max(size for size, decision in sizes if decision == name)
+        assert abs(held_out[facts["decision"] == name].sum() - 0.3 * count) <= largest / 2 + 1e-9
+
+
+@given(rows=some_rows, order=st.randoms(use_true_random=False))
+@settings(max_examples=20, deadline=None)
+def test_the_order_of_rows_does_not_matter(rows: list[dict[str, Any]], order: Any) -> None:
+    shuffled = order.sample(range(len(rows)), len(rows))
+    before = hold_out(*tables(rows), 0.3)
+    after = hold_out(*tables([rows[place] for place in shuffled]), 0.3)
+    assert [bool(before[place]) for place in shuffled] == after.tolist()
+
+
+def test_rare_decisions_are_held_out_together_to_their_share() -> None:
+    rows = [{"case": case, "decision": f"rare {case}"} for case in range(100)]
+    assert 8 <= hold_out(*tables(rows), 0.1).sum() <= 12
+
+
+def test_rows_tied_by_a_chain_of_entities_stay_together() -> None:
+    chain = [{"case": case, "entities": [case, case + 1]} for case in range(50)]
+    alone = [{"case": 1000 + case} for case in range(50)]
+    held_out = hold_out(*tables([*chain, *alone]), 0.2)
+    assert held_out[:50].nunique() == 1
+
+
+def test_almost_equal_cases_stay_together() -> None:
+    pairs = [{"case": place, "near": place // 2} for place in range(40)]
+    facts, entities = tables(pairs)
+    held_out = hold_out(facts, entities, 0.5)
+    assert 0 < held_out.sum() < len(held_out)
+    assert (held_out.groupby(facts["near"]).nunique() == 1).all()
+
+
+def test_a_row_has_the_first_fate_that_applies() -> None:
+    rows = [
+        {"case": 1, "row": 5},
+        {"case": 1, "row": 5, "tokens": 9999},  # cannot be, but a duplicate before all
+        {"case": 2, "tokens": 9999},
+        {"case": 3},
+    ]
+    config = RunConfig(max_seq_length=100, val_split=0.5)
+    fates = decide_fates(config, *tables(rows))
+    assert fates[[1, 2]].tolist() == [DUPLICATE, OVERLONG]
+    assert set(fates[[0, 3]]) <= {TRAINED, HELD_OUT}
+
+
+def test_what_a_training_row_shares_with_the_held_out_file_is_said_most_telling_first() -> None:
+    there = {"case": 1, "near": 100, "row": 5, "entities": [7], "held_out_file": True}
+    rows = [
+        there,
+        there | {"held_out_file": False},
+        {"case": 1, "near": 100},
+        {"case": 2, "near": 100},
+        {"case": 3, "entities": [7]},
+        {"case": 4, "entities": [8]},
+    ]
+    assert overlapping(*tables(rows)).fillna("").tolist() == ["", "row", "case", "case", "entity", ""]
+
+
+def sides(built: Built, rows: list[Record]) -> dict[str, bool]:
+    return {row["input"]["case_id"]: line in built.lines[1] for line, row in enumerate(rows, 1)}
+
+
+def test_nearly_all_rows_stay_on_their_side_when_others_come_and_go(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    before_rows, after_rows = records(60), [*reversed(records(60)), *records(20, start=500)]
+    before = sides(build(write(tmp_path / "before.jsonl", before_rows), tokenizer), before_rows)
+    after = sides(build(write(tmp_path / "after.jsonl", after_rows), tokenizer), after_rows)
+    assert sum(after[name] != before[name] for name in before) <= 5
+    assert sum(before.values()) == 18
+
+
+def test_a_case_stays_on_its_side_when_policy_or_instruction_change(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    changed = [with_policy(row | {"instruction": "Judge."}, "Within 60 days.") for row in records(40)]
+    before = build(write(tmp_path / "before.jsonl", records(40)), tokenizer)
+    after = build(write(tmp_path / "after.jsonl", changed), tokenizer)
+    assert before.lines == after.lines
+
+
+def test_the_split_follows_seed_and_share(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    path = write(tmp_path / "rows.jsonl", records(200))
+    small, large = (build(path, tokenizer, val_split=share).lines[1] for share in (0.1, 0.4))
+    assert small < large
+    assert (len(small), len(large)) == (20, 80)
+    assert build(path, tokenizer, val_split=0.1).lines[1] == small
+    assert build(path, tokenizer, val_split=0.1, seed=1).lines[1] != small
+
+
+@pytest.mark.parametrize("name", ["order_id", "user_id", "customer_id"])
+def test_an_entity_never_stands_on_both_sides(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, name: str) -> None:
+    rows = [record({"case_id": f"A-{i}", name: i // 4, "n": i}) for i in range(80)]
+    rows += [record({"case_id": f"B-{i}", name: empty}) for i in range(10) for empty in (None, "")]
+    built = build(write(tmp_path / "rows.jsonl", rows), tokenizer)
+    trained, held_out = ({line // 4 for line in (number - 1 for number in side) if line < 80} for side in built.lines)
+    assert not trained & held_out
+    assert 20 <= len(built.held_out) <= 40
+    assert len({line for line in built.lines[1] if line > 80}) < 20, "rows without an id are no entity"
+
+
+OVERLAPS = {
+    "row": record({"order_id": "O-1"}),
+    "prompt": record({"order_id": "O-1"}, {"decision": "Escalate"}),
+    "case": with_policy(record({"order_id": "O-1"}), "Another policy.") | {"instruction": "Other."},
+    "case in capitals": record({"order_id": "o-1", "case_id": "a-1"}),
+    "instruction with a blank": record({"order_id": "O-1"}, instruction="Decide this case.\n "),
+    "entity": record({"order_id": "O-1", "case_id": "Z-9"}),
+}
+
+
+@pytest.mark.parametrize("kind", OVERLAPS)
+def test_overlap_with_the_held_out_file_ends_the_run_or_is_dropped_or_allowed(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, kind: str
+) -> None:
+    held_out = write(tmp_path / "held_out.jsonl", [record({"order_id": "O-1"}), *records(2, start=90)])
+    rows = write(tmp_path / "rows.jsonl", [*records(4, start=10), OVERLAPS[kind]])
+
+    refused = build(rows, tokenizer, eval_path=held_out)
+    assert [failure.split(":")[0] for failure in refused.report.failures] == ["overlap"]
+    finding = refused.finding("rows that share with eval_path")
+    assert finding and finding.count == 1 and f"{rows}:5" in finding.places[0]
+
+    dropped = build(rows, tokenizer, eval_path=held_out, overlap="drop")
+    assert dropped.report.failures == []
+    assert (dropped.report.accounts[1].trained, dropped.report.accounts[1].duplicates) == (4, 1)
+    assert len(dropped.held_out) == 3
+
+    allowed = build(rows, tokenizer, eval_path=held_out, overlap="allow")
+    assert allowed.report.failures == []
+    # The same row to the letter is learnt from in no case.
+    is_same_row = kind in ("row", "instruction with a blank")
+    assert (allowed.report.accounts[1].trained, allowed.report.accounts[1].duplicates) == (5 - is_same_row, is_same_row)
+
+
+def test_the_held_out_file_may_lie_in_the_folder_of_the_training_rows(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    (tmp_path / "data").mkdir()
+    held_out = write(tmp_path / "data" / "held_out.jsonl", records(3))
+    write(tmp_path / "data" / "train.jsonl", records(5, start=50))
+    built = build(tmp_path / "data", tokenizer, eval_path=held_out, overlap="drop")
+    assert built.report.failures == []
+    assert [(a.held_out, a.trained, a.duplicates) for a in built.report.accounts] == [(3, 0, 0), (0, 0, 3), (0, 5, 0)]
+
+
+def test_held_out_prompts_are_not_among_the_training_prompts(
+    sample_rows: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    built = build(sample_rows, tokenizer)
+    trained = {tuple(prompt_of(row)) for row in built.train}
+    assert not trained & {tuple(prompt_of(row)) for row in built.held_out}
+
+
+@pytest.mark.parametrize("entity_fields", [(), ("order_id", "user_id", "customer_id")])
+def test_what_is_trained_on_is_told_by_the_traces_of_exactly_the_trained_rows(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, entity_fields: tuple[str, ...]
+) -> None:
+    """Sorted, so that the same rows make the same bytes; of rows held out, overlong or refused there is nothing."""
+    rows = [record({"case_id": f"A-{i}", "order_id": i, "customer_id": f"C-{i // 3}"}) for i in range(60)]
+    overlong = with_policy(record({"case_id": "long", "order_id": 99}), "Never sold things. " * 2000)
+    path = write(tmp_path / "rows.jsonl", [*rows, rows[0], overlong, b"{"])
+    built = build(path, tokenizer, entity_fields=entity_fields)
+    left = {row.line: traces(row.record, entity_fields) for row in load_jsonl(path).rows}
+    trained, held_out = ({trace for line in side for trace in left[line]} for side in built.lines)
+    assert built.trained_on.dtype == np.uint64
+    assert built.trained_on.tolist() == sorted(trained)
+    assert held_out and not held_out & trained
+    assert build(path, tokenizer, entity_fields=entity_fields).trained_on.tobytes() == built.trained_on.tobytes()

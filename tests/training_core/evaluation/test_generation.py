@@ -1,0 +1,126 @@
+"""What prompts share is computed once, and no answer is another for it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny_models import ARCHITECTURES, tiny_model
+
+from training_core.config import RunConfig
+from training_core.evaluation.generation import generate
+from training_core.evaluation.prefix_cache import CachedPrefix, continue_prefixes
+from training_core.model_setup import LoadedModel, load_tokenizer
+from training_core.utils import Precision
+
+VOCABULARY = 900
+# So wide that every token depends on all before it.
+INITIALIZER_RANGE = 0.2
+
+
+def build(tiny_base: Path, architecture: str = "qwen3", **settings: Any) -> LoadedModel:
+    torch.manual_seed(0)
+    model = tiny_model(architecture, vocab_size=VOCABULARY, initializer_range=INITIALIZER_RANGE, **settings)
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    return LoadedModel(adapted.eval(), load_tokenizer(tiny_base), Precision("fp32", ""))
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def loaded(request: pytest.FixtureRequest, tiny_base: Path) -> LoadedModel:
+    return build(tiny_base, request.param)
+
+
+def text(seed: int, tokens: int) -> list[int]:
+    return np.random.default_rng(seed).integers(10, VOCABULARY, tokens).tolist()
+
+
+POLICIES = {seed: text(seed, length) for seed, length in ((1, 70), (2, 45), (3, 90))}
+RESTS = ((1, 9), (2, 6), (1, 12), (3, 7), (2, 8), (1, 5), (3, 7), (1, 10))
+PROMPTS = [POLICIES[policy] + text(100 + i, tokens) for i, (policy, tokens) in enumerate(RESTS)]
+ALONE = [text(50, 33), text(51, 20), text(52, 60)]
+
+
+def settings(**values: Any) -> RunConfig:
+    return RunConfig(eval_max_new_tokens=8, **values)
+
+
+@torch.inference_mode()
+def assert_likeliest(loaded: LoadedModel, prompts: list[list[int]], answers: list[list[int]]) -> None:
+    """Every token has the highest logit of the whole prompt read alone, without a cache; a tie in fp32 may go either
+    way."""
+    for prompt, answer in zip(prompts, answers, strict=True):
+        logits = loaded.model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+        chosen = logits.gather(1, torch.tensor(answer)[:, None])[:, 0]
+        assert (logits.max(1).values - chosen).max() < 1e-4
+        assert logits.std() > 0.1
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 16])
+def test_prompts_with_one_beginning_are_answered_as_whole_prompts_alone(loaded: LoadedModel, batch_size: int) -> None:
+    prompts = [*PROMPTS, PROMPTS[0], *ALONE]
+    answers = generate(loaded, prompts, settings(eval_batch_size=batch_size))
+    assert len({tuple(answer) for answer in answers}) == len(prompts) - 1
+    assert answers[0] == answers[len(PROMPTS)]
+    assert_likeliest(loaded, prompts, answers)
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS[:1], ALONE, [[5], [5], [6]], [PROMPTS[0], PROMPTS[0]]])
+def test_one_prompt_strangers_single_tokens_and_twins_are_answered(
+    loaded: LoadedModel, prompts: list[list[int]]
+) -> None:
+    assert_likeliest(loaded, prompts, generate(loaded, prompts, settings()))
+
+
+@torch.inference_mode()
+def test_logits_on_a_cached_prefix_are_those_of_whole_rows(loaded: LoadedModel) -> None:
+    """While prompts are read and while answers grow, with padding between prefix and row."""
+    model, rows = loaded.model, sorted(range(len(PROMPTS)), key=lambda i: RESTS[i][0])
+    prefixes = [
+        CachedPrefix(sum(policy == own for own, _ in RESTS), model(input_ids=torch.tensor([tokens])).past_key_values)
+        for policy, tokens in POLICIES.items()
+    ]
+    longest = max(tokens for _, tokens in RESTS)
+    whole = [PROMPTS[row] + text(200 + row, 1) for row in rows]
+    rest, mask, positions = [], [], []
+    for row, tokens in zip(rows, whole, strict=True):
+        start, gap = len(POLICIES[RESTS[row][0]]), longest - RESTS[row][1]
+        rest.append([0] * gap + tokens[start:])
+        mask.append([0] * gap + [1] * (len(tokens) - start))
+        positions.append([0] * gap + list(range(start, len(tokens))))
+    ids, seen, at = (torch.tensor(values) for values in (rest, mask, positions))
+    with continue_prefixes(model, prefixes):
+        read = model(input_ids=ids[:, :-1], attention_mask=seen[:, :-1], position_ids=at[:, :-1], use_cache=True)
+        grown = model(
+            input_ids=ids[:, -1:],
+            attention_mask=seen,
+            position_ids=at[:, -1:],
+            past_key_values=read.past_key_values,
+        )
+    for i, tokens in enumerate(whole):
+        expected = model(input_ids=torch.tensor([tokens])).logits[0, -2:]
+        found = torch.stack([read.logits[i, -1], grown.logits[i, -1]])
+        assert torch.allclose(found, expected, atol=1e-5 * expected.abs().max().item())
+
+
+def test_a_beginning_is_computed_once_and_batches_stay_within_their_size(tiny_base: Path) -> None:
+    loaded, shapes = build(tiny_base), []
+    loaded.model.get_base_model().register_forward_pre_hook(
+        lambda _module, _args, inputs: shapes.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
+    )
+    generate(loaded, PROMPTS, settings(eval_batch_size=2))
+    assert sorted(shape for shape in shapes if shape[1] > 12) == [(1, 45), (1, 70), (1, 90)]
+    assert max(rows for rows, _ in shapes) == 2
+
+
+def test_a_model_with_sliding_windows_answers_whole_prompts(tiny_base: Path) -> None:
+    loaded = build(tiny_base, "qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=1)
+    assert_likeliest(loaded, PROMPTS, generate(loaded, PROMPTS, settings()))
+
+
+def test_a_model_that_has_answered_attends_as_before(tiny_base: Path) -> None:
+    loaded, inputs = build(tiny_base), torch.tensor(PROMPTS[:1])
+    before = loaded.model(input_ids=inputs).logits
+    generate(loaded, PROMPTS, settings())
+    assert torch.equal(loaded.model(input_ids=inputs).logits, before)

@@ -1,0 +1,113 @@
+"""Tables and pictures show every row, whatever customers and models have written."""
+
+import io
+import math
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+from rich.console import Console
+
+from training_core.config import RunConfig
+from training_core.evaluation.report import draw_confusion, draw_curve, group_grid, score_grid
+from training_core.evaluation.scores import NO_DECISION, Prediction, Scores, score
+from training_core.grid import Grid
+from training_core.training.journal import Point
+
+ODD = ["[/x]", "[bold]hidden", "a | b", "two\nlines", "$x_$", "$\\frac$", "é 你好 🙂", "", "x" * 400, "\x1b[31m", "\\"]
+
+
+def found(expected: str, decision: str, group: str = "return") -> Prediction:
+    return Prediction("rows.jsonl", 1, group, expected, decision, valid_json=True, answer="")
+
+
+def scores_of(*predictions: Prediction) -> Scores:
+    return score(predictions, RunConfig())
+
+
+def shown(grid: Grid) -> str:
+    console = Console(file=io.StringIO(), width=200, color_system=None)
+    console.print(grid.terminal())
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_score_table_shows_everyone_side_by_side() -> None:
+    mixed = scores_of(*[found("A", "A")] * 3, found("B", "Eligible"))
+    grid = score_grid({"base": scores_of(found("A", NO_DECISION)), "candidate": mixed})
+    assert [row[0] for row in grid.rows] == ["base", "candidate"]
+    for text in (grid.markdown(), shown(grid)):
+        for cell in ("75.0%", "30%–95%", "0.500", "25.0%", "3/4", "0/1"):
+            assert cell in text
+
+
+def test_the_score_table_says_how_many_rows_were_left_out() -> None:
+    scores = {"candidate": scores_of(found("A", "A"))}
+    for text in (score_grid(scores, left_out=114).markdown(), shown(score_grid(scores, left_out=114))):
+        assert "114 more are left out" in text
+    assert score_grid(scores).note == ""
+
+
+def test_the_group_table_shows_every_group_of_everyone() -> None:
+    one = scores_of(found("A", "A", "a"), found("A", "B", "b"), found("A", "A", "b"), found("A", "A", ""))
+    two = scores_of(found("A", "B", "a"), found("A", "B", "b"), found("A", "B", "b"), found("A", "B", ""))
+    grid = group_grid({"base": one, "candidate": two}, "issue_type")
+    assert list(grid.head) == ["issue_type", "rows", "base", "candidate"]
+    assert [list(row) for row in grid.rows] == [
+        ["(none)", "1", "100%", "0%"],
+        ["a", "1", "100%", "0%"],
+        ["b", "2", "50%", "0%"],
+    ]
+
+
+@pytest.mark.parametrize("text", ["[/x]", "[bold]hidden", "a[/]b", "[link=x]y"])
+def test_a_terminal_table_shows_square_brackets_to_the_letter(text: str) -> None:
+    """Group names come from the data; rich must not read them as markup."""
+    grid = group_grid({"base": scores_of(found("A", "A", text))}, text)
+    assert shown(grid).count(text) >= 2
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_a_markdown_table_keeps_its_shape(text: str) -> None:
+    grid = group_grid({"base": scores_of(found("A", "A", text))}, "issue_type")
+    lines = grid.markdown().split("\n")
+    assert len(lines) == 5
+    assert {line.replace("\\|", "").count("|") for line in lines[2:]} == {len(grid.head) + 1}
+
+
+def test_a_confusion_picture_is_a_picture(tmp_path: Path) -> None:
+    pairs = [("Eligible", "Escalate"), ("Eligible", "Eligible"), ("Escalate", NO_DECISION)]
+    draw_confusion([found(*pair) for pair in pairs], tmp_path / "confusion.png")
+    height, width, _ = matplotlib.image.imread(tmp_path / "confusion.png").shape
+    assert height > 300
+    assert width > 400
+
+
+@pytest.mark.parametrize("text", ODD)
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_a_confusion_picture_is_drawn_whatever_the_model_decided(tmp_path: Path, text: str) -> None:
+    """A decision is whatever text stands in the answer; it must not cost a finished training its evaluation."""
+    draw_confusion([found("Eligible", text), found("Escalate", "Escalate")], tmp_path / "confusion.png")
+    assert (tmp_path / "confusion.png").stat().st_size > 5000
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_confusion_picture_is_readable_when_a_model_invents_decisions(tmp_path: Path) -> None:
+    """An untrained model gives a new decision for almost every row."""
+    draw_confusion([found("Eligible", f"invented {i}") for i in range(60)], tmp_path / "confusion.png")
+    picture = matplotlib.image.imread(tmp_path / "confusion.png")
+    assert (picture[:, :, :3].min(axis=2) < 0.5).mean() < 0.25, "the labels lie upon each other"
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        [],
+        [Point(1, 9, 1.0, {"loss": 2.0})],
+        [Point(1, 9, 1.0, {"eval_loss": 2.0}), Point(2, 9, 1.0, {"loss": math.nan, "grad_norm": 1.0})],
+        [Point(i, 9, 1.0, {"loss": 1e30 ** (i % 2)}) for i in range(9)],
+    ],
+    ids=["none", "one", "no number", "wild"],
+)
+def test_a_curve_is_drawn_from_any_points(tmp_path: Path, points: list[Point]) -> None:
+    draw_curve(points, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 5000

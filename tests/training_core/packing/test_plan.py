@@ -1,0 +1,423 @@
+"""Packed training is separate training, only cheaper: same loss, same gradients, same steps."""
+
+import copy
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, concatenate_datasets
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from tiny_models import ARCHITECTURES, SIZES, tiny_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from torch.nn.attention.flex_attention import create_mask
+from torch.nn.functional import cross_entropy
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from trl import SFTConfig, SFTTrainer
+
+from training_core.packing import attention
+from training_core.packing.attention import use_shared_prefix_attention
+from training_core.packing.plan import (
+    PackingPlan,
+    collate_pack,
+    packed_dataset,
+    plan_packing,
+)
+
+VOCABULARY = 96
+
+
+def build(architecture: str, **settings: Any) -> PreTrainedModel:
+    return tiny_model(architecture, vocab_size=VOCABULARY, **settings)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def random_rows(seed: int, policies: int = 3, cases: int = 4, policy_tokens: int = 60) -> Dataset:
+    """A random tree: a system text, policies, sometimes a shared opening of the cases, then case and
+    answer."""
+    random = np.random.default_rng(seed)
+
+    def text(low: int, high: int) -> list[int]:
+        return random.integers(0, VOCABULARY, random.integers(low, high)).tolist()
+
+    rows = []
+    system = text(0, 40)
+    for policy in (text(policy_tokens // 2, policy_tokens) for _ in range(policies)):
+        opening = text(0, 50) if random.random() < 0.5 else []
+        for _ in range(random.integers(1, cases + 1)):
+            prompt = system + policy + (opening if random.random() < 0.7 else []) + text(1, 20)
+            answer = text(1, 12)
+            rows.append({"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer})
+    return Dataset.from_list([rows[i] for i in random.permutation(len(rows))])
+
+
+def adapted(model: PreTrainedModel, seed: int = 0) -> PeftModel:
+    """A LoRA on every linear layer with random weights, so that every gradient is non-zero."""
+    torch.manual_seed(seed)
+    return get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+
+
+def gradients(model: PeftModel) -> dict[str, torch.Tensor]:
+    found = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.requires_grad}
+    model.zero_grad()
+    assert found
+    return found
+
+
+def train_apart(model: PeftModel, rows: Dataset) -> tuple[float, dict[str, torch.Tensor]]:
+    """Summed loss and gradients of rows that pass through the model one by one."""
+    total = 0.0
+    for row in rows:
+        logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1]
+        loss = cross_entropy(logits.float(), torch.tensor(row["labels"][1:]), reduction="sum")
+        loss.backward()
+        total += loss.item()
+    return total, gradients(model)
+
+
+def train_packed(model: PeftModel, packs: Dataset) -> tuple[float, dict[str, torch.Tensor]]:
+    use_shared_prefix_attention(model)
+    total = 0.0
+    for pack in packs:
+        inputs = collate_pack([pack])
+        inputs.pop("labels")
+        logits = model(**inputs).logits[0]
+        loss = cross_entropy(logits.float(), inputs["shift_labels"][0], reduction="sum")
+        loss.backward()
+        total += loss.item()
+    return total, gradients(model)
+
+
+def largest_difference(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    """The largest relative error of a weight's gradient, in the Euclidean norm."""
+    assert ours.keys() == theirs.keys()
+    return max(((ours[n] - theirs[n]).norm() / theirs[n].norm()).item() for n in theirs)
+
+
+def packed(rows: Dataset, **settings: int) -> Dataset:
+    return packed_dataset(rows, planned(rows, **settings))
+
+
+def planned(rows: Dataset, **settings: int) -> PackingPlan:
+    defaults = {"token_budget": 400, "rows_per_step": 8, "seed": 0}
+    return plan_packing(rows, **(defaults | settings))
+
+
+def assert_same_gradients(model: PeftModel, rows: Dataset, packs: Dataset) -> None:
+    loss_apart, apart = train_apart(model, rows)
+    loss_packed, together = train_packed(model, packs)
+    assert loss_packed == pytest.approx(loss_apart, rel=1e-6)
+    assert largest_difference(together, apart) < 1e-5
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("seed", range(6))
+def test_packed_gradients_equal_those_of_separate_rows(architecture: str, seed: int) -> None:
+    rows = random_rows(seed)
+    plan = planned(rows, seed=seed, token_budget=200 + 100 * seed)
+    packs = packed_dataset(rows, plan)
+    assert plan.gain > 1.1
+    assert_same_gradients(adapted(build(architecture), seed), rows, packs)
+
+
+def test_rows_that_share_nothing_are_packed_plainly_with_equal_gradients() -> None:
+    rows = random_rows(0, policies=9, cases=1)
+    rows = rows.map(lambda row, i: {"input_ids": [i, *row["input_ids"][1:]]}, with_indices=True)
+    packs = packed(rows)
+    plan = planned(rows)
+    assert (plan.gain, plan.sharing_rows) == (1.0, 0)
+    assert "plain packing" in plan.reason
+    assert_same_gradients(adapted(build("qwen3")), rows, packs)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_gradients_are_equal_in_nf4_with_gradient_checkpointing(architecture: str, tmp_path: Path) -> None:
+    build(architecture).save_pretrained(tmp_path)
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    base = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=nf4, dtype=torch.float32)
+    base = prepare_model_for_kbit_training(base, gradient_checkpointing_kwargs={"use_reentrant": False})
+    model = adapted(base).train()
+    assert base.is_gradient_checkpointing
+    rows = random_rows(3)
+    assert_same_gradients(model, rows, packed(rows))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("seed", range(3))
+def test_in_bf16_packing_errs_no_more_than_separate_rows_do(architecture: str, seed: int) -> None:
+    """A sum in bf16 depends on its order: both are measured by fp32 with the same, rounded weights."""
+    rows = random_rows(seed)
+    model = adapted(build(architecture), seed).bfloat16()
+    loss, exact = train_apart(copy.deepcopy(model).float(), rows)
+    loss_apart, apart = train_apart(copy.deepcopy(model), rows)
+    loss_packed, together = train_packed(model, packed(rows))
+    assert loss_apart == pytest.approx(loss, rel=1e-3)
+    assert loss_packed == pytest.approx(loss, rel=1e-3)
+    assert relative_error(together, exact) < 1.2 * relative_error(apart, exact)
+
+
+def relative_error(found: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]) -> float:
+    """Of all gradients taken as one vector, in the Euclidean norm."""
+    difference = torch.cat([(found[name].float() - exact[name]).flatten() for name in exact])
+    return (difference.norm() / torch.cat([gradient.flatten() for gradient in exact.values()]).norm()).item()
+
+
+def test_the_mask_for_cuda_shows_what_the_segments_show() -> None:
+    """flex_attention itself needs a GPU; its mask does not."""
+    segments = collate_pack([packed(random_rows(2))[0]])["segments"]
+    lengths = segments[:, 0].tolist()
+    starts = [0, *itertools.accumulate(lengths)]
+    tokens = starts.pop()
+    expected = torch.zeros(tokens, tokens, dtype=torch.bool)
+    for start, length, prefix in zip(starts, lengths, segments[:, 1].tolist(), strict=True):
+        expected[start : start + length, start : start + length] = torch.ones(length, length).tril().bool()
+        if prefix >= 0:
+            expected[start : start + length, starts[prefix] : starts[prefix] + lengths[prefix]] = True
+    block_mask = attention._block_mask(segments, tokens)
+    assert torch.equal(create_mask(block_mask.mask_mod, 1, 1, tokens, tokens, device="cpu")[0, 0], expected)
+
+
+def test_a_row_does_not_see_its_neighbours() -> None:
+    """Change one case: every other row's logits stay equal bit for bit."""
+    rows = random_rows(5, policies=1, cases=12)
+    plan = planned(rows, rows_per_step=2 * len(rows), token_budget=4000)
+    (piece,) = plan.packs[0]
+    assert piece.prefix_tokens
+    changed = len(piece.rows) // 2
+    model = adapted(build("qwen3")).eval()
+    use_shared_prefix_attention(model)
+    inputs = collate_pack([packed_dataset(rows, plan)[0]])
+    start, end = inputs["segments"][:, 0].cumsum(0)[changed : changed + 2].tolist()
+    before = model(**inputs).logits[0]
+    inputs["input_ids"][0, start:end] = (inputs["input_ids"][0, start:end] + 1) % VOCABULARY
+    after = model(**inputs).logits[0]
+    mine = (inputs["label_positions"] >= start) & (inputs["label_positions"] < end)
+    assert torch.equal(before[~mine], after[~mine])
+    assert not torch.equal(before[mine], after[mine])
+
+
+def test_a_prefix_ends_before_the_labels_and_no_target_crosses_a_segment() -> None:
+    """Rows equal up to their last answer token may share the prompt but its last token."""
+    ids = [*range(50), 1, 2, 3]
+    rows = Dataset.from_list(
+        [{"input_ids": [*ids, last], "labels": [-100] * 50 + [1, 2, 3, last]} for last in range(6)]
+    )
+    plan = planned(rows)
+    packs = packed_dataset(rows, plan)
+    assert {piece.prefix_tokens for pack in plan.packs for piece in pack} == {49}
+    inputs = collate_pack([packs[0]])
+    first_tokens = inputs["segments"][:, 0].cumsum(0) - inputs["segments"][:, 0]
+    assert (inputs["labels"][0, first_tokens] == -100).all()
+    assert_same_gradients(adapted(build("qwen2")), rows, packs)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_plan_covers_every_row_once_within_the_budget(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    rows = random_rows(seed, policies=int(random.integers(1, 30)), cases=int(random.integers(1, 12)))
+    budget, per_step = int(random.integers(60, 900)), int(random.integers(1, 33))
+    plan = plan_packing(rows, budget, per_step, seed)
+    packs = packed_dataset(rows, plan)
+    assert sorted(row for pack in plan.packs for piece in pack for row in piece.rows) == list(range(len(rows)))
+    assert plan.row_tokens == sum(map(len, rows["input_ids"]))
+    assert plan.computed_tokens == sum(len(pack["input_ids"]) for pack in packs)
+    for pack, content in zip(plan.packs, packs, strict=True):
+        held = sum(len(piece.rows) for piece in pack)
+        assert len(content["input_ids"]) <= budget or held == 1
+        assert all(len(piece.rows) <= max(1, per_step // 2) for piece in pack)
+    if len(rows) > 8 * per_step:
+        assert len(rows) / len(plan.packs) * plan.packs_per_step == pytest.approx(per_step, rel=0.12)
+
+
+def test_pieces_of_several_policies_and_plain_rows_stand_in_one_pack() -> None:
+    rows = random_rows(2, policies=4, cases=8)
+    plan = planned(rows, rows_per_step=2 * len(rows), token_budget=10_000)
+    (pack,) = plan.packs
+    assert len({piece.prefix_tokens for piece in pack}) > 1
+    assert_same_gradients(adapted(build("qwen3")), rows, packed_dataset(rows, plan))
+
+
+def test_rows_of_one_policy_are_spread_over_steps() -> None:
+    """32 rows of each of 4 policies, 8 rows a step: no pack is made of one policy alone."""
+    rows = random_rows(1, policies=4, cases=1)
+    many = concatenate_datasets([rows] * 32)
+    plan = planned(many, rows_per_step=8, token_budget=10_000)
+    assert plan.packs_per_step == 1
+    alone = sum(len({row % len(rows) for piece in pack for row in piece.rows}) == 1 for pack in plan.packs)
+    assert alone <= len(plan.packs) // 4
+
+
+def test_the_same_seed_gives_the_same_plan() -> None:
+    rows = random_rows(6, policies=12)
+    assert plan_packing(rows, 500, 8, 1) == plan_packing(rows, 500, 8, 1)
+    assert plan_packing(rows, 500, 8, 1) != plan_packing(rows, 500, 8, 2)
+
+
+def test_a_hundred_rows_of_few_policies_say_what_they_save() -> None:
+    rows = random_rows(7, policies=6, cases=30, policy_tokens=300)
+    plan = plan_packing(rows, 4000, 16, 0)
+    assert plan.gain > 3
+    assert plan.reason.endswith(f"{plan.gain:.1f}x fewer tokens")
+    assert plan_packing(rows, 4000, 16, 0, rows_per_prefix=1).gain == 1
+
+
+def test_a_row_without_a_label_is_refused() -> None:
+    rows = Dataset.from_list(
+        [{"input_ids": [1, 2], "labels": [-100, 2]}, {"input_ids": [1, 2], "labels": [-100, -100]}]
+    )
+    with pytest.raises(ValueError, match="row 1 has no label"):
+        plan_packing(rows, 100, 4, 0)
+
+
+def test_a_model_with_sliding_window_is_refused() -> None:
+    model = build("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=1)
+    with pytest.raises(ValueError, match="sliding_attention"):
+        use_shared_prefix_attention(model)
+
+
+def test_a_model_with_linear_attention_is_refused() -> None:
+    config = Qwen3NextConfig(
+        **(SIZES | {"num_hidden_layers": 1}),
+        vocab_size=VOCABULARY,
+        layer_types=["linear_attention"],
+        num_experts=2,
+        moe_intermediate_size=8,
+        shared_expert_intermediate_size=8,
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
+    )
+    with pytest.raises(ValueError, match="Qwen3NextForCausalLM has linear_attention: choose a model with full"):
+        use_shared_prefix_attention(Qwen3NextForCausalLM(config))
+
+
+def test_the_model_still_answers_unpacked_batches() -> None:
+    """Evaluation and generation use the same model: left padding, no segments."""
+    plain = build("qwen3").eval()
+    switched = copy.deepcopy(plain)
+    use_shared_prefix_attention(switched)
+    batch = {
+        "input_ids": torch.tensor([[0, 0, 5, 6, 7], [1, 2, 3, 4, 5]]),
+        "attention_mask": torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]),
+    }
+    assert torch.equal(plain(**batch).logits, switched(**batch).logits)
+    tokens = [model.generate(**batch, max_new_tokens=5, do_sample=False, pad_token_id=0) for model in (plain, switched)]
+    assert torch.equal(*tokens)
+
+
+def make_trainer(model: PeftModel, rows: Dataset, folder: Path, **settings: object) -> SFTTrainer:
+    words = {str(token): token for token in range(VOCABULARY)}
+    arguments = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 1,
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "max_length": None,
+        "remove_unused_columns": False,
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "use_cpu": True,
+        "report_to": "none",
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "max_grad_norm": 0.0,
+    }
+    packs = "segments" in rows[0]
+    return SFTTrainer(
+        model=model,
+        args=SFTConfig(**(arguments | settings)),
+        train_dataset=rows,
+        data_collator=collate_pack if packs else None,
+        processing_class=PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer(WordLevel(words, unk_token="0")), pad_token="0", eos_token="1"
+        ),
+    )
+
+
+def lora_weights(model: PeftModel) -> dict[str, torch.Tensor]:
+    return {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def test_an_accumulated_optimiser_step_equals_the_unpacked_one(tmp_path: Path) -> None:
+    """All rows in one step of plain gradient descent, as several packs and as padded batches of two."""
+    rows = random_rows(8)
+    packs = packed(rows, rows_per_step=len(rows), token_budget=250)
+    assert len(packs) > 1
+    start = adapted(build("qwen3"))
+    descent = {"max_steps": 1, "optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant"}
+    after = []
+    for data, batch, name in ((rows, 2, "apart"), (packs, 1, "packed")):
+        model = copy.deepcopy(start)
+        steps = -(-len(data) // batch)
+        if name == "packed":
+            use_shared_prefix_attention(model)
+        trainer = make_trainer(
+            model,
+            data,
+            tmp_path / name,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=steps,
+            **descent,
+        )
+        trainer.train()
+        after.append({n: w - lora_weights(start)[n] for n, w in lora_weights(model).items()})
+    assert largest_difference(after[1], after[0]) < 1e-5
+
+
+class _StopAt(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        control.should_training_stop = control.should_training_stop or state.global_step == self.step
+
+
+def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_path: Path) -> None:
+    rows = random_rows(9, policies=8)
+    plan = planned(rows, rows_per_step=4)
+    packs = packed_dataset(rows, plan)
+    start = adapted(build("qwen2"))
+    settings = {
+        "max_steps": 4,
+        "gradient_accumulation_steps": plan.packs_per_step,
+        "learning_rate": 1e-3,
+    }
+
+    def trainer(name: str, **more: object) -> SFTTrainer:
+        model = copy.deepcopy(start)
+        use_shared_prefix_attention(model)
+        return make_trainer(model, packs, tmp_path / name, **settings, **more)
+
+    whole = trainer("whole")
+    whole.train()
+    stopped = trainer("stopped", save_strategy="steps", save_steps=2)
+    stopped.add_callback(_StopAt(2))
+    stopped.train()
+    resumed = trainer("stopped")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "stopped" / "checkpoint-2"))
+    assert resumed.state.global_step == 4
+    pairs = itertools.zip_longest(lora_weights(whole.model).items(), lora_weights(resumed.model).items())
+    assert all(ours[0] == theirs[0] and torch.equal(ours[1], theirs[1]) for ours, theirs in pairs)
+    assert not torch.equal(*(next(iter(lora_weights(m).values())) for m in (start, whole.model)))

@@ -1,0 +1,28 @@
+"""Two trainings never share a GPU by accident."""
+
+from pathlib import Path
+
+import pytest
+
+from training_core.training.gpu_lock import hold_device
+
+
+@pytest.fixture(autouse=True)
+def _locks_in_a_folder_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+
+def test_the_second_training_on_a_device_is_told_who_holds_it(tmp_path: Path) -> None:
+    with (
+        hold_device("GPU 1", Path("/runs/first")),
+        pytest.raises(RuntimeError, match=r"GPU 1 is held by the training in /runs/first: .*CUDA_VISIBLE_DEVICES"),
+        hold_device("GPU 1", Path("/runs/second")),
+    ):
+        pass
+    with hold_device("GPU 1", Path("/b")), pytest.raises(RuntimeError, match=r"in /b:"), hold_device("GPU 1", Path()):
+        pass
+
+
+def test_other_devices_are_free(tmp_path: Path) -> None:
+    with hold_device("GPU 1", tmp_path), hold_device("GPU 2", tmp_path):
+        pass

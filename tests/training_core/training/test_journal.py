@@ -1,0 +1,76 @@
+"""The loss curve survives any crash: every whole point once, nothing half."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from training_core.training.journal import Point, append_point, mend_journal, read_journal
+
+POINTS = [
+    Point(1, 9, 1700000000.25, {"loss": 0.1 + 0.2}),
+    Point(2, 9, 1700000001.5, {"loss": 1e-300, "é\n\u2028": -0.0}),
+]
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Path:
+    path = tmp_path / "journal.jsonl"
+    for point in POINTS:
+        append_point(path, point)
+    return path
+
+
+def test_points_come_back_as_they_were_appended(journal: Path) -> None:
+    assert read_journal(journal) == POINTS
+    assert len(journal.read_bytes().split(b"\n")) == len(POINTS) + 1
+
+
+def test_a_loss_that_is_no_number_comes_back(tmp_path: Path) -> None:
+    """A training that diverged must still be readable."""
+    append_point(tmp_path / "journal", Point(1, 2, 3.0, {"loss": math.nan, "grad_norm": math.inf}))
+    (point,) = read_journal(tmp_path / "journal")
+    assert math.isnan(point.values["loss"])
+    assert point.values["grad_norm"] == math.inf
+
+
+def test_no_journal_and_an_empty_one_hold_no_points(tmp_path: Path) -> None:
+    assert read_journal(tmp_path / "nowhere") == mend_journal(tmp_path / "nowhere") == []
+    assert not (tmp_path / "nowhere").exists()
+    (tmp_path / "empty").touch()
+    assert read_journal(tmp_path / "empty") == mend_journal(tmp_path / "empty") == []
+
+
+def test_a_journal_cut_off_anywhere_gives_its_whole_points(journal: Path) -> None:
+    whole = journal.read_bytes()
+    first = whole.index(b"\n") + 1
+    for length in range(len(whole)):
+        journal.write_bytes(whole[:length])
+        assert read_journal(journal) == POINTS[: 0 if length < first else 1]
+
+
+def test_a_mended_journal_goes_on_as_if_it_had_never_been_torn(journal: Path) -> None:
+    whole = journal.read_bytes()
+    for length in range(len(whole)):
+        journal.write_bytes(whole[:length])
+        kept = mend_journal(journal)
+        append_point(journal, POINTS[0])
+        assert read_journal(journal) == [*kept, POINTS[0]]
+    assert [path.name for path in journal.parent.iterdir()] == [journal.name]
+
+
+@pytest.mark.parametrize("tail", [b"\x00" * 40, b"\xff\xfe", b'{"step": 3, "of_st', b"\n"])
+def test_what_a_power_failure_leaves_at_the_end_is_passed_over(journal: Path, tail: bytes) -> None:
+    """A file system may have made room for a line and not written it, or written a part."""
+    with journal.open("ab") as file:
+        file.write(tail)
+    assert read_journal(journal) == POINTS
+    assert mend_journal(journal) == POINTS
+    assert [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
+
+
+def test_mending_a_whole_journal_changes_no_byte(journal: Path) -> None:
+    before = journal.read_bytes()
+    assert mend_journal(journal) == POINTS
+    assert journal.read_bytes() == before

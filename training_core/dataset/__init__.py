@@ -1,0 +1,1 @@
+"""Files of rows become a folder of encoded rows and a report on them."""

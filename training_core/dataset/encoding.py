@@ -1,0 +1,185 @@
+"""Rows as token ids and as facts: what is learnt, and what decides whether it may be."""
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+import pandas as pd
+import pyarrow as pa
+
+from training_core.config import RunConfig
+from training_core.prompts.chat_encoding import ChatEncoder, TokenIds
+from training_core.prompts.messages import build_assistant_message, case_of, format_as_chat
+from training_core.prompts.policy_trimming import trim_policy
+from training_core.rows.reader import Refused, Row
+from training_core.rows.strict_json import Problem, Record
+
+IGNORED_LABEL = -100
+
+SCHEMA = pa.schema(
+    {
+        "input_ids": pa.list_(pa.int32()),
+        "labels": pa.list_(pa.int32()),
+        "line": pa.int64(),
+        "decision": pa.string(),
+        "group": pa.string(),
+        "file": pa.string(),
+        "record": pa.string(),
+    }
+)
+TRAIN_SCHEMA = pa.schema([field for field in SCHEMA if field.name not in ("file", "record")])
+
+# A sign before a digit belongs to the number: without it 5 and -5, 1.2 and 12 would be one case.
+_SEPARATORS = re.compile(r"(?:(?![-.]\d)[\W_])+")
+
+
+class EncodedRows(NamedTuple):
+    """Some rows of a file, in one order in ``batch`` (columns of ``SCHEMA``) and in ``facts``.
+
+    ``facts`` has ``file``, ``line``, ``decision``, ``tokens``, ``kept`` (``"3 of 9"`` where a policy was trimmed), and
+    64-bit digests: of the whole ``row``, its ``policy``, its ``case`` alone, the case as letters and
+    digits (``near``), and its ``lot``, which the seed shuffles. ``entities`` has a digest for every id that a row
+    names, and the ``row``, its place in ``facts``. ``broken`` are the rows whose answers tokenisation does not keep, by
+    their places among the rows.
+    """
+
+    batch: pa.RecordBatch
+    facts: pd.DataFrame
+    entities: pd.DataFrame
+    broken: dict[int, Refused]
+
+
+class _Encoded(NamedTuple):
+    row: Row
+    record: Record
+    prompt: TokenIds
+    answer: TokenIds
+    kept: str
+
+
+def encode_rows(rows: Sequence[Row], encoder: ChatEncoder, config: RunConfig) -> EncodedRows:
+    """Encode rows, and check for each that its labelled tokens are its answer to the letter."""
+    texts = [build_assistant_message(row.record) for row in rows]
+    answers = encoder.encode_answers(texts)
+    decoded = encoder.decode_answers(answers)
+    prompts = encoder.encode_prompts([format_as_chat(row.record)[:-1] for row in rows])
+    encoded, broken = [], {}
+    for place, (row, prompt, answer) in enumerate(zip(rows, prompts, answers, strict=True)):
+        if decoded[place] == texts[place]:
+            encoded.append(_trimmed(_Encoded(row, row.record, prompt, answer, ""), encoder, config))
+        else:
+            what = Problem(row.file, row.line, "output", "does not survive tokenisation", "use plain Unicode")
+            broken[place] = Refused(what, row.raw)
+    return EncodedRows(_as_batch(encoded, config), _facts(encoded, config), _entities(encoded, config), broken)
+
+
+def _trimmed(item: _Encoded, encoder: ChatEncoder, config: RunConfig) -> _Encoded:
+    room = config.max_seq_length - len(item.answer)
+    if config.overlong != "trim_policy" or len(item.prompt) <= room:
+        return item
+    trimmed = trim_policy(item.record, encoder, room)
+    return _Encoded(item.row, trimmed.record, trimmed.prompt, item.answer, trimmed.kept) if trimmed else item
+
+
+def _as_batch(items: Sequence[_Encoded], config: RunConfig) -> pa.RecordBatch:
+    offsets = np.cumsum([0, *(len(item.prompt) + len(item.answer) for item in items)], dtype=np.int32)
+    ids = [part for item in items for part in (item.prompt, item.answer)]
+    labels = [part for item in items for part in (np.full_like(item.prompt, IGNORED_LABEL), item.answer)]
+    columns = {
+        "input_ids": pa.ListArray.from_arrays(offsets, np.concatenate([np.empty(0, np.int32), *ids])),
+        "labels": pa.ListArray.from_arrays(offsets, np.concatenate([np.empty(0, np.int32), *labels])),
+        "line": [item.row.line for item in items],
+        "decision": [item.record["output"]["decision"] for item in items],
+        "group": [str(item.record.get("input", {}).get(config.group_by, "")) for item in items],
+        "file": [item.row.file for item in items],
+        "record": [json.dumps(item.record, ensure_ascii=False) for item in items],
+    }
+    return pa.RecordBatch.from_pydict(columns, schema=SCHEMA)
+
+
+def _facts(items: Sequence[_Encoded], config: RunConfig) -> pd.DataFrame:
+    digests = pd.DataFrame([_digests(item.row.record, config.seed) for item in items], columns=_DIGESTS, dtype="uint64")
+    return digests.assign(
+        file=[item.row.file for item in items],
+        line=np.array([item.row.line for item in items], np.int64),
+        decision=[sys.intern(item.record["output"]["decision"]) for item in items],
+        tokens=np.array([len(item.prompt) + len(item.answer) for item in items], np.int32),
+        kept=[sys.intern(item.kept) for item in items],
+    )
+
+
+_DIGESTS = ("row", "policy", "case", "near", "lot")
+
+
+def _digests(record: Record, seed: int) -> tuple[int, ...]:
+    policy, instruction, case = _subject(record)
+    prompt = _digest(policy.to_bytes(8, "little") + instruction + b"\0" + case)
+    subject = case if case != b"{}" else instruction  # rows without a case differ by what they ask
+    return (
+        _digest(prompt.to_bytes(8, "little") + _canonical(record["output"])),
+        policy,
+        _digest(subject),
+        _near(instruction, case),
+        _digest(seed.to_bytes(8, "little") + subject),
+    )
+
+
+def traces(record: Record, entity_fields: Sequence[str]) -> list[int]:
+    """The 64-bit digests that tie a record to others: ``near`` of its case (see ``EncodedRows``), and its entities."""
+    # Adapters keep them (see ``save_adapter``): made otherwise, nobody would know any more what these were trained on.
+    _, instruction, case = _subject(record)
+    return [_near(instruction, case), *_entities_of(record, entity_fields)]
+
+
+def _near(instruction: bytes, case: bytes) -> int:
+    return _digest(_SEPARATORS.sub(" ", case.decode().casefold()).encode() if case != b"{}" else instruction)
+
+
+def _subject(record: Record) -> tuple[int, bytes, bytes]:
+    """Digest of the policy, instruction, and what is asked besides."""
+    if "messages" in record:
+        return 0, b"", _canonical(record["messages"])
+    policy = _digest_policy(record["input"]["policy_document"])
+    return policy, record["instruction"].encode(), _canonical(case_of(record))
+
+
+def _entities(items: Sequence[_Encoded], config: RunConfig) -> pd.DataFrame:
+    named = [
+        (place, entity)
+        for place, item in enumerate(items)
+        for entity in _entities_of(item.record, config.entity_fields)
+    ]
+    return pd.DataFrame(named, columns=["row", "entity"], dtype="uint64")
+
+
+def _entities_of(record: Record, entity_fields: Sequence[str]) -> list[int]:
+    case = record.get("input", {})
+    return [digest_id(name, case[name]) for name in entity_fields if case.get(name) not in (None, "")]
+
+
+def digest_id(field: str, value: Any) -> int:
+    """64 bits of an id: the same for 1001 and "1001", for "C-7" and " c-7", since exports differ in that."""
+    text = value if isinstance(value, str) else _canonical(value).decode()
+    return _digest(_canonical([field, text.strip().casefold()]))
+
+
+@lru_cache(maxsize=1_000)
+def _digest_policy(policy: str) -> int:
+    return _digest(policy.encode())
+
+
+def _digest(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+
+
+def _canonical(value: Any) -> bytes:
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    except TypeError:  # an integer of more than 64 bits
+        return json.dumps(value, sort_keys=True, ensure_ascii=False).encode()

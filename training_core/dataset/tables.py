@@ -1,0 +1,208 @@
+"""The report on rows as tables and sentences, for people."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, replace
+from html import escape
+from itertools import pairwise
+from typing import NamedTuple
+
+from training_core.dataset.report import Account, DataReport, DecisionCount, Lengths
+from training_core.grid import Grid
+from training_core.rows.strict_json import Problem
+
+MOST_SHOWN = 20
+MOST_PLACES_SHOWN = 5
+
+_BAR_WIDTH = 20
+_EIGHTHS = "▏▎▍▌▋▊▉█"
+
+
+def data_grids(report: DataReport) -> list[Grid]:
+    """All of the report but its verdict: accounts, decisions, lengths, policies, what is doubtful, what is refused."""
+    report = with_short_names(report)
+    grids = [
+        account_grid(report.accounts),
+        _decision_grid(report.decisions),
+        _length_grid(report),
+        Grid("Sharing of policies", (), (), sharing(report)),
+        *_finding_grids(report),
+        _problem_grid(report),
+    ]
+    return [grid for grid in grids if grid.rows or grid.note]
+
+
+def as_markdown(report: DataReport) -> str:
+    """The whole report, verdict first."""
+    failures = [f"- {escape(failure, quote=False)}" for failure in with_short_names(report).failures]
+    tables = [grid.markdown() for grid in data_grids(report)]
+    return "\n\n".join([f"# {verdict(report)}", *(["\n".join(failures)] if failures else []), *tables])
+
+
+def verdict(report: DataReport) -> str:
+    """Whether the rows are fit to train on, in one line."""
+    if report.failures:
+        broken = "1 rule is broken" if len(report.failures) == 1 else f"{len(report.failures)} rules are broken"
+        return f"NOT fit to train on: {broken}"
+    every = total(report.accounts)
+    unused = every.lines - every.trained - every.held_out
+    return (
+        f"Fit to train on: {every.trained:,} rows for training, {every.held_out:,} held out, "
+        f"{unused:,} of {every.lines:,} unused"
+    )
+
+
+def total(accounts: Sequence[Account], name: str = "all") -> Account:
+    """The accounts of several files as one."""
+    counts = [astuple(account)[2:] for account in accounts]
+    return Account(name, "", *map(sum, zip(*counts, strict=True)))
+
+
+def with_short_names(report: DataReport) -> DataReport:
+    """The same report with the shortest end of each file's path that no other file shares, wherever it is named."""
+    names = short_names(account.file for account in report.accounts)
+    longest_first = sorted(names, key=len, reverse=True)
+
+    def shorten(text: str) -> str:
+        return re.sub("|".join(map(re.escape, longest_first)), lambda found: names[found[0]], text) if names else text
+
+    return replace(
+        report,
+        accounts=[replace(account, file=names[account.file]) for account in report.accounts],
+        findings=[replace(finding, places=[shorten(place) for place in finding.places]) for finding in report.findings],
+        failures=[shorten(failure) for failure in report.failures],
+        problems=[replace(problem, file=names[problem.file]) for problem in report.problems],
+    )
+
+
+def short_names(files: Iterable[str]) -> dict[str, str]:
+    """The shortest end of each path that no other file shares."""
+    parts = {file: file.split("/") for file in files}
+    ends = {file: ["/".join(names[-n:]) for n in range(1, len(names) + 1)] for file, names in parts.items()}
+    shared = Counter(end for several in ends.values() for end in several)
+    return {file: next((end for end in several if shared[end] == 1), file) for file, several in ends.items()}
+
+
+def account_grid(accounts: Sequence[Account]) -> Grid:
+    """Where every line went."""
+    names = short_names(account.file for account in accounts)
+    shown = [replace(account, file=names[account.file]) for account in accounts[:MOST_SHOWN]]
+    if rest := accounts[MOST_SHOWN:]:
+        shown.append(total(rest, f"… {len(rest):,} more"))
+    if len(accounts) > 1:
+        shown.append(total(accounts))
+    head = ("file", "lines", "trained", "held out", "duplicates", "refused", "overlong")
+    rows = [
+        (f"{file} ({shape})" if shape else file, *(f"{count:,}" for count in counts))
+        for file, shape, *counts in map(astuple, shown)
+    ]
+    return Grid("Every line accounted for", head, rows)
+
+
+def _decision_grid(decisions: Sequence[DecisionCount]) -> Grid:
+    trained, held_out = sum(d.trained for d in decisions), sum(d.held_out for d in decisions)
+    shown = [*decisions[:MOST_SHOWN]]
+    if rest := decisions[MOST_SHOWN:]:
+        sums = sum(d.trained for d in rest), sum(d.held_out for d in rest)
+        shown.append(DecisionCount(f"… {len(rest):,} more", *sums))
+    rows = [
+        (d.decision, f"{d.trained:,}", share(d.trained, trained), f"{d.held_out:,}", share(d.held_out, held_out))
+        for d in shown
+    ]
+    head = ("decision", "trained", "share", "held out", "share")
+    return Grid(f"Decisions of {trained:,} trained and {held_out:,} held-out rows", head, rows)
+
+
+def _length_grid(report: DataReport) -> Grid:
+    lengths = report.lengths
+    rows = sum(lengths.counts)
+    most = max(lengths.counts, default=0)
+    table = [
+        (f"{low:,}–{high - 1:,}", f"{count:,}", share(count, rows), _bar(count, most) + _limit_mark(lengths, low, high))
+        for (low, high), count in zip(pairwise(lengths.edges), lengths.counts, strict=True)
+    ]
+    return Grid(f"Lengths of {rows:,} rows", ("tokens", "rows", "share", ""), table, fitting(report) if rows else "")
+
+
+def _bar(count: int, most: int) -> str:
+    eighths = max(1, round(8 * _BAR_WIDTH * count / most)) if count else 0
+    whole, rest = divmod(eighths, 8)
+    return _EIGHTHS[-1] * whole + (_EIGHTHS[rest - 1] if rest else "")
+
+
+def _limit_mark(lengths: Lengths, low: int, high: int) -> str:
+    return f" ◀ max_seq_length {lengths.limit:,}" if low <= lengths.limit < high else ""
+
+
+def fitting(report: DataReport) -> str:
+    """How many rows fit in ``max_seq_length``, and how long rows are, as two sentences."""
+    lengths = report.lengths
+    rows, overlong = sum(lengths.counts), total(report.accounts).overlong
+    fit = f"All {rows:,} rows fit" if not overlong else f"{rows - overlong:,} of {rows:,} rows fit"
+    half, most, nearly_all, longest = (f"{tokens:,}" for tokens in lengths.percentiles.values())
+    return (
+        f"{fit} in {lengths.limit:,} tokens (max_seq_length). Half of all have at most {half} tokens, "
+        f"90% {most}, 99% {nearly_all}; the longest has {longest}."
+    )
+
+
+def sharing(report: DataReport) -> str:
+    """How well rows share their policies and what packing makes of it, as a sentence."""
+    policies = {0: "No policies", 1: "1 policy"}.get(report.policies, f"{report.policies:,} policies")
+    return f"{policies}. Packing: {report.packing}." if report.packing else f"{policies}; no packing."
+
+
+def _finding_grids(report: DataReport) -> list[Grid]:
+    every = total(report.accounts)
+    findings = [(finding.subject, f"{finding.count:,}", finding.meaning) for finding in report.findings]
+    places = [
+        ("" if number else finding.subject, place)
+        for finding in report.findings
+        for number, place in enumerate(finding.places[:MOST_PLACES_SHOWN])
+    ]
+    cut = any(len(finding.places) > MOST_PLACES_SHOWN for finding in report.findings)
+    return [
+        Grid(f"Worth knowing about {every.lines - every.refused:,} rows", ("what", "how many", "meaning"), findings),
+        Grid("Where", ("what", "place"), places, "The first places; the page has more." if cut else ""),
+    ]
+
+
+class ProblemKind(NamedTuple):
+    """Lines of one file that are refused for one reason: how many, and the first of them."""
+
+    first: Problem
+    lines: int
+
+
+def kinds_of(problems: Iterable[Problem]) -> list[ProblemKind]:
+    """The problems, those of one file, field and remedy taken together, in the order in which they occur."""
+    kinds: dict[tuple[str, str, str], ProblemKind] = {}
+    for problem in problems:
+        key = (problem.file, problem.field, problem.remedy)
+        kind = kinds.get(key, ProblemKind(problem, 0))
+        kinds[key] = kind._replace(lines=kind.lines + 1)
+    return list(kinds.values())
+
+
+def _problem_grid(report: DataReport) -> Grid:
+    every = total(report.accounts)
+    kinds = kinds_of(report.problems)
+    rows = [
+        (f"{first.file}:{first.line}", f"{lines:,}", first.field, first.what, first.remedy)
+        for first, lines in kinds[:MOST_SHOWN]
+    ]
+    more = every.refused - sum(kind.lines for kind in kinds[:MOST_SHOWN])
+    note = f"{more:,} more, for these reasons or others: see problems.jsonl." if more else ""
+    title = f"Refused lines: {every.refused:,} of {every.lines:,}"
+    return Grid(title, ("first place", "lines", "field", "what", "remedy"), rows, note)
+
+
+def share(part: int, whole: int) -> str:
+    """A part of a whole in per cent; what is there never reads as 0%, nor what is missing as 100%."""
+    if not whole:
+        return "–"
+    percent = 100 * part / whole
+    if 0 < percent < 1:
+        return "<1%"
+    return ">99%" if 99 < percent < 100 else f"{percent:.0f}%"

@@ -1,0 +1,1 @@
+"""Models answer the held-out rows; the answers are scored and compared."""

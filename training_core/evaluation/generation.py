@@ -1,0 +1,119 @@
+"""Greedy answers, and one copy of a prompt's beginning for all prompts that begin with it."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig
+
+from training_core.config import RunConfig
+from training_core.evaluation.prefix_cache import CachedPrefix, continue_prefixes
+from training_core.model_setup import LoadedModel
+from training_core.packing.attention import other_attention
+from training_core.packing.plan import Group, group_by_prefix
+from training_core.prompts.chat_encoding import ChatEncoder
+
+
+class _Prompt(NamedTuple):
+    """The token ids of a prompt in two parts: what it shares with others (or nothing), and the rest."""
+
+    number: int
+    shared: tuple[int, ...]
+    rest: list[int]
+
+
+@torch.inference_mode()
+def generate(loaded: LoadedModel, prompts: Sequence[list[int]], config: RunConfig) -> list[list[int]]:
+    """Greedy continuations of prompts, as token ids without padding, in the order of the prompts.
+
+    The beginning that prompts share is computed once, and kept while they are answered. The rests are answered in
+    batches, none over twice as long as the first of its batch. The same prompts give the same tokens.
+    """
+    end_of_turn = ChatEncoder.of(loaded.tokenizer).end_of_turn
+    greedy = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=config.eval_max_new_tokens,
+        eos_token_id=end_of_turn,
+        pad_token_id=end_of_turn,
+    )
+    model = loaded.model.eval()
+    answers: list[list[int]] = [[] for _ in prompts]
+    caches: dict[tuple[int, ...], DynamicCache] = {}
+    for batch in _batches(_in_order(model, prompts), config.eval_batch_size):
+        shared = [prompt.shared for prompt in batch if prompt.shared]
+        caches = {tokens: cache for tokens, cache in caches.items() if tokens in shared}  # before others are read
+        caches |= {tokens: _read(model, tokens) for tokens in dict.fromkeys(shared) if tokens not in caches}
+        prefixes = [CachedPrefix(len(list(same)), caches[tokens]) for tokens, same in groupby(shared)]
+        inputs = _pad_left(batch, end_of_turn, model.device)
+        with continue_prefixes(model, prefixes):
+            output = model.generate(**inputs, generation_config=greedy)
+        for prompt, tokens in zip(batch, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
+            answers[prompt.number] = tokens[: tokens.index(end_of_turn) + 1] if end_of_turn in tokens else tokens
+    return answers
+
+
+@torch.inference_mode()
+def doubt(loaded: LoadedModel, prompt: list[int], answer: list[int]) -> float:
+    """How far, in logits, the likeliest token is ahead of the answer's, at the worst of its places.
+
+    0 for the model's own greedy answer, and near 0 for that of the same model computed in another precision.
+    """
+    tokens = torch.tensor([prompt + answer], device=loaded.model.device)
+    logits = loaded.model.eval()(input_ids=tokens, logits_to_keep=len(answer) + 1).logits[0, :-1].float()
+    given = logits.gather(1, tokens[0, len(prompt) :, None])[:, 0]
+    return float((logits.amax(1) - given).max())
+
+
+def _in_order(model: PeftModel, prompts: Sequence[list[int]]) -> list[_Prompt]:
+    """Prompts with the same beginning one after the other, short remainders first; those that share nothing last."""
+    # The last token is never shared: the first token of the answer is read off it.
+    beginnings = [np.array(prompt[:-1], np.int32).tobytes() for prompt in prompts]
+    most_rows = 1 if other_attention(model.get_base_model()) else len(prompts)
+    groups, alone = group_by_prefix(beginnings, most_rows)
+    sharing = sorted((_split(prompts, group) for group in groups), key=lambda found: len(found[-1].rest))
+    return [prompt for found in (*sharing, _split(prompts, Group(0, alone))) for prompt in found]
+
+
+def _split(prompts: Sequence[list[int]], group: Group) -> list[_Prompt]:
+    rows = sorted(group.rows, key=lambda row: len(prompts[row]))
+    return [_Prompt(row, tuple(prompts[row][: group.depth]), prompts[row][group.depth :]) for row in rows]
+
+
+def _batches(prompts: Sequence[_Prompt], size: int) -> Iterator[list[_Prompt]]:
+    """At most `size` neighbours, no rest over twice as long as the first, and either all of them share or none."""
+    batch: list[_Prompt] = []
+    for prompt in prompts:
+        if batch and (len(batch) == size or not _fits(prompt, batch[0])):
+            yield batch
+            batch = []
+        batch.append(prompt)
+    if batch:
+        yield batch
+
+
+def _fits(prompt: _Prompt, first: _Prompt) -> bool:
+    return bool(prompt.shared) == bool(first.shared) and len(prompt.rest) <= 2 * len(first.rest)
+
+
+def _read(model: PeftModel, tokens: Sequence[int]) -> DynamicCache:
+    """The keys and values of a prompt's beginning."""
+    inputs = torch.tensor([tokens], device=model.device)
+    cache: DynamicCache = model(input_ids=inputs, use_cache=True, logits_to_keep=1).past_key_values
+    return cache
+
+
+def _pad_left(prompts: Sequence[_Prompt], padding: int, device: torch.device) -> dict[str, Tensor]:
+    """The rests as a batch [prompts, longest], at the positions they have in the whole prompts."""
+    longest = max(len(prompt.rest) for prompt in prompts)
+    gaps = [longest - len(prompt.rest) for prompt in prompts]
+    rows = [(gap, len(prompt.shared), prompt.rest) for gap, prompt in zip(gaps, prompts, strict=True)]
+    inputs = {
+        "input_ids": [[padding] * gap + rest for gap, _, rest in rows],
+        "attention_mask": [[0] * gap + [1] * len(rest) for gap, _, rest in rows],
+        "position_ids": [[0] * gap + list(range(start, start + len(rest))) for gap, start, rest in rows],
+    }
+    return {name: torch.tensor(values, device=device) for name, values in inputs.items()}

@@ -1,0 +1,1 @@
+"""Rows that share a policy are computed together; what makes a batch and a step."""

@@ -1,0 +1,112 @@
+"""The attention of packed rows: a row sees its prefix and itself, never its neighbours.
+
+Registered through transformers' public interfaces; no model code is touched. The layout of a pack is that of
+`training_core.packing.plan`.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+ATTENTION_NAME = "shared_prefix"
+
+
+def register_shared_prefix_attention() -> None:
+    """Make the attention "shared_prefix" known to transformers; without `segments` it is plain SDPA."""
+    AttentionInterface.register(ATTENTION_NAME, shared_prefix_attention)
+    AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
+
+
+def use_shared_prefix_attention(model: PreTrainedModel | PeftModel) -> None:
+    """Let `model` take packs: its attention becomes "shared_prefix", and its backbone gets two hooks.
+
+    Training equals that of separate rows, but for LoRA dropout: rows that share a prefix share its dropout
+    mask. Set `lora_dropout=0` for the exact thing. Inputs that are not packs go through the model as before.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if others := other_attention(base):
+        raise ValueError(
+            f"packing needs full attention in every layer, but {type(base).__name__} has {', '.join(others)}: "
+            "choose a model with full attention (Qwen2.5, Qwen3), or train without packing"
+        )
+    if base.config._attn_implementation == ATTENTION_NAME:
+        return
+    register_shared_prefix_attention()
+    base.set_attn_implementation(ATTENTION_NAME)
+    base.base_model.register_forward_pre_hook(_replace_mask, with_kwargs=True)
+    base.base_model.register_forward_hook(_keep_label_positions, with_kwargs=True)
+
+
+def other_attention(model: PreTrainedModel) -> list[str]:
+    """The kinds of layers in `model` whose rows cannot share a prefix: sliding windows, linear attention, unknown."""
+    return sorted(set(model.config.to_dict().get("layer_types") or ["unknown"]) - {"full_attention"})
+
+
+def _replace_mask(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
+    """Build the attention's mask once for all layers; transformers passes 4-D masks on as they are."""
+    segments = kwargs.get("segments")
+    if segments is None:
+        return None
+    tokens = kwargs["position_ids"].shape[1]
+    mask = _block_mask(segments, tokens) if segments.is_cuda else segments[None, None]
+    return args, kwargs | {"attention_mask": mask}
+
+
+def _keep_label_positions(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    """Hand the head only the hidden states that predict a label: [1, T, hidden] -> [1, m, hidden]."""
+    if kwargs.get("label_positions") is not None:
+        output.last_hidden_state = output.last_hidden_state.index_select(1, kwargs["label_positions"])
+    return output
+
+
+def shared_prefix_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Attention of a pack: `query` [1, heads, T, d], `key`, `value` [1, fewer, T, d] -> [1, T, heads, d].
+
+    On the CPU one SDPA call per segment: a dense mask would compute every pair of tokens, and discard most.
+    On CUDA flex_attention, which skips the blocks that nobody sees; no test reaches that path without a GPU.
+    """
+    segments = kwargs.get("segments")
+    if segments is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    if isinstance(attention_mask, BlockMask):
+        return flex_attention_forward(module, query, key, value, attention_mask, scaling=kwargs["scaling"])
+    lengths, prefixes = segments.T.tolist()
+    # Not slices: the gradient of a slice is as large as the pack, and there are as many as segments.
+    queries, keys, values = (states.split(lengths, dim=2) for states in (query, key, value))
+    attend = partial(
+        scaled_dot_product_attention, scale=kwargs["scaling"], dropout_p=kwargs["dropout"], enable_gqa=True
+    )
+    outputs = []
+    for own, prefix in enumerate(prefixes):
+        if prefix < 0:
+            outputs.append(attend(queries[own], keys[own], values[own], is_causal=True))
+            continue
+        seen_keys = torch.cat([keys[prefix], keys[own]], dim=2)
+        seen_values = torch.cat([values[prefix], values[own]], dim=2)
+        mask = query.new_ones(lengths[own], seen_keys.shape[2], dtype=torch.bool).tril(lengths[prefix])
+        outputs.append(attend(queries[own], seen_keys, seen_values, attn_mask=mask))
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _block_mask(segments: Tensor, tokens: int) -> BlockMask:
+    """The same visibility for flex_attention, from each token's segment and that segment's prefix."""
+    lengths, prefixes = segments.unbind(1)
+    numbers = torch.arange(len(segments), device=segments.device)
+    segment_of = numbers.repeat_interleave(lengths, output_size=tokens)
+
+    def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        mine, other = segment_of[query], segment_of[key]
+        return ((other == mine) & (key <= query)) | (other == prefixes[mine])
+
+    return create_block_mask(visible, None, None, tokens, tokens, device=segments.device)

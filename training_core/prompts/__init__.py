@@ -1,0 +1,1 @@
+"""A record becomes a conversation and token ids."""
