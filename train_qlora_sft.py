@@ -8,38 +8,38 @@ from rich.console import Console
 
 from training_core.config import RunConfig, SettingsError, config_from_command_line, read_settings
 from training_core.data_loader import prepare_data
-from training_core.dataset.store import demand_known_favour, load_training_data
+from training_core.dataset.store import load_training_data, require_known_favourable_decisions
 from training_core.dataset.tables import account_grid
 from training_core.distributed import train_on_devices
-from training_core.evaluation.comparison import Contestant, hold_contest, save_contest
+from training_core.evaluation.comparison import EvaluatedModel, compare_models, save_comparison
 from training_core.evaluation.report import score_grid
 from training_core.model_setup import digest_base_model, fetch_base_model, fetch_tokenizer, load_model_and_tokenizer
 from training_core.rows.strict_json import DataError
 from training_core.trainer import train_model
-from training_core.training.checkpoints import save_adapter
-from training_core.training.identity import digest_rows, training_identity
+from training_core.training.adapter import write_adapter
+from training_core.training.fingerprint import digest_rows, run_fingerprint
 from training_core.utils import log_system_info, setup_logging, validate_args
 
 
 def run(config: RunConfig) -> None:
-    """Rows in, a scored adapter out, in ``output_dir/<training identity>``."""
+    """Rows in, a scored adapter out, in ``output_dir/<run fingerprint>``."""
     validate_args(config)
     log_system_info()
     rows = prepare_data(config, fetch_tokenizer(config.model_name, config.cache_dir))
     data = load_training_data(rows)
-    demand_known_favour(data.report, config)
+    require_known_favourable_decisions(data.report, config)
     base = fetch_base_model(config.model_name, config.cache_dir)
-    identity = training_identity(config, digest_rows(data.train), digest_base_model(base))
-    run_dir = Path(config.output_dir).resolve() / identity[:12]
+    fingerprint = run_fingerprint(config, digest_rows(data.train), digest_base_model(base))
+    run_dir = Path(config.output_dir).resolve() / fingerprint[:12]
     train_on_devices(config, rows, run_dir, max(1, torch.cuda.device_count()))
     loaded = load_model_and_tokenizer(config)
     summary = train_model(loaded, data, config, run_dir)
-    save_adapter(loaded.model, loaded.tokenizer, config, data.trained_on, run_dir / "adapter")
-    contest = hold_contest(Contestant(loaded, data.trained_on), None, data, config)
-    save_contest(contest, run_dir, run_dir / "evaluation")
+    write_adapter(loaded.model, loaded.tokenizer, config, data.leakage_keys, run_dir / "adapter")
+    comparison = compare_models(EvaluatedModel(loaded, data.leakage_keys), None, data, config)
+    save_comparison(comparison, run_dir, run_dir / "evaluation")
     console = Console()
     console.print(
-        account_grid(data.report.accounts).terminal(), score_grid(contest.scores, contest.left_out).terminal()
+        account_grid(data.report.accounts).terminal(), score_grid(comparison.scores, comparison.left_out).terminal()
     )
     console.print(f"{summary.steps} steps in {summary.seconds:.0f} s, adapter: {run_dir / 'adapter'}")
 

@@ -2,7 +2,7 @@
 
 `python -m benchmarks.data_stage [--rows 20000] [--repeats 3] [--only our_preparation]`. Each measurement is a process
 of its own, in turn, on the same sample rows. *Reading* is from bytes to checked rows with their line numbers;
-*preparing* is from the file to token ids on disk. Readers differ in what they notice: ours alone refuses keys that
+*preparing* is from the file to token ids on disk. Readers differ in what they notice: ours alone rejects keys that
 stand twice, control characters and lost digits.
 """
 
@@ -95,7 +95,7 @@ def our_preparation(path: Path, folder: Path) -> Work:
 
 READERS = (json_by_line, orjson_by_line, msgspec_by_line, pyarrow_without_line_numbers, our_reading)
 PREPARATIONS = (trl_preparation, our_preparation)
-CONTESTANTS = {contestant.__name__: contestant for contestant in (*READERS, *PREPARATIONS)}
+MEASURED = {measured.__name__: measured for measured in (*READERS, *PREPARATIONS)}
 
 
 def _read_by_line(path: Path, parse: Callable[[bytes], Any], check: Callable[[Any], None]) -> int:
@@ -116,9 +116,9 @@ def _check_by_hand(row: Any) -> None:
 
 
 def measure_here(name: str, path: Path) -> dict[str, float]:
-    """Run one contestant in this process; loading libraries, tokenizer and model is not counted."""
+    """Run one measured in this process; loading libraries, tokenizer and model is not counted."""
     with tempfile.TemporaryDirectory() as folder:
-        work = CONTESTANTS[name](path, Path(folder))
+        work = MEASURED[name](path, Path(folder))
         before = peak_rss_mib()
         cpu, wall = time.process_time(), time.perf_counter()
         rows = work()
@@ -156,7 +156,7 @@ def show(results: dict[str, dict[str, float]], size_mib: float) -> None:
     ):
         table.add_column(head, justify="left" if not head else "right")
     for group, ours in ((READERS, our_reading), (PREPARATIONS, our_preparation)):
-        for name in (contestant.__name__ for contestant in group if contestant.__name__ in results):
+        for name in (measured.__name__ for measured in group if measured.__name__ in results):
             cost = results[name]
             speed, own = cost["rows"] / cost["cpu"], results.get(ours.__name__)
             against_ours = f"{speed * own['cpu'] / own['rows']:.2f}" if own else ""
@@ -171,7 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", nargs="*", choices=CONTESTANTS, default=list(CONTESTANTS))
+    parser.add_argument("--only", nargs="*", choices=MEASURED, default=list(MEASURED))
     parser.add_argument("--here", nargs=2, metavar=("NAME", "FILE"), help="one measurement in this process")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/data_stage.json"))
     arguments = parser.parse_args()

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from deployments.up import WORKERS, Servers, deploy_to, servers, worker
 from flows.cli import set_environment
-from flows.embedded import prefect_server
+from flows.local_servers import prefect_server
 from flows.readme import write_section
 
 SETTINGS = {

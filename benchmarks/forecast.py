@@ -25,7 +25,7 @@ from training_core.config import read_settings
 from training_core.model_setup import load_model_and_tokenizer
 from training_core.packing.batches import BatchSize, make_batches
 from training_core.trainer import create_trainer
-from training_core.training.memory import estimate_memory, peak_memory_gib, probe
+from training_core.training.memory import estimate_memory, measure_heaviest_batch, peak_memory_gib
 from training_core.utils import set_seed
 
 STEPS = 2
@@ -51,7 +51,7 @@ class Comparison:
     taken: float
     expected_seconds: float
     seconds: float
-    probe_seconds: float
+    measured_in_seconds: float
 
 
 def compare(base: str, case: Case) -> Comparison:
@@ -77,7 +77,7 @@ def compare(base: str, case: Case) -> Comparison:
     reckoned = estimate_memory(json.loads((Path(base) / "config.json").read_text()), config, heaviest, 4)
     with tempfile.TemporaryDirectory() as folder:
         trainer = create_trainer(loaded, batches, config, Path(folder))
-        expected = probe(trainer, batches, config)
+        expected = measure_heaviest_batch(trainer, batches, config)
         set_seed(config.seed)
         started = time.monotonic()
         trainer.train()
@@ -90,7 +90,7 @@ def compare(base: str, case: Case) -> Comparison:
         peak_memory_gib(),
         expected.seconds,
         seconds,
-        expected.probe_seconds,
+        expected.measured_in_seconds,
     )
 
 
@@ -108,7 +108,7 @@ def show(comparisons: list[Comparison]) -> Table:
             f"{found.expected / found.taken - 1:+.0%}",
             f"{found.seconds:.0f}",
             f"{found.expected_seconds / found.seconds - 1:+.0%}",
-            f"{found.probe_seconds:.1f}",
+            f"{found.measured_in_seconds:.1f}",
         )
     return table
 

@@ -1,4 +1,4 @@
-"""Mutated lines and mutated files through the data stage: each ends in rows, refusals or a bad file, never in a crash.
+"""Mutated lines and mutated files through the data stage: each ends in rows, rejection or a bad file, never in a crash.
 
     python -m benchmarks.fuzz_rows --lines 1000000 --seed 0
 
@@ -18,9 +18,9 @@ from random import Random
 from typing import Any
 
 from samples.cases import generate_rows
-from samples.row_shapes import CONTAINERS, SHAPES, to_text
+from samples.row_formats import CONTAINERS, FORMATS, to_text
 from training_core.rows.files import BadFileError
-from training_core.rows.reader import Refused, read_rows
+from training_core.rows.reader import Rejected, read_rows
 
 LINES_A_FILE = 50
 MUTATED_FILES = 0.1
@@ -77,7 +77,7 @@ def make_lines(seed: int, count: int) -> list[bytes]:
     lines = []
     for place, row in enumerate(generate_rows(count, seed)):
         row["input"]["policy_document"] = row["input"]["policy_document"][:200]
-        shape = list(SHAPES.values())[place % len(SHAPES)]
+        shape = list(FORMATS.values())[place % len(FORMATS)]
         lines.append(json.dumps(shape(row)).encode() if place % 5 == 0 else to_text(shape(row)).encode())
     return lines
 
@@ -126,7 +126,7 @@ def make_files(lines: int, seed: int) -> Iterator[tuple[bytes, int]]:
     """Files and how many lines they were made from. Parquet holds no broken lines, so its bytes are mutated always."""
     rng = Random(seed)
     good = make_lines(seed, 600)
-    by_shape = [good[place :: len(SHAPES)] for place in range(len(SHAPES))]
+    by_shape = [good[place :: len(FORMATS)] for place in range(len(FORMATS))]
     left = lines
     while left > 0:
         container = rng.choice(list(CONTAINERS))
@@ -150,8 +150,8 @@ def read(path: Path) -> Counter[str]:
     counts: Counter[str] = Counter()
     try:
         for item in read_rows(str(path)):
-            counts["refused" if isinstance(item, Refused) else "rows"] += 1
-            str(item.problem if isinstance(item, Refused) else item.record).encode()
+            counts["rejected" if isinstance(item, Rejected) else "rows"] += 1
+            str(item.problem if isinstance(item, Rejected) else item.record).encode()
     except BadFileError:
         counts["bad files"] += 1
     return counts

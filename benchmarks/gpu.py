@@ -80,7 +80,7 @@ def utilisation(run: dict[str, Any], architecture: Architecture, peak_tflops: fl
 
 
 def show(results: Findings, architecture: Architecture, peak_tflops: float) -> Table:
-    table = Table("policy", "rows per policy", "layout", "real tokens/s", "MFU", "peak MB")
+    table = Table("policy", "rows per policy", "layout", "tokens before sharing/s", "MFU", "peak MB")
     for run in results.runs:
         table.add_row(
             f"{run['rows']['policy_tokens']:,}",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import psutil
 
-SECONDS_BETWEEN_LOOKS = 0.1
+POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class _Children(threading.Thread):
         self.costs: dict[str, float] = {}
 
     def run(self) -> None:
-        while not self.over.wait(SECONDS_BETWEEN_LOOKS):
+        while not self.over.wait(POLL_SECONDS):
             self.look()
 
     def look(self) -> None:

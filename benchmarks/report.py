@@ -42,7 +42,7 @@ def details(results: Findings) -> Table:
 
 
 def table(results: Findings) -> str:
-    """Real tokens per CPU second of every layout on every set of rows, as Markdown."""
+    """Tokens before sharing per CPU second of every layout on every set of rows, as Markdown."""
     headings = (
         "policy, tokens",
         "rows per policy",
@@ -70,7 +70,7 @@ def section(results: Findings) -> str:
     """The README's picture and table, and what they depend on; all figures come from the results."""
     about = results.about
     return f"""\
-![Real tokens per CPU second: TRL, a loop written by hand, and ours]({PICTURE.relative_to(ROOT).as_posix()})
+![Tokens before sharing per CPU second: TRL, a loop written by hand, and ours]({PICTURE.relative_to(ROOT).as_posix()})
 
 {table(results)}
 *÷* is ours over that layout. An empty cell: a layout that shares nothing takes the same time for every row, so a few
@@ -103,7 +103,7 @@ def _draw_bars(results: Findings, axes: Axes) -> None:
     axes.margins(x=0.15)
     axes.invert_yaxis()
     axes.set_title(f"{rows['rows_per_policy']} rows per {rows['policy_tokens']:,}-token policy", loc="left")
-    axes.set_xlabel("real tokens per CPU second")
+    axes.set_xlabel("tokens before sharing per CPU second")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.tick_params(axis="y", length=0)
 

@@ -24,8 +24,8 @@ from deployments.job_templates import PoolKind
 from deployments.topology import Pool, automations, deployments, pools
 from flows.cli import DEMO_BAD_SHARE, DEMO_ROWS, DEMO_SEED
 from samples.cases import write_rows
-from tasks.store import VARIABLE as STORE
-from tasks.store import store_problems
+from tasks.artifact_store import VARIABLE as STORE
+from tasks.artifact_store import store_problems
 
 POOL_KIND, NOTIFY = "SFT_FLOW_POOL_KIND", "SFT_FLOW_NOTIFY"
 
@@ -141,7 +141,7 @@ def _apply_deployment(client: SyncPrefectClient, deployment: RunnerDeployment) -
 def _apply(client: SyncPrefectClient, deployment: RunnerDeployment) -> UUID:
     applied = deployment.apply()
     assert isinstance(applied, UUID)  # a coroutine only where the caller is one
-    # The client drops the part of the schema that has the server refuse parameters of other names.
+    # The client drops the part of the schema that has the server reject parameters of other names.
     schema = {"parameter_openapi_schema": _schema(deployment)}
     client.request("PATCH", "/deployments/{id}", path_params={"id": applied}, json=schema)
     return applied

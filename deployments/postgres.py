@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.embedded import free_port
+from flows.local_servers import free_port
 
 _DEBIAN = Path("/usr/lib/postgresql")
 _SETTINGS = {
@@ -22,7 +22,7 @@ _SETTINGS = {
     "max_connections": "200",
     "log_min_messages": "panic",
 }
-_SERVER_USER = "postgres"  # PostgreSQL refuses to run as root
+_SERVER_USER = "postgres"  # PostgreSQL rejects to run as root
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,9 @@ WEEKLY = Cron("0 3 * * 1", timezone="UTC", active=False, slug="weekly")
 OFTEN = Cron(f"*/{JANITOR_PERIOD.seconds // 60} * * * *", timezone="UTC", slug="often")
 ROWS_UPDATED = "rows.updated"
 
-# A machine is given up after three heartbeats; a crashed run that nothing has moved for a minute is taken up again.
-GIVEN_UP_AFTER = timedelta(seconds=3 * HEARTBEAT_SECONDS)
-TAKEN_UP_AFTER = timedelta(seconds=60)
+# A machine is given up after three heartbeats; a crashed run that nothing has moved for a minute is resumed.
+SILENT_RUN_CRASHES_AFTER = timedelta(seconds=3 * HEARTBEAT_SECONDS)
+CRASHED_RUN_RESUMES_AFTER = timedelta(seconds=60)
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,11 @@ def _deployment(
 def automations(ids: Mapping[str, UUID], notify: UUID | None) -> list[AutomationCore]:
     """What happens without anybody looking, given the ids of the deployments and of a notification block."""
     resumable = [ids[name] for name in ids if not name.startswith("janitor-flow/")]
-    found = [given_up(resumable), taken_up(resumable), retrained(ids["sft-flow/qwen"])]
+    found = [crash_silent_runs(resumable), resume_crashed_runs(resumable), train_on_new_rows(ids["sft-flow/qwen"])]
     return [*found, *(notifications(resumable, notify) if notify else [])]
 
 
-def given_up(deployment_ids: list[UUID]) -> AutomationCore:
+def crash_silent_runs(deployment_ids: list[UUID]) -> AutomationCore:
     """A run whose heartbeats stop without an end has crashed, whoever was there to say so."""
     states = ("Completed", NOTHING_NEW, "Failed", "Cancelled", "Crashed", "AwaitingRetry")
     return AutomationCore(
@@ -102,19 +102,21 @@ def given_up(deployment_ids: list[UUID]) -> AutomationCore:
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
-            within=GIVEN_UP_AFTER,
+            within=SILENT_RUN_CRASHES_AFTER,
         ),
         actions=[
-            ChangeFlowRunState(state=StateType.CRASHED, message=f"no heartbeat in {GIVEN_UP_AFTER.seconds} seconds")
+            ChangeFlowRunState(
+                state=StateType.CRASHED, message=f"no heartbeat in {SILENT_RUN_CRASHES_AFTER.seconds} seconds"
+            )
         ],
     )
 
 
-def taken_up(deployment_ids: list[UUID]) -> AutomationCore:
+def resume_crashed_runs(deployment_ids: list[UUID]) -> AutomationCore:
     """A crashed run is scheduled again; it goes on from what is on disk. The worker may report a crash twice, so
     nothing is done before a minute has passed."""
     return AutomationCore(
-        name="sft-flow: a crashed run is taken up again",
+        name="sft-flow: a crashed run is resumed",
         trigger=EventTrigger(
             **_runs_of(deployment_ids),
             after={"prefect.flow-run.Crashed"},
@@ -122,13 +124,13 @@ def taken_up(deployment_ids: list[UUID]) -> AutomationCore:
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
-            within=TAKEN_UP_AFTER,
+            within=CRASHED_RUN_RESUMES_AFTER,
         ),
-        actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message="taken up again")],
+        actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message="resumed")],
     )
 
 
-def retrained(deployment_id: UUID) -> AutomationCore:
+def train_on_new_rows(deployment_id: UUID) -> AutomationCore:
     """New rows start a run: ``prefect event emit rows.updated --resource-id rows``.
 
     With ``--payload '{"dataset_path": "s3://…"}'`` on rows that lie elsewhere; all else is as deployed.

@@ -16,8 +16,8 @@ from rich.console import Console
 from deployments.deploy import NOTIFY, Outcome, deploy
 from deployments.postgres import find_postgres, may_enter, postgres
 from flows.cli import set_environment
-from flows.embedded import Server, mlflow_server, prefect_server, running
-from tasks.store import VARIABLE as STORE
+from flows.local_servers import Server, mlflow_server, prefect_server, running
+from tasks.artifact_store import VARIABLE as STORE
 from tasks.tracking import tracking_uri
 from training_core.config import config_from_command_line, read_settings
 

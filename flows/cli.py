@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from flows.embedded import mlflow_server, prefect_server
+from flows.local_servers import mlflow_server, prefect_server
 from tasks.startup import garbage_left_alone
 from training_core.config import RunConfig, SettingsError, config_from_command_line, read_settings
 from training_core.dataset.report import DataReport
@@ -68,14 +68,14 @@ def check(arguments: Sequence[str]) -> None:
     """Report on rows in the terminal, as JSON and as a page; exit with 1 when they are not fit to train on."""
     config = read_settings(config_from_command_line(arguments, "sft-flow check", takes_rows=True))
     set_environment()
-    from training_core.dataset.store import demand_known_favour
+    from training_core.dataset.store import require_known_favourable_decisions
     from training_core.utils import setup_logging, validate_args
 
     setup_logging()
     validate_args(config)
     folder, report = report_on_rows(config)
     _show(report, folder)
-    demand_known_favour(report, config)
+    require_known_favourable_decisions(report, config)
     sys.exit(1 if report.failures else 0)
 
 
@@ -85,7 +85,7 @@ def _show(report: DataReport, folder: Path) -> None:
 
     for grid in data_grids(report):
         console.print(grid.terminal())
-    for name, file in (("Page", "report.html"), ("JSON", "report.json"), ("Refused", "refused.jsonl")):
+    for name, file in (("Page", "report.html"), ("JSON", "report.json"), ("Rejected", "rejected.jsonl")):
         console.print(Text(f"{name:8}{folder / file}"), soft_wrap=True)
     console.print(Text(f"\n{verdict(report)}", style="bold red" if report.failures else "bold green"))
     for failure in with_short_names(report).failures:
@@ -131,13 +131,13 @@ def run_flow(config: RunConfig) -> None:
     validate_args(config)
     with prefect_api(Path(config.output_dir)) as wait:  # the server starts while all else is loaded
         with garbage_left_alone():
-            from training_core.dataset.store import demand_fitness, demand_known_favour
+            from training_core.dataset.store import require_fit_rows, require_known_favourable_decisions
         report = report_on_rows(config)[1]
-        demand_fitness(report)  # rows that are unfit end the run here, in one message
-        demand_known_favour(report, config)
+        require_fit_rows(report)  # rows that are unfit end the run here, in one message
+        require_known_favourable_decisions(report, config)
         # Prefect reads its environment when it is imported.
         with garbage_left_alone():
-            from flows.one_machine import run_and_show
+            from flows.console import run_and_show
 
         wait()
         run_and_show(config)

@@ -7,7 +7,7 @@ from tasks.janitor import find_abandoned, settle
 
 @flow(name="janitor-flow")
 def janitor_flow() -> int:
-    """Give up silent runs, take crashed ones up again, end those that crash for ever; returns how many were settled."""
+    """Give up silent runs, resume crashed ones, end those that crash for ever; returns how many were settled."""
     abandoned = find_abandoned()
     for run in abandoned:
         settle(run)

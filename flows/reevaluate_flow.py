@@ -6,10 +6,10 @@ from prefect import flow
 from pydantic import Field
 
 from flows.parameters import takes_settings
-from tasks.attempts import limit_attempts
 from tasks.data import build_dataset, validate_data
 from tasks.evaluation import evaluate
 from tasks.promotion import promote
+from tasks.recovery import limit_attempts
 from tasks.refs import FinishedRun, TrainedRef
 from tasks.registration import fetch_registered, record_evaluation
 from tasks.registry import CANDIDATE

@@ -5,14 +5,14 @@ from prefect.states import Completed
 
 from flows.parameters import takes_settings
 from flows.train_flow import train_flow
-from tasks.attempts import limit_attempts
 from tasks.data import build_dataset, validate_data
-from tasks.gpu_stage import train_on_pool
 from tasks.preflight import preflight
 from tasks.promotion import find_finished, promote
+from tasks.recovery import limit_attempts
 from tasks.refs import FinishedRun, ModelVersionRef
 from tasks.registration import register_adapter
 from tasks.reporting import publish_report
+from tasks.train_on_pool import train_on_pool
 from training_core.config import RunConfig
 from training_core.utils import setup_logging
 

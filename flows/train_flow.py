@@ -3,10 +3,10 @@
 import torch
 from prefect import flow
 
-from tasks.attempts import limit_attempts
 from tasks.evaluation import evaluate
-from tasks.gpu_stage import hand_back
+from tasks.recovery import limit_attempts
 from tasks.refs import DatasetRef, TrainedRef
+from tasks.train_on_pool import hand_back
 from tasks.training import finetune, finetune_on_all_gpus, load_model, open_run, save_adapter
 from training_core.config import RunConfig
 from training_core.utils import setup_logging

@@ -9,20 +9,20 @@ import mlflow
 import pandas as pd
 
 from tasks.startup import garbage_left_alone
-from training_core.evaluation.generation import doubt
+from training_core.evaluation.generation import logit_gap
 
 # What rounding may do to a near tie; answers of another model are ahead by 1.5 in the median (tiny base, no adapter).
-MOST_DOUBT = 0.5
+MAX_LOGIT_GAP = 0.5
 
 
-def compare(model_uri: str, probe_file: Path) -> str:
+def compare(model_uri: str, sample_file: Path) -> str:
     """In what the registered model agrees with the probe of an evaluation; raises ``ValueError`` where it does not.
 
     On a machine like the one that wrote the probe the answers must have the same tokens. Another machine rounds
-    otherwise: there every token of the probe's answers must be the likeliest, or less than ``MOST_DOUBT`` logits
+    otherwise: there every token of the probe's answers must be the likeliest, or less than ``MAX_LOGIT_GAP`` logits
     behind it.
     """
-    probe = json.loads(probe_file.read_text(encoding="utf-8"))
+    probe = json.loads(sample_file.read_text(encoding="utf-8"))
     rows = pd.DataFrame([as_input(json.loads(record)) for record in probe["records"]])
     with garbage_left_alone():
         served = mlflow.pyfunc.load_model(model_uri, model_config={"max_new_tokens": probe["max_new_tokens"]})
@@ -34,10 +34,10 @@ def compare(model_uri: str, probe_file: Path) -> str:
             raise ValueError(f"{len(differing)} of {len(rows)} answers differ: {differing}")
         return "the same tokens"
     prompts = [adapter.prompt(row) for row in rows.to_dict("records")]
-    doubts = [doubt(adapter.loaded, *asked) for asked in zip(prompts, probe["answers"], strict=True)]
-    if not all(found < MOST_DOUBT for found in doubts):  # nor when one is no number
-        raise ValueError(f"answers computed as {probe['precision']} are {max(doubts):.2f} logits behind others here")
-    return f"the same answers, at most {max(doubts):.2f} logits behind others ({adapter.loaded.precision.reason})"
+    gaps = [logit_gap(adapter.loaded, *asked) for asked in zip(prompts, probe["answers"], strict=True)]
+    if not all(found < MAX_LOGIT_GAP for found in gaps):  # nor when one is no number
+        raise ValueError(f"answers computed as {probe['precision']} are {max(gaps):.2f} logits behind others here")
+    return f"the same answers, at most {max(gaps):.2f} logits behind others ({adapter.loaded.precision.reason})"
 
 
 def as_input(record: dict[str, Any]) -> dict[str, str]:

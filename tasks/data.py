@@ -3,21 +3,27 @@
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
-from tasks.attempts import may_pass
+from tasks.artifact_store import publish
+from tasks.recovery import is_transient
 from tasks.refs import DatasetRef
-from tasks.store import publish
 from training_core.config import RunConfig
 from training_core.data_loader import prepare_data
-from training_core.dataset.store import PAGE_FILE, demand_fitness, demand_known_favour, load_report, load_training_data
+from training_core.dataset.store import (
+    PAGE_FILE,
+    load_report,
+    load_training_data,
+    require_fit_rows,
+    require_known_favourable_decisions,
+)
 from training_core.dataset.tables import as_markdown, verdict
 from training_core.model_setup import digest_base_model, fetch_base_model, fetch_tokenizer
-from training_core.training.identity import digest_rows
+from training_core.training.fingerprint import digest_rows
 from training_core.utils import validate_args
 
 
-@task(retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=may_pass)
+@task(retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=is_transient)
 def validate_data(config: RunConfig) -> None:
-    """Refuse settings and rows that cannot be trained on, with every problem at once; the report is an artifact.
+    """Reject settings and rows that cannot be trained on, with every problem at once; the report is an artifact.
 
     Retried because rows and the base model's tokenizer may have to come over the network.
     """
@@ -26,11 +32,11 @@ def validate_data(config: RunConfig) -> None:
     report = load_report(folder)
     text = f"{as_markdown(report)}\n\nAs a page: `{folder / PAGE_FILE}`"
     create_markdown_artifact(text, key="sft-flow-rows", description=verdict(report))
-    demand_fitness(report)
-    demand_known_favour(report, config)
+    require_fit_rows(report)
+    require_known_favourable_decisions(report, config)
 
 
-@task(retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=may_pass)
+@task(retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=is_transient)
 def build_dataset(config: RunConfig) -> DatasetRef:
     """The folder of encoded rows, found or made anew."""
     base = fetch_base_model(config.model_name, config.cache_dir)

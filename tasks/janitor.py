@@ -19,7 +19,7 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventResourceFilter
 from prefect.states import AwaitingRetry, Cancelled, Crashed, Failed
 
-from tasks.attempts import MOST_ATTEMPTS
+from tasks.recovery import MOST_ATTEMPTS
 
 FLOWS = ("sft-flow", "train-flow", "reevaluate-flow")
 STATES = ("Running", "Cancelling", "Crashed", "Pending", "Submitting", "AwaitingRetry")
@@ -80,7 +80,7 @@ def judge(run: FlowRun, last_heartbeat: datetime | None, crashes: int, now: date
     if (run.state.is_crashed() or run.state.name == "AwaitingRetry") and crashes > MOST_ATTEMPTS:
         return Failed(message=f"crashed {crashes} times; its log says how far it came")
     if run.state.is_crashed() and age > CRASHED_FOR:
-        return AwaitingRetry(message="taken up again")
+        return AwaitingRetry(message="resumed")
     if run.state.is_pending() and age > PENDING_FOR:
         return AwaitingRetry(message=f"no worker started it in {PENDING_FOR}")
     return None

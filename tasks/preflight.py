@@ -10,16 +10,16 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import WorkPoolStatus
 from prefect.exceptions import ObjectNotFound
 
-from tasks.attempts import may_pass
+from tasks.artifact_store import open_folder, store_problems
+from tasks.recovery import is_transient
 from tasks.refs import DatasetRef
-from tasks.store import open_folder, store_problems
 from tasks.tracking import tracking_problems
 from training_core.config import RunConfig, SettingsError
 from training_core.dataset.store import load_training_data
 from training_core.model_setup import fetch_tokenizer
 from training_core.packing.batches import make_batches
 from training_core.training.disk_space import bytes_of_a_run
-from training_core.training.memory import estimate_memory, remedy
+from training_core.training.memory import estimate_memory, memory_fix
 
 GPU_MEMORY = "SFT_FLOW_GPU_GIB"
 
@@ -27,7 +27,7 @@ _GIB = 2**30
 _BYTES_ON_A_GPU = 2  # a value in bf16 or fp16
 
 
-@task(retries=1, retry_delay_seconds=5, retry_condition_fn=may_pass)
+@task(retries=1, retry_delay_seconds=5, retry_condition_fn=is_transient)
 def preflight(config: RunConfig, dataset: DatasetRef) -> None:
     """Raise ``SettingsError`` with all that would end this run hours later.
 
@@ -52,8 +52,8 @@ def disk_problems(config: RunConfig, *, trained_here: bool) -> list[str]:
     free = shutil.disk_usage(config.output_dir).free
     if needed <= free:
         return []
-    remedy = "make room, lower save_total_limit, or name a folder on another disk"
-    return [f"output_dir: {config.output_dir!r} has {free / _GIB:.1f} GiB left of {needed / _GIB:.1f} needed; {remedy}"]
+    fix = "make room, lower save_total_limit, or name a folder on another disk"
+    return [f"output_dir: {config.output_dir!r} has {free / _GIB:.1f} GiB left of {needed / _GIB:.1f} needed; {fix}"]
 
 
 def _memory_problems(config: RunConfig, dataset: DatasetRef) -> list[str]:
@@ -72,7 +72,7 @@ def _memory_problems(config: RunConfig, dataset: DatasetRef) -> list[str]:
     get_run_logger().info("The training needs at least %.1f of %s GiB of a GPU's memory", needed, room)
     if needed <= float(room):
         return []
-    return [f"{GPU_MEMORY}: GPUs have {room} GiB, and at least {needed:.1f} are needed: {remedy(config)}"]
+    return [f"{GPU_MEMORY}: GPUs have {room} GiB, and at least {needed:.1f} are needed: {memory_fix(config)}"]
 
 
 def _pool_problems(train_on: str, queue_hours: float) -> list[str]:
@@ -81,13 +81,13 @@ def _pool_problems(train_on: str, queue_hours: float) -> list[str]:
         try:
             pool = client.read_deployment_by_name(train_on).work_pool_name
         except ObjectNotFound:
-            remedy = "python -m deployments.deploy makes train-flow/gpu; empty: train in this very process"
-            return [f"train_on: there is no deployment {train_on!r} on {client.api_url}; {remedy}"]
+            fix = "python -m deployments.deploy makes train-flow/gpu; empty: train in this very process"
+            return [f"train_on: there is no deployment {train_on!r} on {client.api_url}; {fix}"]
         if pool is None:
             return [f"train_on: {train_on!r} has no work pool, so no worker would ever take its runs; deploy it to one"]
         status = client.read_work_pool(pool).status
     if status is not WorkPoolStatus.READY:
         state = "is paused" if status is WorkPoolStatus.PAUSED else "has no worker online"
-        remedy = f"resume it, or start one: prefect worker start --pool {pool}"
-        get_run_logger().warning("Pool %s %s: training waits up to %g hours; %s", pool, state, queue_hours, remedy)
+        fix = f"resume it, or start one: prefect worker start --pool {pool}"
+        get_run_logger().warning("Pool %s %s: training waits up to %g hours; %s", pool, state, queue_hours, fix)
     return []

@@ -13,19 +13,19 @@ from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.runtime import flow_run
 
-from tasks.attempts import Attempt, end_when_replaced
+from tasks.artifact_store import save_progress
+from tasks.recovery import Attempt, end_when_replaced
 from tasks.refs import RunRef
-from tasks.store import save_progress
 from tasks.tracking import send_points
 from training_core.config import RunConfig
 from training_core.training.journal import Point, read_journal
 
-SECONDS_BETWEEN_LOOKS = 5
+POLL_SECONDS = 5
 
 _TOLD = {
     "loss": "loss {:.4g}",
     "eval_loss": "held-out loss {:.4g}",
-    "tokens_per_second": "{:,.0f} real tokens/s",
+    "tokens_per_second": "{:,.0f} tokens before sharing/s",
     "peak_memory_gib": "{:.2f} GiB at most",
 }
 
@@ -49,7 +49,7 @@ class _Follower:
 
     def save(self) -> None:
         """Bring a new checkpoint to safety."""
-        self.saved_step = save_progress(Path(self.run.path), self.run.identity, self.saved_step)
+        self.saved_step = save_progress(Path(self.run.path), self.run.fingerprint, self.saved_step)
 
     def watch(self) -> None:
         """End with the run, and show what is new."""
@@ -89,7 +89,7 @@ def follow_journal(config: RunConfig, run: RunRef) -> Iterator[None]:
 
 def _again_and_again(look: Callable[[], None], finished: threading.Event) -> threading.Thread:
     def follow() -> None:
-        while not finished.wait(SECONDS_BETWEEN_LOOKS):
+        while not finished.wait(POLL_SECONDS):
             with Attempt() as attempt:
                 look()
             if attempt.error:

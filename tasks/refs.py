@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class FolderRef:
-    """A sealed folder: its path on the machine that made it, the URL where others fetch it (see ``tasks.store``), and
-    the digest of its manifest."""
+    """A sealed folder: its path on the machine that made it, the URL where others fetch it (see
+    ``tasks.artifact_store``), and the digest of its manifest."""
 
     path: str
     url: str | None
@@ -27,10 +27,10 @@ class DatasetRef:
 
 @dataclass(frozen=True)
 class RunRef:
-    """A training: its identity (see ``training_core.training.identity``), its folder on the machine that trains, the
-    digest of its base model's files, its run in the tracking server."""
+    """A training: its fingerprint (see ``training_core.training.fingerprint``), its folder on the machine that trains,
+    the digest of its base model's files, its run in the tracking server."""
 
-    identity: str
+    fingerprint: str
     path: str
     base_digest: str
     tracking_run_id: str
@@ -40,14 +40,14 @@ class RunRef:
 class EvalReport:
     """A folder of predictions, scores and pictures, and the few numbers that decisions read.
 
-    ``accuracy`` and ``wrongly_favourable`` map model or baseline to a share of all ``rows``; ``champion`` is the number
+    ``accuracy`` and ``false_approvals`` map model or baseline to a share of all ``rows``; ``champion`` is the number
     of the version that took part as such.
     """
 
     folder: FolderRef
     rows: int
     accuracy: dict[str, float]
-    wrongly_favourable: dict[str, float]
+    false_approvals: dict[str, float]
     champion: str | None
 
 

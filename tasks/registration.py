@@ -8,10 +8,10 @@ from pathlib import Path
 
 from prefect import get_run_logger, task
 
-from tasks.attempts import may_pass
+from tasks.artifact_store import open_folder
+from tasks.recovery import is_transient
 from tasks.refs import DatasetRef, EvalReport, ModelVersionRef, RegisteredRef, TrainedRef
 from tasks.registry import CANDIDATE, fetch_version, find_or_create_version, named_version, point_alias
-from tasks.store import open_folder
 from tasks.tracking import log_results, takes_results, tracking_uri
 from training_core.config import RunConfig, SettingsError
 from training_core.evaluation.comparison import load_left_out, load_scores
@@ -20,7 +20,7 @@ from training_core.evaluation.report import score_grid
 CHECK_TIMEOUT_SECONDS = 1800
 
 
-@task(retries=3, retry_delay_seconds=[5, 30, 120], retry_condition_fn=may_pass)
+@task(retries=3, retry_delay_seconds=[5, 30, 120], retry_condition_fn=is_transient)
 def register_adapter(config: RunConfig, trained: TrainedRef) -> ModelVersionRef:
     """Register the adapter once, show that it answers in a fresh process as in memory, and call it candidate.
 
@@ -36,7 +36,7 @@ def register_adapter(config: RunConfig, trained: TrainedRef) -> ModelVersionRef:
     return ModelVersionRef(config.registered_model_name, version, champion=False, verdict="not judged")
 
 
-@task(retries=3, retry_delay_seconds=[5, 30, 120], retry_condition_fn=may_pass)
+@task(retries=3, retry_delay_seconds=[5, 30, 120], retry_condition_fn=is_transient)
 def fetch_registered(config: RunConfig, name: str, dataset: DatasetRef) -> RegisteredRef:
     """The files of the version with this number or alias, to be judged on rows encoded for its base.
 
@@ -47,12 +47,12 @@ def fetch_registered(config: RunConfig, name: str, dataset: DatasetRef) -> Regis
     if version is None:
         raise SettingsError([f"version: {config.registered_model_name} has no version or alias {name!r} to judge"])
     if not takes_results(config, version.run_id):
-        remedy = f"bring it back: mlflow runs restore --run-id {version.run_id}"
-        raise SettingsError([f"version: the tracking run of version {version.version} was deleted; {remedy}"])
+        fix = f"bring it back: mlflow runs restore --run-id {version.run_id}"
+        raise SettingsError([f"version: the tracking run of version {version.version} was deleted; {fix}"])
     registered = fetch_version(config, version)
     if registered.run.base_digest != dataset.base_digest:
-        remedy = f"version {version.version} stands on another base; give --model_name {registered.base}"
-        raise SettingsError([f"model_name: {config.model_name!r}: {remedy}"])
+        fix = f"version {version.version} stands on another base; give --model_name {registered.base}"
+        raise SettingsError([f"model_name: {config.model_name!r}: {fix}"])
     return registered
 
 
@@ -81,9 +81,9 @@ def describe_version(trained: TrainedRef) -> str:
     return "\n\n".join(
         [
             f"Decision accuracy {report.accuracy['candidate']:.1%} over {report.rows} held-out rows, "
-            f"wrongly favourable {report.wrongly_favourable['candidate']:.1%}.",
+            f"false approvals {report.false_approvals['candidate']:.1%}.",
             score_grid(load_scores(folder), load_left_out(folder)).markdown(),
-            f"Training identity `{trained.run.identity}`, adapter digest `{trained.adapter.digest}`.",
+            f"Run fingerprint `{trained.run.fingerprint}`, adapter digest `{trained.adapter.digest}`.",
         ]
     )
 
@@ -94,7 +94,7 @@ def check_in_fresh_process(config: RunConfig, version: str, report: EvalReport) 
         [
             *(sys.executable, "-m", "tasks.check_served"),
             f"models:/{config.registered_model_name}/{version}",
-            f"{report.folder.path}/probe.json",
+            f"{report.folder.path}/parity_sample.json",
         ],
         env=os.environ | {"MLFLOW_TRACKING_URI": tracking_uri(config)},
         capture_output=True,

@@ -14,7 +14,7 @@ from mlflow.tracking import MlflowClient
 
 from tasks.model_package import package_adapter
 from tasks.refs import FolderRef, RegisteredRef, RunRef, TrainedRef
-from tasks.tracking import IDENTITY_TAG, connect, experiment_id, tracking_uri
+from tasks.tracking import FINGERPRINT_TAG, connect, experiment_id, tracking_uri
 from training_core.config import RunConfig, SettingsError
 from training_core.folders import seal_digest
 from training_core.local_base import base_folder
@@ -33,7 +33,7 @@ def find_or_create_version(config: RunConfig, trained: TrainedRef, description: 
     Raises ``ValueError`` when that version holds another adapter: its scores are not those of this one.
     """
     client, run = connect(config), trained.run
-    version = _find_version(client, config, run.identity) or _create_version(client, config, trained)
+    version = _find_version(client, config, run.fingerprint) or _create_version(client, config, trained)
     if version.tags[ADAPTER_TAG] != trained.adapter.digest:
         what = f"{version.name} version {version.version} holds the adapter of another run that trained the same"
         raise ValueError(f"{what}; start a new run: it judges that one, and trains nothing")
@@ -53,9 +53,9 @@ def tag_version(config: RunConfig, version: str, tags: Mapping[str, str]) -> Non
         client.set_model_version_tag(config.registered_model_name, version, name, value)
 
 
-def find_version(config: RunConfig, identity: str) -> ModelVersion | None:
-    """The one version of a training identity, if any."""
-    return _find_version(connect(config), config, identity)
+def find_version(config: RunConfig, fingerprint: str) -> ModelVersion | None:
+    """The one version of a run fingerprint, if any."""
+    return _find_version(connect(config), config, fingerprint)
 
 
 def named_version(config: RunConfig, name: str) -> ModelVersion | None:
@@ -72,18 +72,18 @@ def named_version(config: RunConfig, name: str) -> ModelVersion | None:
 
 
 def fetch_champion(config: RunConfig, but_not: str) -> RegisteredRef | None:
-    """The adapter that answers customers now, unless its identity is ``but_not``.
+    """The adapter that answers customers now, unless its fingerprint is ``but_not``.
 
     Raises ``SettingsError`` when it cannot be had: nobody can then be compared with it.
     """
     version = named_version(config, CHAMPION)
-    if version is None or version.tags.get(IDENTITY_TAG) == but_not:
+    if version is None or version.tags.get(FINGERPRINT_TAG) == but_not:
         return None
     try:
         return fetch_version(config, version)
     except ValueError as error:
-        remedy = f"let the alias {CHAMPION!r} point to a version that loads, or delete the alias"
-        raise SettingsError([f"registered_model_name: the champion cannot be had: {error}; {remedy}"]) from error
+        fix = f"let the alias {CHAMPION!r} point to a version that loads, or delete the alias"
+        raise SettingsError([f"registered_model_name: the champion cannot be had: {error}; {fix}"]) from error
 
 
 def fetch_version(config: RunConfig, version: ModelVersion) -> RegisteredRef:
@@ -92,7 +92,7 @@ def fetch_version(config: RunConfig, version: ModelVersion) -> RegisteredRef:
     Raises ``ValueError`` when sft-flow did not register it, when the registry's files are not those that were
     registered, or when its base is nowhere to be found.
     """
-    missing = {IDENTITY_TAG, ADAPTER_TAG, _BASE_TAG, _BASE_DIGEST_TAG} - version.tags.keys()
+    missing = {FINGERPRINT_TAG, ADAPTER_TAG, _BASE_TAG, _BASE_DIGEST_TAG} - version.tags.keys()
     if missing:
         raise ValueError(f"{version.name} version {version.version} lacks the tags {', '.join(sorted(missing))}")
     folder = Path(config.output_dir).resolve() / "registered" / f"{version.name}-{version.version}"
@@ -104,7 +104,7 @@ def fetch_version(config: RunConfig, version: ModelVersion) -> RegisteredRef:
     if seal_digest(adapter) != digest:
         raise ValueError(f"the files of {version.name} version {version.version} are not those that were registered")
     base_digest = version.tags[_BASE_DIGEST_TAG]
-    run = RunRef(version.tags[IDENTITY_TAG], str(folder), base_digest, version.run_id)
+    run = RunRef(version.tags[FINGERPRINT_TAG], str(folder), base_digest, version.run_id)
     base = _find_base(config, version.tags[_BASE_TAG], base_digest)
     return RegisteredRef(str(version.version), run, FolderRef(str(adapter), None, digest), str(base))
 
@@ -119,9 +119,9 @@ def _find_base(config: RunConfig, name: str, digest: str) -> Path:
     raise ValueError(f"neither {config.model_name} nor {name} is the base model of that version: gone, or changed")
 
 
-def _find_version(client: MlflowClient, config: RunConfig, identity: str) -> ModelVersion | None:
+def _find_version(client: MlflowClient, config: RunConfig, fingerprint: str) -> ModelVersion | None:
     name = config.registered_model_name
-    found = client.search_model_versions(f"name = '{name}' and tags.`{IDENTITY_TAG}` = '{identity}'")
+    found = client.search_model_versions(f"name = '{name}' and tags.`{FINGERPRINT_TAG}` = '{fingerprint}'")
     return min(found, key=lambda version: int(version.version), default=None)
 
 
@@ -134,7 +134,7 @@ def _create_version(client: MlflowClient, config: RunConfig, trained: TrainedRef
         if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
             raise
     tags = {
-        IDENTITY_TAG: run.identity,
+        FINGERPRINT_TAG: run.fingerprint,
         ADAPTER_TAG: trained.adapter.digest,
         _BASE_TAG: _base_name(config),
         _BASE_DIGEST_TAG: run.base_digest,
@@ -142,7 +142,7 @@ def _create_version(client: MlflowClient, config: RunConfig, trained: TrainedRef
     own = client.create_model_version(
         name, model.artifact_location, run.tracking_run_id, tags=tags, model_id=model.model_id
     )
-    first = _find_version(client, config, run.identity) or own
+    first = _find_version(client, config, run.fingerprint) or own
     if first.version != own.version:  # another process was faster by a moment
         client.delete_model_version(name, own.version)
     return first
@@ -151,7 +151,7 @@ def _create_version(client: MlflowClient, config: RunConfig, trained: TrainedRef
 def _find_or_log_model(client: MlflowClient, config: RunConfig, trained: TrainedRef) -> LoggedModel:
     """The packaged adapter in the tracking store; one that a killed process left half-uploaded is completed."""
     run, experiment = trained.run, experiment_id(client, config)
-    tags = {IDENTITY_TAG: run.identity, ADAPTER_TAG: trained.adapter.digest}
+    tags = {FINGERPRINT_TAG: run.fingerprint, ADAPTER_TAG: trained.adapter.digest}
     own = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
     found = client.search_logged_models([experiment], own)
     if found and found[0].status == "READY":

@@ -7,8 +7,8 @@ from pathlib import Path
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
+from tasks.artifact_store import open_folder
 from tasks.refs import DatasetRef, ModelVersionRef, TrainedRef
-from tasks.store import open_folder
 from tasks.tracking import run_page
 from training_core.config import RunConfig
 from training_core.dataset.store import load_report

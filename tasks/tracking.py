@@ -1,4 +1,4 @@
-"""MLflow's tracking server: one run per training identity, with its settings, rows, curve and scores."""
+"""MLflow's tracking server: one run per run fingerprint, with its settings, rows, curve and scores."""
 
 import json
 import os
@@ -15,14 +15,15 @@ from mlflow.tracking import MlflowClient
 
 from tasks.refs import DatasetRef, EvalReport
 from training_core.config import RunConfig
+from training_core.folders import complete_file
 from training_core.training.journal import Point
 
 EXPERIMENT = "sft-flow"
-IDENTITY_TAG, FLOW_RUN_TAG, DESCRIPTION_TAG = "sft_flow.identity", "sft_flow.flow_run", "mlflow.note.content"
+FINGERPRINT_TAG, FLOW_RUN_TAG, DESCRIPTION_TAG = "sft_flow.fingerprint", "sft_flow.flow_run", "mlflow.note.content"
 
 _LONGEST_PARAM = 6000
 _LARGEST_BATCH = 1000
-_LONGEST_PROBE_SECONDS = 10
+_HEALTH_CHECK_SECONDS = 10
 
 
 def tracking_uri(config: RunConfig) -> str:
@@ -35,10 +36,8 @@ def tracking_uri(config: RunConfig) -> str:
     # A store that two processes create at once, or one killed half-way, is broken for good.
     with FileLock(store.with_suffix(".lock")):
         if not store.exists():
-            draft = store.with_suffix(".draft")
-            draft.unlink(missing_ok=True)
-            MlflowClient(f"sqlite:///{draft}").search_experiments()
-            draft.rename(store)
+            with complete_file(store) as draft:
+                MlflowClient(f"sqlite:///{draft}").search_experiments()
     return f"sqlite:///{store}"
 
 
@@ -54,33 +53,33 @@ def tracking_problems(config: RunConfig) -> list[str]:
     uri = tracking_uri(config)
     try:
         if uri.startswith("http"):
-            httpx.get(f"{uri}/health", timeout=_LONGEST_PROBE_SECONDS)  # MLflow's own client would try for minutes
+            httpx.get(f"{uri}/health", timeout=_HEALTH_CHECK_SECONDS)  # MLflow's own client would try for minutes
         experiment = connect(config).get_experiment_by_name(EXPERIMENT)
         connect(config).search_model_versions(f"name = '{config.registered_model_name}'", max_results=1)
     except (httpx.TransportError, MlflowException) as error:
         return [f"MLFLOW_TRACKING_URI: {uri!r} cannot take {config.registered_model_name!r}: {error}"]
     if experiment and experiment.lifecycle_stage != LifecycleStage.ACTIVE:
-        remedy = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
-        return [f"MLFLOW_TRACKING_URI: in {uri!r} experiment {EXPERIMENT!r} is deleted; bring it back: {remedy}"]
+        fix = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+        return [f"MLFLOW_TRACKING_URI: in {uri!r} experiment {EXPERIMENT!r} is deleted; bring it back: {fix}"]
     return []
 
 
-def open_tracking_run(config: RunConfig, identity: str, dataset: DatasetRef, rows: Path) -> str:
-    """The id of the one run of this identity, created with its parameters and dataset when it is new."""
+def open_tracking_run(config: RunConfig, fingerprint: str, dataset: DatasetRef, rows: Path) -> str:
+    """The id of the one run of this fingerprint, created with its parameters and dataset when it is new."""
     client = connect(config)
     experiment = experiment_id(client, config)
-    found = client.search_runs([experiment], f"tags.`{IDENTITY_TAG}` = '{identity}'", order_by=["start_time ASC"])
-    tags = {IDENTITY_TAG: identity, "mlflow.runName": identity[:12]}
+    found = client.search_runs([experiment], f"tags.`{FINGERPRINT_TAG}` = '{fingerprint}'", order_by=["start_time ASC"])
+    tags = {FINGERPRINT_TAG: fingerprint, "mlflow.runName": fingerprint[:12]}
     run = found[0] if found else client.create_run(experiment, tags=tags)
     known = run.data.params
     params = {name: str(value)[:_LONGEST_PARAM] for name, value in asdict(config).items() if name not in known}
     client.log_batch(run.info.run_id, params=[Param(name, value) for name, value in params.items()])
     if not run.inputs.dataset_inputs:
         client.log_inputs(run.info.run_id, [_dataset_input(config, dataset)])
-    if "data/refused.jsonl" not in {file.path for file in client.list_artifacts(run.info.run_id, "data")}:  # the last
+    if "data/rejected.jsonl" not in {file.path for file in client.list_artifacts(run.info.run_id, "data")}:  # the last
         client.log_dict(run.info.run_id, asdict(config), "run_config.json")
         client.log_artifact(run.info.run_id, str(rows / "report.json"), "data")
-        client.log_artifact(run.info.run_id, str(rows / "refused.jsonl"), "data")
+        client.log_artifact(run.info.run_id, str(rows / "rejected.jsonl"), "data")
     return str(run.info.run_id)
 
 

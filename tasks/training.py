@@ -7,13 +7,13 @@ import torch
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.attempts import may_pass
+from tasks.artifact_store import open_folder, publish, restore_progress, store_problems
 from tasks.links import link_both_ways
 from tasks.preflight import disk_problems
 from tasks.progress import follow_journal
+from tasks.recovery import is_transient
 from tasks.refs import DatasetRef, FolderRef, RunRef
 from tasks.registry import ADAPTER_TAG, fetch_champion, fetch_version, find_version
-from tasks.store import open_folder, publish, restore_progress, store_problems
 from tasks.tracking import open_tracking_run, send_points
 from training_core.config import RunConfig, SettingsError
 from training_core.dataset.store import load_training_data
@@ -28,37 +28,37 @@ from training_core.model_setup import (
     load_model_and_tokenizer,
 )
 from training_core.trainer import train_model
-from training_core.training import checkpoints
-from training_core.training.identity import training_identity
+from training_core.training.adapter import load_leakage_keys, write_adapter
+from training_core.training.fingerprint import run_fingerprint
 from training_core.training.journal import read_journal
 
 
-@task(retries=3, retry_delay_seconds=[5, 30, 120], retry_condition_fn=may_pass)
+@task(retries=3, retry_delay_seconds=[5, 30, 120], retry_condition_fn=is_transient)
 def open_run(config: RunConfig, dataset: DatasetRef) -> RunRef:
-    """Find or create the folder and the tracking run of this training identity; the folder goes on where another
+    """Find or create the folder and the tracking run of this run fingerprint; the folder goes on where another
     machine left it, and an adapter that is registered already is taken as it is.
 
     Retried because the base model and the tracking server are reached over the network. Raises ``SettingsError`` for
     what would end the run after its training.
     """
     if config.train_on:
-        _demand_what_a_worker_needs(config, dataset)
-    identity = training_identity(config, dataset.digest, dataset.base_digest)
+        _require_worker_setup(config, dataset)
+    fingerprint = run_fingerprint(config, dataset.digest, dataset.base_digest)
     rows = open_folder(dataset.folder, config)
-    _demand_a_fair_contest(config, identity, rows)
-    folder = Path(config.output_dir).resolve() / identity[:12]
+    _require_unseen_rows(config, fingerprint, rows)
+    folder = Path(config.output_dir).resolve() / fingerprint[:12]
     folder.mkdir(parents=True, exist_ok=True)
-    restore_progress(folder, identity)
-    run_id = open_tracking_run(config, identity, dataset, rows)
+    restore_progress(folder, fingerprint)
+    run_id = open_tracking_run(config, fingerprint, dataset, rows)
     link_both_ways(config, run_id)
-    run = RunRef(identity, str(folder), dataset.base_digest, run_id)
-    registered = find_version(config, identity)
+    run = RunRef(fingerprint, str(folder), dataset.base_digest, run_id)
+    registered = find_version(config, fingerprint)
     if registered and registered.tags[ADAPTER_TAG] != seal_digest(_adapter_folder(run)):
         return fetch_version(config, registered).run
     return run
 
 
-def _demand_what_a_worker_needs(config: RunConfig, dataset: DatasetRef) -> None:
+def _require_worker_setup(config: RunConfig, dataset: DatasetRef) -> None:
     """What preflight saw to on the machine that prepared the rows, and a way back for what is trained."""
     problems = [*store_problems(needed=True), *disk_problems(config, trained_here=True)]
     if "MLFLOW_TRACKING_URI" not in os.environ:
@@ -70,11 +70,11 @@ def _demand_what_a_worker_needs(config: RunConfig, dataset: DatasetRef) -> None:
         raise SettingsError(problems)
 
 
-def _demand_a_fair_contest(config: RunConfig, identity: str, rows: Path) -> None:
+def _require_unseen_rows(config: RunConfig, fingerprint: str, rows: Path) -> None:
     """A champion that loads, and held-out rows that it was not trained on."""
-    champion = fetch_champion(config, but_not=identity)
+    champion = fetch_champion(config, but_not=fingerprint)
     if champion:
-        known = checkpoints.load_trained_on(Path(champion.adapter.path))
+        known = load_leakage_keys(Path(champion.adapter.path))
         unseen_by_all([known], load_training_data(rows).held_out, config)
 
 
@@ -120,7 +120,7 @@ def save_adapter(loaded: LoadedModel, config: RunConfig, run: RunRef, dataset: D
     folder = _adapter_folder(run)
     if not seal_digest(folder):
         data = load_training_data(open_folder(dataset.folder, config))
-        checkpoints.save_adapter(loaded.model, loaded.tokenizer, config, data.trained_on, folder)
+        write_adapter(loaded.model, loaded.tokenizer, config, data.leakage_keys, folder)
     return publish(folder)
 
 

@@ -56,7 +56,7 @@ def sample_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def prefect_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The API of a real Prefect server with all of its services."""
-    from flows.embedded import prefect_server
+    from flows.local_servers import prefect_server
 
     with prefect_server(tmp_path_factory.mktemp("prefect"), preferred_port=0, for_workers=True) as server:
         yield f"{server.wait()}/api"

@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerFast
 from training_core.config import RunConfig
 from training_core.data_loader import build_datasets
 from training_core.dataset.encoding import IGNORED_LABEL
-from training_core.dataset.ingest import REFUSED
+from training_core.dataset.ingest import REJECTED
 from training_core.dataset.report import DataReport, Finding
-from training_core.dataset.store import HELD_OUT_FILE, TRAIN_FILE, TRAINED_ON_FILE
+from training_core.dataset.store import HELD_OUT_FILE, LEAKAGE_KEYS_FILE, TRAIN_FILE
 
 Record = dict[str, Any]
 
@@ -53,8 +53,8 @@ class Built(NamedTuple):
     train: Dataset
     held_out: Dataset
     report: DataReport
-    refused: bytes
-    trained_on: np.ndarray
+    rejected: bytes
+    leakage_keys: np.ndarray
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -74,7 +74,7 @@ def build(path: Path | str, tokenizer: PreTrainedTokenizerFast, **settings: Any)
     folder = Path(tempfile.mkdtemp(prefix="built-", dir=Path(path).parent))
     report = build_datasets(config, tokenizer, folder)
     sides = [Dataset.from_file(str(folder / name)) for name in (TRAIN_FILE, HELD_OUT_FILE)]
-    return Built(*sides, report, (folder / REFUSED).read_bytes(), np.load(folder / TRAINED_ON_FILE))
+    return Built(*sides, report, (folder / REJECTED).read_bytes(), np.load(folder / LEAKAGE_KEYS_FILE))
 
 
 def answer_ids(row: Record) -> list[int]:

@@ -4,7 +4,7 @@ from training_core.dataset.report import Account, DataReport, DecisionCount, Fin
 from training_core.rows.strict_json import Problem
 
 ROWS = "/some/where/rows.jsonl"
-ACCOUNT = Account(ROWS, "native", 15, trained=5, held_out=4, duplicates=3, refused=2, overlong=1)
+ACCOUNT = Account(ROWS, "native", 15, trained=5, held_out=4, duplicates=3, rejected=2, overlong=1)
 LENGTHS = Lengths(2048, {"50": 900, "90": 980, "99": 3000, "100": 3000}, [800, 1000, 2500, 3001], [9, 0, 1])
 PROBLEMS = [
     Problem(ROWS, 3, "output.reason", "'' is no text", "give a text that is not empty"),

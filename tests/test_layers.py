@@ -20,7 +20,19 @@ MAY_IMPORT = {
 }
 # Inside training_core, from below to above: a module imports from its own room and from those before it.
 ORDER = (
-    *("config", "folders", "local_base", "grid", "rows", "prompts", "utils", "model_setup", "dataset", "packing"),
+    *(
+        "config",
+        "folders",
+        "local_base",
+        "grid",
+        "code_digest",
+        "rows",
+        "prompts",
+        "utils",
+        "model_setup",
+        "dataset",
+        "packing",
+    ),
     *("data_loader", "training", "trainer", "distributed", "evaluation", "export"),
 )
 MLFLOW_IMPORTERS = {

@@ -40,10 +40,10 @@ def test_the_script_leaves_exactly_the_promised_files_and_prints_its_tables(
     }
     assert {path.name for path in (run / "adapter").iterdir()} == {
         *("adapter_config.json", "adapter_model.safetensors", "run_config.json", "system.json", "manifest.json"),
-        *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "trained_on.npy"),
+        *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "leakage_keys.npy"),
     }
     assert {path.name for path in (run / "evaluation").iterdir()} == {
-        *("scores.json", "contest.json", "probe.json", "confusion.png", "loss_curve.png"),
+        *("scores.json", "comparison.json", "parity_sample.json", "confusion.png", "loss_curve.png"),
         *("manifest.json", "training.json"),
         *(f"predictions_{name}.jsonl" for name in ("base", "candidate", "majority", "lookup_table")),
     }

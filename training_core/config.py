@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 # costs a needless training, never the reuse of a wrong adapter.
 NOT_OF_TRAINING = frozenset(
     {
-        # in the training identity as digests of files and rows
+        # in the run fingerprint as digests of files and rows
         *("model_name", "dataset_path", "eval_path", "val_split", "overlap", "entity_fields"),
         *("overlong", "allowed_decisions", "max_refused_share", "label_audit"),
         # how often a training reports and saves
@@ -188,7 +188,7 @@ class RunConfig:
     )
 
     def training_settings(self) -> dict[str, Any]:
-        """The settings that shape the weights, for the training identity."""
+        """The settings that shape the weights, for the run fingerprint."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in NOT_OF_TRAINING}
 
     def save(self, folder: Path | str) -> Path:

@@ -3,7 +3,6 @@
 import hashlib
 import inspect
 import logging
-import shutil
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -15,16 +14,17 @@ from datasets import Dataset
 from filelock import FileLock
 from transformers import PreTrainedTokenizerFast
 
+from training_core.code_digest import code_digest
 from training_core.config import RunConfig
 from training_core.dataset.encoding import SCHEMA, TRAIN_SCHEMA
 from training_core.dataset.findings import report_on
-from training_core.dataset.ingest import ENCODED, survey_rows
-from training_core.dataset.page import TEMPLATE, render_page
+from training_core.dataset.ingest import ENCODED, ingest_rows
+from training_core.dataset.page import render_page
 from training_core.dataset.report import DataReport
-from training_core.dataset.splits import HELD_OUT, TRAINED, decide_fates, overlapping, trained_on
-from training_core.dataset.store import HELD_OUT_FILE, PAGE_FILE, REPORT_FILE, TRAIN_FILE, TRAINED_ON_FILE
+from training_core.dataset.splits import HELD_OUT, TRAINED, assign_splits, overlapping, training_leakage_keys
+from training_core.dataset.store import HELD_OUT_FILE, LEAKAGE_KEYS_FILE, PAGE_FILE, REPORT_FILE, TRAIN_FILE
 from training_core.dataset.tables import verdict
-from training_core.folders import seal, seal_digest
+from training_core.folders import complete_folder, seal_digest
 from training_core.model_setup import SMALL_FILES, load_tokenizer
 from training_core.packing.plan import pack_limits, plan_packing
 from training_core.prompts.chat_encoding import ChatEncoder
@@ -32,7 +32,7 @@ from training_core.prompts.messages import build_assistant_message as build_assi
 from training_core.prompts.messages import build_user_message as build_user_message
 from training_core.prompts.messages import format_as_chat as format_as_chat
 from training_core.rows.files import digest_files
-from training_core.rows.reader import Refused, Row, read_rows
+from training_core.rows.reader import Rejected, Row, read_rows
 from training_core.rows.strict_json import DataError
 
 logger = logging.getLogger(__name__)
@@ -43,20 +43,14 @@ _SETTINGS = (
     *("allowed_decisions", "max_refused_share", "label_audit", "group_by"),
     *("packing", "per_device_train_batch_size", "gradient_accumulation_steps"),  # the gain that the report expects
 )
-_CODE = (
-    *("rows/strict_json.py", "rows/files.py", "rows/formats.py", "rows/reader.py"),
-    *("dataset/encoding.py", "dataset/ingest.py", "dataset/splits.py", "dataset/findings.py", "dataset/report.py"),
-    *("dataset/tables.py", "dataset/page.py", f"dataset/{TEMPLATE}", "grid.py", "data_loader.py"),
-    *("prompts/messages.py", "prompts/chat_encoding.py", "prompts/policy_trimming.py", "packing/plan.py"),
-)
 
 
 @dataclass(frozen=True)
 class LoadedRows:
-    """What a file holds: its usable rows and its refused lines, each in the order of the file."""
+    """What a file holds: its usable rows and its rejected lines, each in the order of the file."""
 
     rows: list[Row]
-    refused: list[Refused]
+    rejected: list[Rejected]
 
 
 def load_jsonl(path: Path | str) -> LoadedRows:
@@ -66,7 +60,7 @@ def load_jsonl(path: Path | str) -> LoadedRows:
     """
     items = list(read_rows(str(path)))
     rows = [item for item in items if isinstance(item, Row)]
-    return LoadedRows(rows, [item for item in items if isinstance(item, Refused)])
+    return LoadedRows(rows, [item for item in items if isinstance(item, Rejected)])
 
 
 def build_datasets(config: RunConfig, tokenizer: PreTrainedTokenizerFast, folder: Path) -> DataReport:
@@ -74,18 +68,18 @@ def build_datasets(config: RunConfig, tokenizer: PreTrainedTokenizerFast, folder
 
     Measured on 2026-11-23: 1,000,000 rows of about 940 tokens take 378 CPU seconds and 1.31 GiB at the peak.
 
-    Writes into ``folder``: ``train.arrow`` and ``held_out.arrow`` (columns of ``TrainingData``), ``trained_on.npy``
-    (of ``splits.trained_on``), ``refused.jsonl`` (the refused lines, byte for byte), ``problems.jsonl`` (why),
-    ``report.json``, and the same as a page, ``report.html``. Rows that are not fit to train on are written too; the
-    report's ``failures`` say so.
+    Writes into ``folder``: ``train.arrow`` and ``held_out.arrow`` (columns of ``TrainingData``), ``leakage_keys.npy``
+    (of ``splits.training_leakage_keys``), ``rejected.jsonl`` (the rejected lines, byte for byte), ``problems.jsonl``
+    (why), ``report.json``, and the same as a page, ``report.html``. Rows that are not fit to train on are written
+    too; the report's ``failures`` say so.
     """
-    survey = survey_rows(config, ChatEncoder.of(tokenizer), folder)
-    facts, entities = _joined(survey.facts), _joined(survey.entities)
+    ingested = ingest_rows(config, ChatEncoder.of(tokenizer), folder)
+    facts, entities = _joined(ingested.facts), _joined(ingested.entities)
     facts["overlap"] = overlapping(facts, entities)
-    facts["fate"] = decide_fates(config, facts, entities)
-    _write_sides(folder, facts["fate"].to_numpy())
-    np.save(folder / TRAINED_ON_FILE, trained_on(facts, entities))
-    report = report_on(config, survey, facts, _expected_packing(config, folder))
+    facts["split"] = assign_splits(config, facts, entities)
+    _write_splits(folder, facts["split"].to_numpy())
+    np.save(folder / LEAKAGE_KEYS_FILE, training_leakage_keys(facts, entities))
+    report = report_on(config, ingested, facts, _expected_packing(config, folder))
     report.save(folder / REPORT_FILE)
     (folder / PAGE_FILE).write_text(render_page(report), encoding="utf-8")
     logger.info("Rows: %s", verdict(report))
@@ -99,7 +93,7 @@ def _joined(parts: list[pd.DataFrame]) -> pd.DataFrame:
     return table
 
 
-def _write_sides(folder: Path, fates: np.ndarray) -> None:
+def _write_splits(folder: Path, splits: np.ndarray) -> None:
     """Sort the encoded rows into those to train on and those held out, and drop the rest."""
     with (
         pa.ipc.open_stream(pa.OSFile(str(folder / ENCODED))) as encoded,
@@ -108,9 +102,9 @@ def _write_sides(folder: Path, fates: np.ndarray) -> None:
     ):
         start = 0
         for batch in encoded:
-            fate = fates[start : start + batch.num_rows]
-            train.write_batch(batch.select(TRAIN_SCHEMA.names).filter(pa.array(fate == TRAINED)))
-            held_out.write_batch(batch.filter(pa.array(fate == HELD_OUT)))
+            split = splits[start : start + batch.num_rows]
+            train.write_batch(batch.select(TRAIN_SCHEMA.names).filter(pa.array(split == TRAINED)))
+            held_out.write_batch(batch.filter(pa.array(split == HELD_OUT)))
             start += batch.num_rows
     (folder / ENCODED).unlink()
 
@@ -138,15 +132,10 @@ def prepare_data(config: RunConfig, base: Path) -> Path:
         if seal_digest(folder):
             logger.info("Rows reused: nothing they are made from has changed since %s was written", folder)
             return folder
-        draft = folder.with_name(f"{folder.name}.draft")
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
-        build_datasets(config, load_tokenizer(base), draft)
-        if data_key(config, base) != key:
-            raise DataError("The rows changed while they were read; run again when they are written")
-        seal(draft)
-        shutil.rmtree(folder, ignore_errors=True)
-        draft.rename(folder)
+        with complete_folder(folder) as draft:
+            build_datasets(config, load_tokenizer(base), draft)
+            if data_key(config, base) != key:
+                raise DataError("The rows changed while they were read; run again when they are written")
     return folder
 
 
@@ -155,7 +144,7 @@ def data_key(config: RunConfig, base: Path) -> str:
     sources = [digest_files(path) for path in (config.dataset_path, config.eval_path) if path]
     small_files = {path for pattern in SMALL_FILES for path in base.glob(pattern)}
     tokenizer = [path.read_bytes() for path in sorted(small_files)]
-    code = [(Path(__file__).parent / name).read_bytes() for name in _CODE]
+    code = [code_digest("training_core.data_loader", without=["training_core.config"]).encode()]
     code += [path.read_bytes() for path in _code_of(config.label_audit)] if config.label_audit else []
     settings = repr({name: getattr(config, name) for name in _SETTINGS}).encode()
     digests = [hashlib.sha256(part).digest() for part in (*sources, *tokenizer, *code, settings)]

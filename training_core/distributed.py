@@ -23,7 +23,7 @@ from training_core.trainer import train_model
 
 logger = logging.getLogger(__name__)
 
-_SECONDS_BETWEEN_LOOKS = 1
+POLL_SECONDS = 1
 _SECONDS_TO_END = 30
 _LINES_KEPT = 100
 
@@ -67,7 +67,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 def _end_with(launcher: int) -> None:
     """End this process at once when the input ends or the launcher is gone: checkpoints allow for it."""
-    while os.getppid() == launcher and not select.select([sys.stdin], [], [], _SECONDS_BETWEEN_LOOKS)[0]:
+    while os.getppid() == launcher and not select.select([sys.stdin], [], [], POLL_SECONDS)[0]:
         pass
     os._exit(1)
 

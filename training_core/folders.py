@@ -1,23 +1,59 @@
-"""Folders that are complete or do not count: a manifest with every file's digest is written last and checked first."""
+"""A folder or a file is complete, or it does not count.
 
+Both are written under a draft name and renamed when they are whole. A sealed folder also holds a manifest with the
+digest of every file, so that damage shows later.
+"""
+
+import contextlib
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 MANIFEST = "manifest.json"
+
+
+@contextlib.contextmanager
+def complete_folder(folder: Path, *, seal_it: bool = True) -> Iterator[Path]:
+    """Yield an empty draft folder; it is sealed and replaces ``folder`` when the body ends without an error.
+
+    With ``seal_it=False`` the body brings the manifest along. A body that raises leaves ``folder`` as it was.
+    """
+    draft = folder.with_name(f"{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        yield draft
+        if seal_it:
+            seal(draft)
+        shutil.rmtree(folder, ignore_errors=True)
+        draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def complete_file(path: Path) -> Iterator[Path]:
+    """Yield the path of a draft; what the body writes there is on disk and replaces ``path`` when the body ends."""
+    draft = path.with_name(f"{path.name}.draft")
+    draft.unlink(missing_ok=True)
+    try:
+        yield draft
+        with draft.open("rb") as file:
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def seal(folder: Path) -> str:
     """Declare a folder complete: write its manifest, and return the digest of the manifest."""
     digests = {path.relative_to(folder).as_posix(): _sha256(path) for path in _content(folder)}
     text = json.dumps(digests, indent=1, sort_keys=True)
-    draft = folder / f"{MANIFEST}.draft"
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(folder / MANIFEST)
+    with complete_file(folder / MANIFEST) as draft:
+        draft.write_text(text, encoding="utf-8")
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -15,6 +15,7 @@ from trl import SFTConfig, SFTTrainer
 
 from training_core.config import RunConfig
 from training_core.dataset.store import TrainingData
+from training_core.folders import complete_file
 from training_core.model_setup import LoadedModel
 from training_core.packing.attention import use_shared_prefix_attention
 from training_core.packing.batches import Batches, Steps, make_batches
@@ -23,7 +24,7 @@ from training_core.training.callbacks import KeepJournal, SealCheckpoints
 from training_core.training.checkpoints import latest_complete_checkpoint, step_of
 from training_core.training.gpu_lock import hold_gpu
 from training_core.training.journal import read_journal
-from training_core.training.memory import demand_room, peak_memory_gib, probe
+from training_core.training.memory import measure_heaviest_batch, peak_memory_gib, require_memory
 from training_core.utils import Precision, set_seed
 
 logger = logging.getLogger(__name__)
@@ -129,7 +130,7 @@ def train_model(loaded: LoadedModel, data: TrainingData, config: RunConfig, run_
         else:
             trainer = create_trainer(loaded, batches, config, run_dir)
             share_left = 1 - resumed_from / batches.steps.total
-            demand_room(probe(trainer, batches, config, share_left), config)
+            require_memory(measure_heaviest_batch(trainer, batches, config, share_left), config)
             set_seed(config.seed + ranks.process_index)  # each device draws a dropout of its own
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         losses = [point.values["loss"] for point in read_journal(run_dir / "journal.jsonl") if "loss" in point.values]
@@ -141,9 +142,8 @@ def train_model(loaded: LoadedModel, data: TrainingData, config: RunConfig, run_
             peak_memory_gib=peak_memory_gib(),
         )
         if ranks.is_main_process:
-            draft = record.with_name(f"{record.name}.draft")
-            draft.write_text(json.dumps(asdict(summary), indent=2) + "\n", encoding="utf-8")
-            draft.replace(record)  # whole or not at all: later starts read it
+            with complete_file(record) as draft:
+                draft.write_text(json.dumps(asdict(summary), indent=2) + "\n", encoding="utf-8")
     return summary
 
 

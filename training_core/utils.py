@@ -131,8 +131,8 @@ def _base_model_problems(config: RunConfig) -> list[str]:
         cause = f"cannot be had from the hub ({str(error).splitlines()[0]})"
     else:
         return []
-    remedy = "give --model_name the folder of a base model"
-    return [f"model_name: {config.model_name!r} is no local folder, and {cause}; {remedy}"]
+    fix = "give --model_name the folder of a base model"
+    return [f"model_name: {config.model_name!r} is no local folder, and {cause}; {fix}"]
 
 
 def _base_folder_problems(config: RunConfig, folder: Path) -> list[str]:

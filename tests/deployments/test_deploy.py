@@ -19,7 +19,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deployments.deploy import deploy
-from flows.embedded import prefect_server
+from flows.local_servers import prefect_server
 
 pytestmark = pytest.mark.slow
 
@@ -82,7 +82,7 @@ def test_what_was_changed_by_hand_is_set_right_again(
     client.update_work_queue(client.read_work_queue_by_name("urgent", "gpu").id, priority=9)
     janitor = client.read_deployment_by_name("janitor-flow/often")
     client.update_deployment_schedule(janitor.id, janitor.schedules[0].id, schedule=CronSchedule(cron="0 0 1 1 *"))
-    (automation,) = client.read_automations_by_name("sft-flow: a crashed run is taken up again")
+    (automation,) = client.read_automations_by_name("sft-flow: a crashed run is resumed")
     by_hand = automation.model_dump(exclude={"id", "owner_resource"}) | {"description": "by hand"}
     client.update_automation(automation.id, AutomationCore(**by_hand))
 
@@ -133,9 +133,9 @@ def test_one_parameter_of_a_run_keeps_the_others_of_its_deployment(
 def test_the_server_refuses_what_no_run_can_use(
     demo: DeploymentResponse, client: SyncPrefectClient, parameters: dict[str, Any], reason: str
 ) -> None:
-    with pytest.raises(PrefectHTTPStatusError, match=reason) as refused:
+    with pytest.raises(PrefectHTTPStatusError, match=reason) as rejected:
         client.create_flow_run_from_deployment(demo.id, parameters=parameters)
-    assert refused.value.response.status_code == 409
+    assert rejected.value.response.status_code == 409
 
 
 def test_a_schedule_gets_its_runs(outcomes: dict[str, str], client: SyncPrefectClient) -> None:

@@ -153,7 +153,7 @@ def test_a_run_started_in_the_form_shows_its_progress_and_ends_with_its_report(
     progress = wait_for(lambda: half_way(client, training.id), "half of the training")
     page.goto(f"runs/flow-run/{training.id}?tab=Artifacts")
     expect(page.get_by_text("training-progress").first).to_be_visible()
-    expect(page.get_by_text(str(progress.id)).or_(page.get_by_text("real tokens/s")).first).to_be_visible()
+    expect(page.get_by_text(str(progress.id)).or_(page.get_by_text("tokens before sharing/s")).first).to_be_visible()
     picture(page, "run")
     page.goto(f"runs/flow-run/{training.id}?tab=Logs")
     expect(page.get_by_text("Training starts from the beginning")).to_be_visible()

@@ -111,7 +111,7 @@ def test_no_value_of_the_environment_is_in_a_template(
     assert SECRET not in json.dumps(base_job_template(kind, gpu))
 
 
-def test_a_kind_whose_worker_is_not_installed_is_refused_with_the_remedy() -> None:
+def test_a_kind_whose_worker_is_not_installed_is_rejected_with_the_fix() -> None:
     with pytest.raises(ValueError, match=r"pip install '\.\[ecs\]'"):
         base_job_template("ecs", gpu=False)  # type: ignore[arg-type]
 

@@ -11,7 +11,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deployments.deploy import deploy
 from deployments.postgres import Postgres, find_postgres, may_enter, postgres
-from flows.embedded import mlflow_server, prefect_server
+from flows.local_servers import mlflow_server, prefect_server
 from tasks import registry, tracking
 from tasks.refs import DatasetRef, EvalReport, FolderRef, RunRef, TrainedRef
 from training_core.config import RunConfig
@@ -64,7 +64,7 @@ def test_mlflow_keeps_one_run_one_curve_and_one_version(
 ) -> None:
     (tmp_path / "base").mkdir()
     config = RunConfig(output_dir=str(tmp_path), model_name=str(tmp_path / "base"), dataset_path="rows.jsonl")
-    for name in ("report.json", "refused.jsonl"):
+    for name in ("report.json", "rejected.jsonl"):
         (tmp_path / name).touch()
     adapter, evaluation = tmp_path / "adapter", tmp_path / "evaluation"
     config.save(adapter)
@@ -84,5 +84,5 @@ def test_mlflow_keeps_one_run_one_curve_and_one_version(
         run = RunRef("i" * 64, str(tmp_path), "b", run_id)
         report = EvalReport(scores, 2, {"candidate": 0.5}, {"candidate": 0.0}, champion=None)
         trained = TrainedRef(run, FolderRef(str(adapter), None, seal(adapter)), report)
-        long_text = "A description that PostgreSQL would refuse for its length. " * 200
+        long_text = "A description that PostgreSQL would reject for its length. " * 200
         assert {registry.find_or_create_version(config, trained, long_text) for _ in range(2)} == {"1"}

@@ -1,4 +1,4 @@
-"""The `sft-flow` command and the plain script refuse bad input in one message, at once, and write nothing."""
+"""The `sft-flow` command and the plain script reject bad input in one message, at once, and write nothing."""
 
 import subprocess
 import sys
@@ -53,7 +53,7 @@ def test_help_lists_every_flag_without_loading_anything_heavy(command: list[str]
     assert "--gradient_accumulation_steps" in found.stdout
 
 
-def test_an_unknown_command_is_refused_with_the_usage() -> None:
+def test_an_unknown_command_is_rejected_with_the_usage() -> None:
     found = call(COMMANDS["sft-flow"][:-1], "trane")
     assert found.returncode == 2
     assert "sft-flow run" in found.stdout
@@ -91,14 +91,14 @@ def test_favourable_decisions_that_no_row_holds_end_every_command_with_exit_code
     assert call(check, *settings, "--favourable_decisions", "[]").returncode == 0
 
 
-def test_several_paths_to_check_are_refused_with_what_to_do_instead() -> None:
+def test_several_paths_to_check_are_rejected_with_what_to_do_instead() -> None:
     found = call([*COMMANDS["sft-flow"][:-1], "check"], "one.jsonl", "two.jsonl")
     assert found.returncode == 2
     assert "in quotes" in found.stderr
     assert len(found.stderr.strip().split("\n")) == 2
 
 
-def test_a_base_model_that_cannot_be_fetched_is_refused_with_what_to_do_instead(sample_rows: Path) -> None:
+def test_a_base_model_that_cannot_be_fetched_is_rejected_with_what_to_do_instead(sample_rows: Path) -> None:
     found = call([*COMMANDS["sft-flow"][:-1], "check"], str(sample_rows), "--model_name", "no/such-model")
     assert found.returncode == 2
     assert "the hub cannot be reached from here; give --model_name the folder" in found.stderr
@@ -119,7 +119,7 @@ def test_check_reports_in_the_terminal_as_json_and_as_a_page_with_exit_codes_0_a
     assert "NOT fit to train on: 1 rule is broken\n  - rows.jsonl: " in unfit.stdout
     for found in (fit, unfit):
         places = [Path(line[8:]) for line in found.stdout.split("\n") if line[8:9] == "/"]
-        assert [place.name for place in places] == ["report.html", "report.json", "refused.jsonl"]
+        assert [place.name for place in places] == ["report.html", "report.json", "rejected.jsonl"]
         assert all(place.is_file() for place in places)
 
 

@@ -41,7 +41,7 @@ PLAIN: dict[str, dict[str, Any]] = {
     "fraud": {
         "order_value": 100,
         "failed_logins": 1,
-        "identity_check": "passed",
+        "fingerprint_check": "passed",
         "known_device": False,
         "review_open": False,
     },
@@ -123,10 +123,10 @@ EXAMPLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "fraud": [
         ("unknown_order", {"order_value": 250}),
         ("unknown_order", {"order_value": 251}),
-        ("account_unlock", {"failed_logins": 9, "identity_check": "missing"}),
-        ("account_unlock", {"failed_logins": 8, "identity_check": "missing"}),
+        ("account_unlock", {"failed_logins": 9, "fingerprint_check": "missing"}),
+        ("account_unlock", {"failed_logins": 8, "fingerprint_check": "missing"}),
         ("account_unlock", {"failed_logins": 2, "order_value": 900}),
-        ("unknown_order", {"identity_check": "failed", "review_open": True}),
+        ("unknown_order", {"fingerprint_check": "failed", "review_open": True}),
     ],
     "warranty": [
         ("repair_claim", {"months_owned": 24}),

@@ -19,14 +19,14 @@ def lines() -> list[Line]:
     return list(plant_bad_lines(generate_rows(COUNT, seed=4), share=0.1, seed=4))
 
 
-def refuse_constant(name: str) -> None:
+def reject_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
 
 def find_fault(data: bytes) -> str:
     """Name what is wrong with a line, found without knowing what was planted."""
     try:
-        row: Any = json.loads(data.decode(), parse_constant=refuse_constant)
+        row: Any = json.loads(data.decode(), parse_constant=reject_constant)
     except UnicodeDecodeError:
         return "invalid_utf8"
     except json.JSONDecodeError:
@@ -77,7 +77,7 @@ def test_good_lines_are_the_rows_themselves(lines: list[Line]) -> None:
     assert all(json.loads(line.data) == row for line, row in zip(lines, rows, strict=True) if line.kind == GOOD)
 
 
-def test_an_impossible_share_is_refused() -> None:
+def test_an_impossible_share_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"share of bad lines is 1\.5"):
         next(plant_bad_lines(generate_rows(1, seed=1), share=1.5, seed=1))
 

@@ -44,7 +44,7 @@ def test_there_are_ten_policies_with_two_issue_types_each() -> None:
     assert len(set(issues)) == 20
 
 
-def test_an_unknown_policy_is_refused_by_name() -> None:
+def test_an_unknown_policy_is_rejected_by_name() -> None:
     with pytest.raises(ValueError, match="no policy is called 'refunds'"):
         policy_text("refunds")
 

@@ -121,11 +121,11 @@ def test_even_the_widest_jitter_gives_every_row() -> None:
 
 
 @pytest.mark.parametrize("jitter", [-0.1, 1.1])
-def test_jitter_outside_its_bounds_is_refused(jitter: float) -> None:
+def test_jitter_outside_its_bounds_is_rejected(jitter: float) -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
         next(generate_rows(1, seed=1, jitter=jitter))
 
 
-def test_a_negative_count_is_refused() -> None:
+def test_a_negative_count_is_rejected() -> None:
     with pytest.raises(ValueError, match="count is -1"):
         next(generate_rows(-1, seed=1))

@@ -31,25 +31,25 @@ def config(
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> DatasetRef:
-    for name in ("report.json", "refused.jsonl"):
+    for name in ("report.json", "rejected.jsonl"):
         (tmp_path / name).touch()
     return DatasetRef(FolderRef(str(tmp_path), None, ""), "d" * 64, 10, 2, digest_base_model(tmp_path / "base"))
 
 
 @pytest.fixture
-def identity(config: RunConfig) -> str:
+def fingerprint(config: RunConfig) -> str:
     return config.registered_model_name.ljust(64, "0")
 
 
 @pytest.fixture
-def trained(config: RunConfig, dataset: DatasetRef, identity: str, tmp_path: Path) -> TrainedRef:
+def trained(config: RunConfig, dataset: DatasetRef, fingerprint: str, tmp_path: Path) -> TrainedRef:
     """An adapter folder and an evaluation folder such as a run leaves behind; the weights do not matter here."""
     adapter, evaluation = tmp_path / "adapter", tmp_path / "evaluation"
     config.save(adapter)
     (adapter / "adapter_model.safetensors").write_bytes(config.registered_model_name.encode())
     evaluation.mkdir()
     (evaluation / "scores.json").write_text(json.dumps({"candidate": {"accuracy": 0.5, "by_group": {}}}))
-    run_id = tracking.open_tracking_run(config, identity, dataset, tmp_path)
-    run = RunRef(identity, str(tmp_path), digest_base_model(tmp_path / "base"), run_id)
+    run_id = tracking.open_tracking_run(config, fingerprint, dataset, tmp_path)
+    run = RunRef(fingerprint, str(tmp_path), digest_base_model(tmp_path / "base"), run_id)
     report = EvalReport(FolderRef(str(evaluation), None, "e"), 2, {"candidate": 0.5}, {"candidate": 0.0}, None)
     return TrainedRef(run, FolderRef(str(adapter), None, seal(adapter)), report)

@@ -7,8 +7,8 @@ import pytest
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import AwaitingRetry, Cancelled, Cancelling, Completed, Crashed, Failed, Pending, Running, Scheduled
 
-from tasks.attempts import MOST_ATTEMPTS
 from tasks.janitor import CRASHED_FOR, PENDING_FOR, SILENT_FOR, judge
+from tasks.recovery import MOST_ATTEMPTS
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 A_MOMENT = timedelta(seconds=1)

@@ -11,7 +11,7 @@ from prefect.logging import disable_run_logger
 from prefect.types.entrypoint import EntrypointType
 
 from flows.train_flow import train_flow
-from tasks import registry, store, tracking
+from tasks import artifact_store, registry, tracking
 from tasks.data import build_dataset
 from tasks.preflight import GPU_MEMORY, preflight
 from tasks.refs import DatasetRef, FolderRef
@@ -28,7 +28,7 @@ NOBODY = "http://127.0.0.1:9"  # the port of discarded messages; nothing listens
 def ready(tiny_base: Path, tmp_path: Path, output_dir: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """Settings of a run that lacks nothing."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setenv(store.VARIABLE, (tmp_path / "store").as_uri())
+    monkeypatch.setenv(artifact_store.VARIABLE, (tmp_path / "store").as_uri())
     return RunConfig(model_name=str(tiny_base), output_dir=str(output_dir))
 
 
@@ -49,11 +49,11 @@ def test_all_that_a_run_lacks_is_named_at_once(
     ready: RunConfig, prefect_api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", NOBODY)
-    monkeypatch.setenv(store.VARIABLE, "file:///proc/none")
+    monkeypatch.setenv(artifact_store.VARIABLE, "file:///proc/none")
     lacking = dataclasses.replace(ready, train_on="train-flow/nobody", lora_r=10**10)
     assert [problem.partition(":")[0] for problem in problems_of(lacking)] == [
         "MLFLOW_TRACKING_URI",
-        store.VARIABLE,
+        artifact_store.VARIABLE,
         "output_dir",
         "train_on",
     ]
@@ -67,12 +67,12 @@ def test_checkpoints_need_room_where_the_training_is(ready: RunConfig) -> None:
 def test_a_pool_of_another_machine_needs_a_store(
     ready: RunConfig, prefect_api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(store.VARIABLE)
+    monkeypatch.delenv(artifact_store.VARIABLE)
     problems = problems_of(dataclasses.replace(ready, train_on="train-flow/nobody"))
-    assert [problem.split(" ")[0] for problem in problems] == [store.VARIABLE, "train_on:"]
+    assert [problem.split(" ")[0] for problem in problems] == [artifact_store.VARIABLE, "train_on:"]
 
 
-def test_a_name_that_the_registry_cannot_search_for_is_refused(ready: RunConfig) -> None:
+def test_a_name_that_the_registry_cannot_search_for_is_rejected(ready: RunConfig) -> None:
     (problem,) = problems_of(dataclasses.replace(ready, registered_model_name="it's"))
     assert 'cannot take "it\'s"' in problem
 
@@ -88,7 +88,7 @@ def test_a_deleted_experiment_is_named_with_the_command_that_brings_it_back(read
     preflight.fn(own, DATASET)
 
 
-def test_a_pool_without_a_worker_is_told_and_not_refused(
+def test_a_pool_without_a_worker_is_told_and_not_rejected(
     ready: RunConfig, prefect_api: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with get_client(sync_client=True) as client:
@@ -104,7 +104,7 @@ def test_a_pool_without_a_worker_is_told_and_not_refused(
     assert "prefect worker start --pool idle" in caplog.text
 
 
-def test_a_training_that_no_gpu_of_the_pool_could_hold_is_refused_with_a_remedy(
+def test_a_training_that_no_gpu_of_the_pool_could_hold_is_rejected_with_a_fix(
     ready: RunConfig, sample_rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with disable_run_logger():

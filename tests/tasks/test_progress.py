@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks import progress, store
+from tasks import artifact_store, progress
 from tasks.progress import describe_progress, follow_journal
 from tasks.refs import RunRef
 from training_core.config import RunConfig
@@ -23,8 +23,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunRef:
     """A run with no servers, looked at all the time."""
     for name in ("end_when_replaced", "send_points"):
         monkeypatch.setattr(progress, name, lambda *_: None)
-    monkeypatch.delenv(store.VARIABLE, raising=False)
-    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.delenv(artifact_store.VARIABLE, raising=False)
+    monkeypatch.setattr(progress, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(progress, "get_run_logger", lambda: logging.getLogger("run"))
     return RunRef("i" * 64, str(tmp_path), "base", "run")
 
@@ -58,7 +58,7 @@ def test_a_look_that_fails_in_a_way_of_its_own_is_told_and_tried_again(
 def test_a_checkpoint_that_is_not_safe_after_the_training_is_an_error(
     run: RunRef, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LOOKS", 60)
+    monkeypatch.setattr(progress, "POLL_SECONDS", 60)
     monkeypatch.setattr(progress, "save_progress", failing_twice(then=threading.Event()))
     with pytest.raises(EndpointConnectionError), follow_journal(RunConfig(), run):
         pass
@@ -72,7 +72,8 @@ def test_progress_tells_step_losses_speed_memory_and_the_time_left() -> None:
         Point(30, 100, 40.0, {"loss": 0.5} | cost),
     ]
     assert describe_progress(points) == (
-        "Step 30 of 100, about 0:02:20 left: loss 0.5, held-out loss 1.25, 12,346 real tokens/s, 3.50 GiB at most"
+        "Step 30 of 100, about 0:02:20 left: "
+        "loss 0.5, held-out loss 1.25, 12,346 tokens before sharing/s, 3.50 GiB at most"
     )
 
 

@@ -14,7 +14,7 @@ from training_core.data_loader import prepare_data
 from training_core.dataset.store import load_training_data
 from training_core.folders import seal_digest
 from training_core.model_setup import digest_base_model
-from training_core.training.identity import digest_rows, training_identity
+from training_core.training.fingerprint import digest_rows, run_fingerprint
 
 
 def report(candidate: float, champion: float | None = None, given_away: tuple[float, float] = (0.1, 0.1)) -> EvalReport:
@@ -57,8 +57,8 @@ def prepared(tiny_base: Path, sample_rows: Path, output_dir: Path) -> DatasetRef
 
 
 @pytest.fixture
-def identity(config: RunConfig, prepared: DatasetRef) -> str:
-    return training_identity(config, prepared.digest, prepared.base_digest)
+def fingerprint(config: RunConfig, prepared: DatasetRef) -> str:
+    return run_fingerprint(config, prepared.digest, prepared.base_digest)
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def version(prefect_api: str, config: RunConfig, trained: TrainedRef) -> ModelVe
 @pytest.fixture
 def rival(config: RunConfig, trained: TrainedRef, version: ModelVersionRef) -> str:
     """The number of a version of another training."""
-    other = dataclasses.replace(trained.run, identity=trained.run.identity[::-1])
+    other = dataclasses.replace(trained.run, fingerprint=trained.run.fingerprint[::-1])
     return registry.find_or_create_version(config, dataclasses.replace(trained, run=other), "")
 
 

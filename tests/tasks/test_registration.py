@@ -29,14 +29,14 @@ def test_a_version_that_is_not_there_is_named(config: RunConfig, dataset: Datase
         fetch_registered.fn(config, "candidate", dataset)
 
 
-def test_rows_encoded_for_another_base_are_refused_with_the_base_to_give(
+def test_rows_encoded_for_another_base_are_rejected_with_the_base_to_give(
     config: RunConfig, dataset: DatasetRef, number: str
 ) -> None:
     with pytest.raises(SettingsError, match=f"give --model_name {config.model_name}"):
         fetch_registered.fn(config, number, replace(dataset, base_digest="of another"))
 
 
-def test_a_version_whose_tracking_run_was_deleted_is_refused_with_how_to_bring_it_back(
+def test_a_version_whose_tracking_run_was_deleted_is_rejected_with_how_to_bring_it_back(
     config: RunConfig, dataset: DatasetRef, trained: TrainedRef, number: str
 ) -> None:
     tracking.connect(config).delete_run(trained.run.tracking_run_id)

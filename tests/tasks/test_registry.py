@@ -30,7 +30,7 @@ def test_an_adapter_has_one_version_however_often_it_is_registered(config: RunCo
 def test_a_model_that_a_killed_process_left_half_uploaded_is_completed(config: RunConfig, trained: TrainedRef) -> None:
     client = tracking.connect(config)
     experiment = tracking.experiment_id(client, config)
-    tags = {tracking.IDENTITY_TAG: trained.run.identity, registry.ADAPTER_TAG: trained.adapter.digest}
+    tags = {tracking.FINGERPRINT_TAG: trained.run.fingerprint, registry.ADAPTER_TAG: trained.adapter.digest}
     half = client.create_logged_model(experiment, "adapter", trained.run.tracking_run_id, tags=tags)
     registry.find_or_create_version(config, trained, "")
     (version,) = versions(config)
@@ -94,10 +94,10 @@ def test_the_champion_comes_with_the_files_that_were_registered(config: RunConfi
     assert (champion.version, champion.run.tracking_run_id) == (version, trained.run.tracking_run_id)
     weights = "adapter_model.safetensors"
     assert (Path(champion.adapter.path) / weights).read_bytes() == (Path(trained.adapter.path) / weights).read_bytes()
-    assert registry.fetch_champion(config, but_not=trained.run.identity) is None
+    assert registry.fetch_champion(config, but_not=trained.run.fingerprint) is None
 
 
-def test_a_champion_whose_files_were_changed_in_the_store_is_refused(config: RunConfig, trained: TrainedRef) -> None:
+def test_a_champion_whose_files_were_changed_in_the_store_is_rejected(config: RunConfig, trained: TrainedRef) -> None:
     version = registry.find_or_create_version(config, trained, "")
     registry.point_alias(config, registry.CHAMPION, version)
     (stored,) = Path(versions(config)[0].source.removeprefix("file://")).rglob("adapter_model.safetensors")

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from samples.bad_lines import to_line
 from samples.cases import generate_rows
-from samples.row_shapes import SHAPES
+from samples.row_formats import FORMATS
 from tasks.check_served import as_input, compare
 from tasks.model_package import package_adapter
 from tasks.refs import EvalReport, FolderRef, RunRef, TrainedRef
@@ -34,7 +34,7 @@ from training_core.model_setup import (
     load_tokenizer,
 )
 from training_core.prompts.chat_encoding import ChatEncoder
-from training_core.training.checkpoints import save_adapter
+from training_core.training.adapter import write_adapter
 from training_core.utils import Precision
 
 # Asking without thinking opens an empty think block in the prompt, as Qwen3 has it.
@@ -52,7 +52,7 @@ def free_text(row: dict[str, Any]) -> dict[str, Any]:
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
 
 
-KINDS = SHAPES | {"free text": free_text}
+KINDS = FORMATS | {"free text": free_text}
 
 
 @pytest.fixture(params=["qwen2", "qwen3"])
@@ -93,8 +93,8 @@ def test_the_prompt_of_training_is_that_of_serving_for_every_row(
 
 
 def written(probe: dict[str, Any], folder: Path) -> Path:
-    (folder / "probe.json").write_text(json.dumps(probe))
-    return folder / "probe.json"
+    (folder / "parity_sample.json").write_text(json.dumps(probe))
+    return folder / "parity_sample.json"
 
 
 @pytest.mark.slow
@@ -106,7 +106,7 @@ def test_a_registered_model_answers_as_the_evaluation_to_the_token_and_elsewhere
     config = RunConfig(model_name=str(tiny_base), eval_max_new_tokens=6, eval_batch_size=4)
     loaded = load_model_and_tokenizer(config)
     rows = held_out(kind, loaded.tokenizer, tmp_path).select(range(4))
-    save_adapter(loaded.model, loaded.tokenizer, config, np.empty(0, np.uint64), tmp_path / "adapter")
+    write_adapter(loaded.model, loaded.tokenizer, config, np.empty(0, np.uint64), tmp_path / "adapter")
     base_digest = digest_base_model(tiny_base)
     run = RunRef("i", str(tmp_path), base_digest, "r")
     adapter = FolderRef(str(tmp_path / "adapter"), None, str(seal_digest(tmp_path / "adapter")))

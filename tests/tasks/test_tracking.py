@@ -1,4 +1,4 @@
-"""One run per identity, whatever crashed before, and nothing in it twice. On a real SQLite store."""
+"""One run per fingerprint, whatever crashed before, and nothing in it twice. On a real SQLite store."""
 
 import dataclasses
 import json
@@ -15,21 +15,21 @@ from training_core.training.journal import Point
 pytestmark = pytest.mark.slow
 
 
-def test_an_identity_has_one_run_with_all_parameters_even_when_its_creator_was_killed(
+def test_an_fingerprint_has_one_run_with_all_parameters_even_when_its_creator_was_killed(
     config: RunConfig, dataset: DatasetRef, tmp_path: Path
 ) -> None:
     client = tracking.connect(config)
     experiment = tracking.experiment_id(client, config)
-    bare = client.create_run(experiment, tags={tracking.IDENTITY_TAG: "killed"})  # and then the process died
+    bare = client.create_run(experiment, tags={tracking.FINGERPRINT_TAG: "killed"})  # and then the process died
     assert tracking.open_tracking_run(config, "killed", dataset, tmp_path) == bare.info.run_id
-    later = dataclasses.replace(config, max_eval_rows=7)  # no part of the identity, and parameters never change
+    later = dataclasses.replace(config, max_eval_rows=7)  # no part of the fingerprint, and parameters never change
     assert tracking.open_tracking_run(later, "killed", dataset, tmp_path) == bare.info.run_id
     run = client.get_run(bare.info.run_id)
     assert run.data.params.keys() == dataclasses.asdict(config).keys()
     assert run.data.params["max_eval_rows"] == str(config.max_eval_rows)
     assert {file.path for file in client.list_artifacts(run.info.run_id, "data")} == {
         "data/report.json",
-        "data/refused.jsonl",
+        "data/rejected.jsonl",
     }
     assert [given.dataset.digest for given in run.inputs.dataset_inputs] == [dataset.digest[:36]]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from prefect import flow
 
-from tasks import registry, store, tracking
+from tasks import artifact_store, registry, tracking
+from tasks.artifact_store import publish
 from tasks.refs import DatasetRef, RunRef, TrainedRef
-from tasks.store import publish
 from tasks.training import open_run
 from training_core.config import RunConfig, SettingsError
 from training_core.folders import seal, seal_digest
@@ -17,10 +17,10 @@ from training_core.folders import seal, seal_digest
 @pytest.fixture
 def rows(dataset: DatasetRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DatasetRef:
     """Rows of another machine, in a store."""
-    monkeypatch.setenv(store.VARIABLE, (tmp_path / "store").as_uri())
+    monkeypatch.setenv(artifact_store.VARIABLE, (tmp_path / "store").as_uri())
     folder = tmp_path / "rows"
     folder.mkdir()
-    for name in ("report.json", "refused.jsonl"):
+    for name in ("report.json", "rejected.jsonl"):
         (folder / name).touch()
     seal(folder)
     return replace(dataset, folder=publish(folder))
@@ -48,7 +48,7 @@ def test_an_adapter_that_is_registered_is_taken_as_it_is_and_not_trained_again_o
     run = opened(config, rows)
     registry.find_or_create_version(config, replace(trained, run=run), "")
     again = opened(config, rows)
-    assert again.identity == run.identity
+    assert again.fingerprint == run.fingerprint
     assert seal_digest(Path(again.path) / "adapter") == trained.adapter.digest
 
 
@@ -67,9 +67,9 @@ def test_a_worker_without_the_places_where_all_meet_trains_nothing(
     config: RunConfig, rows: DatasetRef, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(config, model_name=str(tiny_base))  # of which the size is looked at
-    monkeypatch.delenv(store.VARIABLE)
-    with pytest.raises(SettingsError) as refused:
+    monkeypatch.delenv(artifact_store.VARIABLE)
+    with pytest.raises(SettingsError) as rejected:
         open_run.fn(replace(config, train_on="train-flow/gpu"), replace(rows, base_digest="of other files"))
-    assert "has other files here" in str(refused.value)
-    assert "MLFLOW_TRACKING_URI is not set" in str(refused.value)
-    assert f"{store.VARIABLE} is not set" in str(refused.value)
+    assert "has other files here" in str(rejected.value)
+    assert "MLFLOW_TRACKING_URI is not set" in str(rejected.value)
+    assert f"{artifact_store.VARIABLE} is not set" in str(rejected.value)

@@ -42,7 +42,7 @@ PROMISED_FLAGS = [
     *("eval_steps", "save_total_limit", "optim", "lr_scheduler_type", "max_grad_norm"),
     *("packing",),
 ]
-# Settings that may change while the adapter stays the same: its rows and base are in the identity as digests.
+# Settings that may change while the adapter stays the same: its rows and base are in the fingerprint as digests.
 HARMLESS = {
     *("model_name", "dataset_path", "eval_path", "val_split", "overlong", "max_refused_share"),
     *("entity_fields", "overlap", "allowed_decisions", "label_audit"),
@@ -103,7 +103,7 @@ def test_a_number_is_never_negative_infinite_or_no_number(name: str, value: Any)
         ("favourable_decisions", [1]),
     ],
 )
-def test_a_value_out_of_bounds_is_refused_and_shown(name: str, value: object) -> None:
+def test_a_value_out_of_bounds_is_rejected_and_shown(name: str, value: object) -> None:
     (problem,) = problems_of(**{name: value})
     shown = value[0] if isinstance(value, list) else value
     assert problem.startswith(f"{name}: {shown!r} cannot be used: ")
@@ -119,7 +119,7 @@ def test_the_defaults_suit_qwen_1_5b_as_documented() -> None:
     assert {name: defaults[name] for name in DOCUMENTED_DEFAULTS} == DOCUMENTED_DEFAULTS
 
 
-def test_an_unknown_setting_is_refused_with_a_suggestion() -> None:
+def test_an_unknown_setting_is_rejected_with_a_suggestion() -> None:
     assert problems_of(learning_rte=1e-4) == ["learning_rte: there is no such setting; did you mean learning_rate?"]
     assert problems_of(zzz=1) == ["zzz: there is no such setting"]
 
@@ -195,7 +195,7 @@ def test_a_file_that_holds_no_settings_is_a_settings_error(tmp_path: Path, text:
         RunConfig.load(written(tmp_path, text))
 
 
-def test_a_setting_given_twice_in_a_file_is_refused(tmp_path: Path) -> None:
+def test_a_setting_given_twice_in_a_file_is_rejected(tmp_path: Path) -> None:
     """Otherwise the one that a person reads first is silently not the one that counts."""
     with pytest.raises(SettingsError, match="learning_rate"):
         RunConfig.load(written(tmp_path, "learning_rate: 1e-4\nseed: 1\nlearning_rate: 2e-4\n"))

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from samples.bad_lines import SPOILERS, plant_bad_lines
 from samples.cases import generate_rows, write_rows
-from samples.row_shapes import CONTAINERS, SHAPES
+from samples.row_formats import CONTAINERS, FORMATS
 from training_core.dataset import ingest
 from training_core.dataset.report import Account, DataReport
 from training_core.model_setup import load_tokenizer
@@ -39,68 +39,68 @@ def test_the_account_of_planted_bad_lines_is_exact(tmp_path: Path, tokenizer: Pr
     (account,) = built.report.accounts
     assert account.lines == planted["lines"] == 400
     assert account.overlong == planted["overlong"]
-    assert account.refused == sum(planted[kind] for kind in SPOILERS) - planted["overlong"]
+    assert account.rejected == sum(planted[kind] for kind in SPOILERS) - planted["overlong"]
     # A duplicate is a copy of a good line; nothing else is twice in the file.
     assert account.duplicates == planted["duplicate"]
     assert account.trained + account.held_out == planted["good"]
-    assert len(built.report.problems) == account.refused == built.refused.count(b"\n")
+    assert len(built.report.problems) == account.rejected == built.rejected.count(b"\n")
     assert_sides_are_as_accounted(built)
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", FORMATS)
 def test_bad_lines_in_any_shape_and_container_are_all_accounted_for(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, shape: str, container: str
 ) -> None:
-    good = [to_line(SHAPES[shape](row)) for row in records(9)]
+    good = [to_line(FORMATS[shape](row)) for row in records(9)]
     broken = [b"{", b"\xff", good[0][:-30]]
     if container == ".json":  # where a bracket left open takes what follows with it
         broken = [b"3", b"\xff", b"{}"]
     if container == ".parquet":  # which holds no broken lines
-        broken = [to_line(dict.fromkeys(SHAPES[shape](records(1)[0])) | {"more": i}) for i in range(3)]
+        broken = [to_line(dict.fromkeys(FORMATS[shape](records(1)[0])) | {"more": i}) for i in range(3)]
     path = tmp_path / f"rows{container}"
     path.write_bytes(CONTAINERS[container]([good[0], *broken, *good[1:], *good[3:5]]))
     built = build(path, tokenizer)
     (account,) = built.report.accounts
-    assert (account.lines, account.refused, account.duplicates) == (14, 3, 2)
+    assert (account.lines, account.rejected, account.duplicates) == (14, 3, 2)
     assert account.trained + account.held_out == 9
     assert account.shape.startswith(shape.split("_")[0])
     if container != ".parquet":
-        assert built.refused == b"\n".join([*broken, b""])
+        assert built.rejected == b"\n".join([*broken, b""])
     assert_sides_are_as_accounted(built)
 
 
 def test_an_account_that_does_not_add_up_cannot_be_made() -> None:
     with pytest.raises(AssertionError):
-        Account("x", "native", lines=10, trained=5, held_out=1, duplicates=1, refused=1, overlong=1)
+        Account("x", "native", lines=10, trained=5, held_out=1, duplicates=1, rejected=1, overlong=1)
 
 
 def test_every_file_has_an_account_of_its_own(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     (tmp_path / "data").mkdir()
     first = write(tmp_path / "data" / "a.jsonl", [*records(6), b"{", records(1)[0]])
-    chats = write(tmp_path / "data" / "b.jsonl", [SHAPES["messages"](row) for row in records(3, start=4)])
+    chats = write(tmp_path / "data" / "b.jsonl", [FORMATS["messages"](row) for row in records(3, start=4)])
     held_out = write(tmp_path / "held_out.jsonl", [*records(3, start=100), b"[", b"]"])
     built = build(tmp_path / "data", tokenizer, eval_path=held_out)
-    counts = {"lines": 8, "trained": 6, "held_out": 0, "duplicates": 1, "refused": 1, "overlong": 0}
+    counts = {"lines": 8, "trained": 6, "held_out": 0, "duplicates": 1, "rejected": 1, "overlong": 0}
     assert built.report.accounts == [
-        Account(held_out, "native", 5, trained=0, held_out=3, duplicates=0, refused=2, overlong=0),
+        Account(held_out, "native", 5, trained=0, held_out=3, duplicates=0, rejected=2, overlong=0),
         Account(first, "native", **counts),
-        Account(chats, "messages, cases", 3, trained=1, held_out=0, duplicates=2, refused=0, overlong=0),
+        Account(chats, "messages, cases", 3, trained=1, held_out=0, duplicates=2, rejected=0, overlong=0),
     ]
     assert_sides_are_as_accounted(built)
 
 
-def test_the_quarantine_holds_refused_lines_byte_for_byte_one_after_the_other(
+def test_the_quarantine_holds_rejected_lines_byte_for_byte_one_after_the_other(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     """Also where a file ends without a newline and the next one begins with a bad line."""
     lines = list(plant_bad_lines(generate_rows(200, seed=3), share=0.5, seed=3))
-    refused = [line.data for line in lines if line.kind in SPOILERS and line.kind != "overlong"]
+    rejected = [line.data for line in lines if line.kind in SPOILERS and line.kind != "overlong"]
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.jsonl").write_bytes(b"".join(line.data for line in lines) + b"\xff last\r")
     (tmp_path / "data" / "b.jsonl").write_bytes(b"first\r\n\x00")
     built = build(tmp_path / "data", tokenizer)
-    assert built.refused == b"".join([*refused, b"\xff last\r\n", b"first\r\n", b"\x00\n"])
+    assert built.rejected == b"".join([*rejected, b"\xff last\r\n", b"first\r\n", b"\x00\n"])
 
 
 def test_a_line_too_long_to_hold_stands_whole_in_the_quarantine_and_the_next_below_it(
@@ -111,8 +111,8 @@ def test_a_line_too_long_to_hold_stands_whole_in_the_quarantine_and_the_next_bel
     (tmp_path / "data" / "a.jsonl").write_bytes(b"\n".join([*map(to_line, records(5)), b"x" * 5_500]))
     (tmp_path / "data" / "b.jsonl").write_bytes(b"{\n" + b"[" + to_line(records(1, start=9)[0]) + b"," + b"y" * 2_000)
     built = build(tmp_path / "data", tokenizer)
-    assert [account.refused for account in built.report.accounts] == [1, 2]
-    assert built.refused.split(b"\n")[:2] == [b"x" * 5_500, b"{"]
+    assert [account.rejected for account in built.report.accounts] == [1, 2]
+    assert built.rejected.split(b"\n")[:2] == [b"x" * 5_500, b"{"]
 
 
 def test_a_file_that_breaks_off_is_a_failure_and_its_rows_are_still_reported(

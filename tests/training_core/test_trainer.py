@@ -14,7 +14,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from training_core.config import RunConfig
 from training_core.data_loader import prepare_data
 from training_core.dataset.store import load_training_data
-from training_core.evaluation.comparison import Contestant, hold_contest
+from training_core.evaluation.comparison import EvaluatedModel, compare_models
 from training_core.folders import seal_digest
 from training_core.model_setup import LoadedModel, load_model_and_tokenizer
 from training_core.packing.batches import Steps, tokens_per_step
@@ -119,7 +119,7 @@ def test_a_model_that_has_answered_still_trains_as_one_that_has_not(config: RunC
     """On CPUs with AVX512-bf16 bitsandbytes repacks weights at the first evaluation, for a kernel without gradient."""
     data = load_training_data(prepare_data(config, Path(config.model_name)))
     fresh, used = load_model_and_tokenizer(config), load_model_and_tokenizer(config)
-    hold_contest(Contestant(used, data.trained_on), None, data, config)
+    compare_models(EvaluatedModel(used, data.leakage_keys), None, data, config)
     for loaded, folder in ((fresh, "fresh"), (used, "used")):
         train_model(loaded, data, config, tmp_path / folder)
     expected = weights(fresh, trained=True)

@@ -17,7 +17,7 @@ from training_core.config import RunConfig
 from training_core.prompts.chat_encoding import ChatEncoder, TokenIds
 from training_core.prompts.messages import build_assistant_message, case_of, format_as_chat
 from training_core.prompts.policy_trimming import trim_policy
-from training_core.rows.reader import Refused, Row
+from training_core.rows.reader import Rejected, Row
 from training_core.rows.strict_json import Problem, Record
 
 IGNORED_LABEL = -100
@@ -43,16 +43,16 @@ class EncodedRows(NamedTuple):
     """Some rows of a file, in one order in ``batch`` (columns of ``SCHEMA``) and in ``facts``.
 
     ``facts`` has ``file``, ``line``, ``decision``, ``tokens``, ``kept`` (``"3 of 9"`` where a policy was trimmed), and
-    64-bit digests: of the whole ``row``, its ``policy``, its ``case`` alone, the case as letters and
-    digits (``near``), and its ``lot``, which the seed shuffles. ``entities`` has a digest for every id that a row
-    names, and the ``row``, its place in ``facts``. ``broken`` are the rows whose answers tokenisation does not keep, by
-    their places among the rows.
+    64-bit digests: of the whole ``row``, its ``policy``, its ``case`` alone, the case as letters and digits
+    (``near_duplicate_key``), and its ``split_rank``, which the seed shuffles. ``entities`` has a digest for every id
+    that a row names, and the ``row``, its place in ``facts``. ``broken`` are the rows whose answers tokenisation does
+    not keep, by their places among the rows.
     """
 
     batch: pa.RecordBatch
     facts: pd.DataFrame
     entities: pd.DataFrame
-    broken: dict[int, Refused]
+    broken: dict[int, Rejected]
 
 
 class _Encoded(NamedTuple):
@@ -75,7 +75,7 @@ def encode_rows(rows: Sequence[Row], encoder: ChatEncoder, config: RunConfig) ->
             encoded.append(_trimmed(_Encoded(row, row.record, prompt, answer, ""), encoder, config))
         else:
             what = Problem(row.file, row.line, "output", "does not survive tokenisation", "use plain Unicode")
-            broken[place] = Refused(what, row.raw)
+            broken[place] = Rejected(what, row.raw)
     return EncodedRows(_as_batch(encoded, config), _facts(encoded, config), _entities(encoded, config), broken)
 
 
@@ -114,7 +114,7 @@ def _facts(items: Sequence[_Encoded], config: RunConfig) -> pd.DataFrame:
     )
 
 
-_DIGESTS = ("row", "policy", "case", "near", "lot")
+_DIGESTS = ("row", "policy", "case", "near_duplicate_key", "split_rank")
 
 
 def _digests(record: Record, seed: int) -> tuple[int, ...]:
@@ -125,19 +125,19 @@ def _digests(record: Record, seed: int) -> tuple[int, ...]:
         _digest(prompt.to_bytes(8, "little") + _canonical(record["output"])),
         policy,
         _digest(subject),
-        _near(instruction, case),
+        _near_duplicate_key(instruction, case),
         _digest(seed.to_bytes(8, "little") + subject),
     )
 
 
-def traces(record: Record, entity_fields: Sequence[str]) -> list[int]:
-    """The 64-bit digests that tie a record to others: ``near`` of its case (see ``EncodedRows``), and its entities."""
-    # Adapters keep them (see ``save_adapter``): made otherwise, nobody would know any more what these were trained on.
+def leakage_keys(record: Record, entity_fields: Sequence[str]) -> list[int]:
+    """The 64-bit digests that tie a record to others: the ``near_duplicate_key`` of its case, and its entities."""
+    # Adapters keep them (see ``write_adapter``): computed otherwise, they would match no row of an older adapter.
     _, instruction, case = _subject(record)
-    return [_near(instruction, case), *_entities_of(record, entity_fields)]
+    return [_near_duplicate_key(instruction, case), *_entities_of(record, entity_fields)]
 
 
-def _near(instruction: bytes, case: bytes) -> int:
+def _near_duplicate_key(instruction: bytes, case: bytes) -> int:
     return _digest(_SEPARATORS.sub(" ", case.decode().casefold()).encode() if case != b"{}" else instruction)
 
 

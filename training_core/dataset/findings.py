@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from training_core.config import RunConfig
-from training_core.dataset.ingest import Source, Survey
+from training_core.dataset.ingest import Ingested, Source
 from training_core.dataset.report import Account, DataReport, DecisionCount, Finding, Lengths
 from training_core.dataset.splits import DUPLICATE, HELD_OUT, OVERLONG, TRAINED
 
@@ -17,42 +17,42 @@ RARE = 5
 _OVERLAP = {"error": "not allowed", "drop": "dropped", "allow": "used, but equal rows are duplicates"}
 _PERCENTILES = (50, 90, 99, 100)
 _MOST_BINS = 15
-_SAME = ["near", "policy"]
+_SAME = ["near_duplicate_key", "policy"]
 _PLACES_IN_A_FAILURE = 5
 
 
-def report_on(config: RunConfig, survey: Survey, facts: pd.DataFrame, packing: str) -> DataReport:
-    """The report on rows whose ``facts`` have got their ``fate`` and ``overlap``; broken rules are its failures."""
-    findings = [*_findings_on_rows(config, facts), *_findings_on_texts(survey)]
+def report_on(config: RunConfig, ingested: Ingested, facts: pd.DataFrame, packing: str) -> DataReport:
+    """The report on rows whose ``facts`` have got their ``split`` and ``overlap``; broken rules are its failures."""
+    findings = [*_findings_on_rows(config, facts), *_findings_on_texts(ingested)]
     return DataReport(
-        accounts=[_account(source, facts) for source in survey.sources],
+        accounts=[_account(source, facts) for source in ingested.sources],
         decisions=_count_decisions(facts),
         lengths=_measure(config, facts),
         policies=facts.loc[facts["policy"] != 0, "policy"].nunique(),
         packing=packing,
         findings=[finding for finding in findings if finding.count],
-        failures=list(_failures(config, survey, facts)),
-        problems=survey.problems,
+        failures=list(_failures(config, ingested, facts)),
+        problems=ingested.problems,
     )
 
 
 def _account(source: Source, facts: pd.DataFrame) -> Account:
     from_there = (facts["file"] == source.file) & (facts["held_out_file"] == source.held_out)
-    fates = facts.loc[from_there, "fate"].value_counts()
-    counts = {fate: int(fates.get(fate, 0)) for fate in (TRAINED, HELD_OUT, DUPLICATE, OVERLONG)}
-    lines = source.rows + source.refused
-    return Account(source.file, source.shape, lines, refused=source.refused, **counts)
+    splits = facts.loc[from_there, "split"].value_counts()
+    counts = {split: int(splits.get(split, 0)) for split in (TRAINED, HELD_OUT, DUPLICATE, OVERLONG)}
+    lines = source.rows + source.rejected
+    return Account(source.file, source.shape, lines, rejected=source.rejected, **counts)
 
 
 def _count_decisions(facts: pd.DataFrame) -> list[DecisionCount]:
-    used = facts[facts["fate"].isin([TRAINED, HELD_OUT])]
-    table = pd.crosstab(used["decision"], used["fate"]).reindex(columns=[TRAINED, HELD_OUT], fill_value=0)
+    used = facts[facts["split"].isin([TRAINED, HELD_OUT])]
+    table = pd.crosstab(used["decision"], used["split"]).reindex(columns=[TRAINED, HELD_OUT], fill_value=0)
     table = table.sort_values([TRAINED, HELD_OUT], ascending=False)
     return [DecisionCount(str(name), int(row[TRAINED]), int(row[HELD_OUT])) for name, row in table.iterrows()]
 
 
 def _measure(config: RunConfig, facts: pd.DataFrame) -> Lengths:
-    tokens = facts.loc[facts["fate"] != DUPLICATE, "tokens"].to_numpy()
+    tokens = facts.loc[facts["split"] != DUPLICATE, "tokens"].to_numpy()
     if not len(tokens):
         return Lengths(config.max_seq_length, {}, [], [])
     percentiles = {str(share): int(np.percentile(tokens, share, method="higher")) for share in _PERCENTILES}
@@ -70,7 +70,7 @@ def _round_edges(least: int, nearly_all: int, most: int, limit: int) -> list[int
 
 
 def _findings_on_rows(config: RunConfig, facts: pd.DataFrame) -> Iterator[Finding]:
-    unique = facts[facts["fate"] != DUPLICATE]
+    unique = facts[facts["split"] != DUPLICATE]
     alike = unique[unique.duplicated(_SAME, keep=False)]
     kinds = alike.groupby(_SAME)[["decision", "case"]].transform("nunique")
     opposed, almost = alike[kinds["decision"] > 1], alike[kinds["case"] > 1]
@@ -81,18 +81,18 @@ def _findings_on_rows(config: RunConfig, facts: pd.DataFrame) -> Iterator[Findin
     shared = facts[facts["overlap"].notna()]
     meaning = f"in row, case or entity; {_OVERLAP[config.overlap]}"
     yield _rows("rows that share with eval_path", meaning, shared, "overlap")
-    yield _rows("overlong rows", "above max_seq_length", facts[facts["fate"] == OVERLONG], "tokens")
+    yield _rows("overlong rows", "above max_seq_length", facts[facts["split"] == OVERLONG], "tokens")
     yield _rows("shortened policies", "whole sections left out", facts[facts["kept"] != ""], "kept")
     counts = unique["decision"].value_counts()
     rare = [f"{name}: {count}" for name, count in counts.items() if count < RARE]
     yield Finding("rare decisions", len(rare), f"fewer than {RARE} rows: hardly learnt or measured", rare[:MOST_LISTED])
 
 
-def _findings_on_texts(survey: Survey) -> Iterator[Finding]:
-    keys = [f"{key}: first in {place}" for key, place in survey.unknown_keys.items()]
-    yield Finding("keys that nobody reads", len(keys), "neither learnt nor refused", keys[:MOST_LISTED])
-    meaning = f"of {survey.audited} rows whose policy label_audit has rules for"
-    yield Finding("labels against the rules", survey.contradicted, meaning, survey.contradictions[:MOST_LISTED])
+def _findings_on_texts(ingested: Ingested) -> Iterator[Finding]:
+    keys = [f"{key}: first in {place}" for key, place in ingested.unknown_keys.items()]
+    yield Finding("keys that nobody reads", len(keys), "neither learnt nor rejected", keys[:MOST_LISTED])
+    meaning = f"of {ingested.audited} rows whose policy label_audit has rules for"
+    yield Finding("labels against the rules", ingested.contradicted, meaning, ingested.contradictions[:MOST_LISTED])
 
 
 def _groups(subject: str, meaning: str, rows: pd.DataFrame, key: list[str]) -> Finding:
@@ -112,24 +112,24 @@ def _place(row: pd.Series) -> str:
     return f"{row['file']}:{row['line']}"
 
 
-def _failures(config: RunConfig, survey: Survey, facts: pd.DataFrame) -> Iterator[str]:
-    for source in survey.sources:
+def _failures(config: RunConfig, ingested: Ingested, facts: pd.DataFrame) -> Iterator[str]:
+    for source in ingested.sources:
         yield from _failures_of_file(config, source)
-    fates = facts["fate"].value_counts().to_dict()
+    splits = facts["split"].value_counts().to_dict()
     for name, path, is_held_out in _paths(config):
-        if not any(source.held_out == is_held_out and source.rows for source in survey.sources):
+        if not any(source.held_out == is_held_out and source.rows for source in ingested.sources):
             yield f"{name}: there are no rows in {path}; mend its lines or give other files"
     shared = facts[facts["overlap"].notna()]
     if len(shared) and config.overlap == "error":
         what = f"{len(shared)} training rows share their case or an entity with eval_path ({_first_places(shared)})"
         yield f"overlap: {what}; set overlap to drop or allow"
-    overlong = facts[facts["fate"] == OVERLONG]
+    overlong = facts[facts["split"] == OVERLONG]
     if len(overlong) and config.overlong == "error":
         what = f"{len(overlong)} rows are longer than {config.max_seq_length} tokens ({_first_places(overlong)})"
         yield f"overlong: {what}; raise max_seq_length, or set overlong to drop or trim_policy"
-    if TRAINED not in fates:
+    if TRAINED not in splits:
         yield "no row is left to train on; see where the lines went, and max_seq_length"
-    if HELD_OUT not in fates:
+    if HELD_OUT not in splits:
         yield "no row is held out to evaluate on; raise val_split, give eval_path, add rows or name fewer entity_fields"
 
 
@@ -141,10 +141,10 @@ def _first_places(rows: pd.DataFrame) -> str:
 def _failures_of_file(config: RunConfig, source: Source) -> Iterator[str]:
     if source.broken_off:
         yield f"{source.file} cannot be read to its end: {source.broken_off}"
-    lines = source.rows + source.refused
-    if source.refused > config.max_refused_share * lines:
-        remedy = f"mend them, or raise max_refused_share ({config.max_refused_share:.0%})"
-        yield f"{source.file}: {source.refused} of {lines} lines cannot be used; {remedy}"
+    lines = source.rows + source.rejected
+    if source.rejected > config.max_refused_share * lines:
+        fix = f"mend them, or raise max_refused_share ({config.max_refused_share:.0%})"
+        yield f"{source.file}: {source.rejected} of {lines} lines cannot be used; {fix}"
 
 
 def _paths(config: RunConfig) -> list[tuple[str, str, bool]]:

@@ -16,12 +16,12 @@ from training_core.config import RunConfig
 from training_core.dataset.encoding import SCHEMA, encode_rows
 from training_core.prompts.chat_encoding import ChatEncoder
 from training_core.rows.files import BadFileError, find_files
-from training_core.rows.reader import Refused, Row, read_rows
+from training_core.rows.reader import Rejected, Row, read_rows
 from training_core.rows.strict_json import Problem, Record
 
 logger = logging.getLogger(__name__)
 
-ENCODED, REFUSED, PROBLEMS = "encoded.arrow", "refused.jsonl", "problems.jsonl"
+ENCODED, REJECTED, PROBLEMS = "encoded.arrow", "rejected.jsonl", "problems.jsonl"
 MOST_KEPT = 1_000
 _CHUNK_ROWS, _CHUNK_BYTES = 2_000, 8 * 2**20
 _ROWS_BETWEEN_LOG_LINES = 100_000
@@ -31,18 +31,18 @@ Audit = Callable[[Record], str | None]
 
 @dataclass
 class Source:
-    """One file as it was read: each of its lines is a row or refused; ``broken_off`` says why it has no end."""
+    """One file as it was read: each of its lines is a row or rejected; ``broken_off`` says why it has no end."""
 
     file: str
     held_out: bool
     shape: str = "unknown"
     rows: int = 0
-    refused: int = 0
+    rejected: int = 0
     broken_off: str = ""
 
 
 @dataclass
-class Survey:
+class Ingested:
     """What is gathered on the way. ``facts`` and ``entities`` are parts of the tables of ``EncodedRows``.
 
     ``facts`` has ``held_out_file`` besides. ``problems`` and ``contradictions`` (labels against the rules of
@@ -63,32 +63,32 @@ class Survey:
         return sum(source.rows for source in self.sources)
 
 
-def survey_rows(config: RunConfig, encoder: ChatEncoder, folder: Path) -> Survey:
+def ingest_rows(config: RunConfig, encoder: ChatEncoder, folder: Path) -> Ingested:
     """Read the rows of ``eval_path``, if given, then those of ``dataset_path``, a few at a time.
 
-    Writes into ``folder`` the encoded rows (``encoded.arrow``, columns of ``SCHEMA``), the refused lines byte for byte
-    (``refused.jsonl``) and why they were refused (``problems.jsonl``). Raises ``OSError`` when there is no such file.
+    Writes into ``folder`` the encoded rows (``encoded.arrow``, columns of ``SCHEMA``), the rejected lines byte for byte
+    (``rejected.jsonl``) and why they were rejected (``problems.jsonl``). Raises ``OSError`` when there is no such file.
     """
-    survey = Survey()
+    ingested = Ingested()
     audit: Audit | None = resolve_name(config.label_audit) if config.label_audit else None
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with (
         pa.ipc.new_stream(str(folder / ENCODED), SCHEMA, options=options) as stream,
-        (folder / REFUSED).open("wb") as quarantine,
+        (folder / REJECTED).open("wb") as quarantine,
         (folder / PROBLEMS).open("w", encoding="utf-8") as problems,
     ):
         for source in _sources(config):
-            survey.sources.append(source)
+            ingested.sources.append(source)
             for items in _chunks(_until_it_breaks(source, read_rows(source.file, config.allowed_decisions))):
                 encoded = encode_rows([item for item in items if isinstance(item, Row)], encoder, config)
-                rows, refused = _told_apart(items, encoded.broken)
-                survey.entities.append(encoded.entities.assign(row=encoded.entities["row"] + survey.rows))
-                survey.facts.append(encoded.facts.assign(held_out_file=source.held_out))
+                rows, rejected = _told_apart(items, encoded.broken)
+                ingested.entities.append(encoded.entities.assign(row=encoded.entities["row"] + ingested.rows))
+                ingested.facts.append(encoded.facts.assign(held_out_file=source.held_out))
                 stream.write_batch(encoded.batch)
-                _set_aside(refused, quarantine, problems)
-                _count(survey, source, len(encoded.facts), refused)
-                _note(survey, source, rows, audit)
-    return survey
+                _set_aside(rejected, quarantine, problems)
+                _count(ingested, source, len(encoded.facts), rejected)
+                _note(ingested, source, rows, audit)
+    return ingested
 
 
 def _sources(config: RunConfig) -> list[Source]:
@@ -96,16 +96,16 @@ def _sources(config: RunConfig) -> list[Source]:
     return [Source(file, held_out) for path, held_out in paths if path for file in find_files(path)]
 
 
-def _until_it_breaks(source: Source, items: Iterator[Row | Refused]) -> Iterator[Row | Refused]:
+def _until_it_breaks(source: Source, items: Iterator[Row | Rejected]) -> Iterator[Row | Rejected]:
     try:
         yield from items
     except BadFileError as error:
         source.broken_off = str(error)
 
 
-def _chunks(items: Iterable[Row | Refused]) -> Iterator[list[Row | Refused]]:
+def _chunks(items: Iterable[Row | Rejected]) -> Iterator[list[Row | Rejected]]:
     """A few thousand lines at a time, or fewer where they are long; the last chunk may be empty."""
-    chunk: list[Row | Refused] = []
+    chunk: list[Row | Rejected] = []
     size = 0
     for item in items:
         chunk.append(item)
@@ -116,44 +116,44 @@ def _chunks(items: Iterable[Row | Refused]) -> Iterator[list[Row | Refused]]:
     yield chunk
 
 
-def _told_apart(items: Iterable[Row | Refused], broken: Mapping[int, Refused]) -> tuple[list[Row], list[Refused]]:
-    """The rows that stayed whole, and all that is refused, both in the order of the file."""
+def _told_apart(items: Iterable[Row | Rejected], broken: Mapping[int, Rejected]) -> tuple[list[Row], list[Rejected]]:
+    """The rows that stayed whole, and all that is rejected, both in the order of the file."""
     places = itertools.count()  # of rows: elements of an array may share a line, so its number is no name for one
     sorted_out = [broken.get(next(places), item) if isinstance(item, Row) else item for item in items]
     rows = [item for item in sorted_out if isinstance(item, Row)]
-    return rows, [item for item in sorted_out if isinstance(item, Refused)]
+    return rows, [item for item in sorted_out if isinstance(item, Rejected)]
 
 
-def _set_aside(refused: Iterable[Refused], quarantine: BinaryIO, problems: TextIO) -> None:
-    """Each refused line as it was, and the one after it on a line of its own."""
-    for item in refused:
+def _set_aside(rejected: Iterable[Rejected], quarantine: BinaryIO, problems: TextIO) -> None:
+    """Each rejected line as it was, and the one after it on a line of its own."""
+    for item in rejected:
         quarantine.write(item.raw if item.raw.endswith(b"\n") or not item.ends else item.raw + b"\n")
         if item.problem:
             problems.write(json.dumps(asdict(item.problem), ensure_ascii=False) + "\n")
 
 
-def _count(survey: Survey, source: Source, rows: int, refused: Sequence[Refused]) -> None:
-    problems = [item.problem for item in refused if item.problem]
-    survey.problems += problems[: MOST_KEPT - len(survey.problems)]
-    before = survey.rows
+def _count(ingested: Ingested, source: Source, rows: int, rejected: Sequence[Rejected]) -> None:
+    problems = [item.problem for item in rejected if item.problem]
+    ingested.problems += problems[: MOST_KEPT - len(ingested.problems)]
+    before = ingested.rows
     source.rows += rows
-    source.refused += len(problems)
-    if before // _ROWS_BETWEEN_LOG_LINES != survey.rows // _ROWS_BETWEEN_LOG_LINES:
-        logger.info("Rows: %s read and encoded so far, %s refused", f"{survey.rows:,}", f"{source.refused:,}")
+    source.rejected += len(problems)
+    if before // _ROWS_BETWEEN_LOG_LINES != ingested.rows // _ROWS_BETWEEN_LOG_LINES:
+        logger.info("Rows: %s read and encoded so far, %s rejected", f"{ingested.rows:,}", f"{source.rejected:,}")
 
 
-def _note(survey: Survey, source: Source, rows: Iterable[Row], audit: Audit | None) -> None:
+def _note(ingested: Ingested, source: Source, rows: Iterable[Row], audit: Audit | None) -> None:
     for row in rows:
         source.shape = str(row.shape)
-        if len(survey.unknown_keys) < MOST_KEPT:
-            survey.unknown_keys |= {ascii(key)[1:-1]: _place(row) for key in row.unknown_keys} | survey.unknown_keys
+        if len(ingested.unknown_keys) < MOST_KEPT:
+            ingested.unknown_keys |= {ascii(key)[1:-1]: _place(row) for key in row.unknown_keys} | ingested.unknown_keys
         ruled = audit(row.record) if audit else None
         given = row.record["output"]["decision"]
-        survey.audited += ruled is not None
+        ingested.audited += ruled is not None
         if ruled not in (None, given):
-            survey.contradicted += 1
-            if len(survey.contradictions) < MOST_KEPT:
-                survey.contradictions.append(f"{_place(row)}: {given}, by the rules {ruled}")
+            ingested.contradicted += 1
+            if len(ingested.contradictions) < MOST_KEPT:
+                ingested.contradictions.append(f"{_place(row)}: {given}, by the rules {ruled}")
 
 
 def _place(row: Row) -> str:

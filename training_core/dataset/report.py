@@ -17,11 +17,11 @@ class Account:
     trained: int
     held_out: int
     duplicates: int
-    refused: int
+    rejected: int
     overlong: int
 
     def __post_init__(self) -> None:
-        used = self.trained + self.held_out + self.duplicates + self.refused + self.overlong
+        used = self.trained + self.held_out + self.duplicates + self.rejected + self.overlong
         assert self.lines == used, f"{self.file}: {self.lines} lines in, {used} accounted for"
 
 
@@ -49,7 +49,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to know about the rows that refuses none of them: how often it occurs, and the first places."""
+    """Something to know about the rows that rejects none of them: how often it occurs, and the first places."""
 
     subject: str
     count: int

@@ -1,4 +1,4 @@
-"""Which rows are trained on, which are held out, and which are neither: one fate for every row."""
+"""Which rows are trained on, which are held out, and which are neither: one split for every row."""
 
 from typing import Final
 
@@ -16,8 +16,8 @@ DUPLICATE: Final = "duplicates"
 OVERLONG: Final = "overlong"
 
 
-def decide_fates(config: RunConfig, facts: pd.DataFrame, entities: pd.DataFrame) -> pd.Series:
-    """The fate of each row (see ``EncodedRows`` for the columns, with ``held_out_file`` besides), in its order.
+def assign_splits(config: RunConfig, facts: pd.DataFrame, entities: pd.DataFrame) -> pd.Series:
+    """The split of each row (see ``EncodedRows`` for the columns, with ``held_out_file`` besides), in its order.
 
     A row said before is a duplicate, as is, with ``overlap="drop"``, one that shares its case or an entity with
     ``eval_path``; of the others those above ``max_seq_length`` are overlong. Without ``eval_path`` rows are held out
@@ -29,11 +29,11 @@ def decide_fates(config: RunConfig, facts: pd.DataFrame, entities: pd.DataFrame)
     overlong = facts["tokens"] > config.max_seq_length
     usable = facts[~duplicate & ~overlong]
     held_out = usable["held_out_file"] if config.eval_path else hold_out(usable, entities, config.val_split)
-    fates = pd.Series(TRAINED, index=facts.index, dtype=object)
-    fates[held_out.reindex(facts.index, fill_value=False)] = HELD_OUT
-    fates[overlong] = OVERLONG
-    fates[duplicate] = DUPLICATE
-    return fates
+    splits = pd.Series(TRAINED, index=facts.index, dtype=object)
+    splits[held_out.reindex(facts.index, fill_value=False)] = HELD_OUT
+    splits[overlong] = OVERLONG
+    splits[duplicate] = DUPLICATE
+    return splits
 
 
 def overlapping(facts: pd.DataFrame, entities: pd.DataFrame) -> pd.Series:
@@ -43,16 +43,16 @@ def overlapping(facts: pd.DataFrame, entities: pd.DataFrame) -> pd.Series:
     held_out_row = entities["row"].map(there)
     known = entities.loc[held_out_row, "entity"]
     shared.loc[entities.loc[~held_out_row & entities["entity"].isin(known), "row"].unique()] = "entity"
-    for column, name in (("near", "case"), ("case", "case"), ("row", "row")):
+    for column, name in (("near_duplicate_key", "case"), ("case", "case"), ("row", "row")):
         shared[~there & facts[column].isin(facts.loc[there, column])] = name
     return shared
 
 
-def trained_on(facts: pd.DataFrame, entities: pd.DataFrame) -> np.ndarray:
-    """What the rows whose ``fate`` is to be trained on say and name: their ``near`` and ``entity`` digests, as sorted
-    unique uint64 (see ``row_encoding.traces``)."""
-    trained = facts["fate"] == TRAINED
-    return np.union1d(facts.loc[trained, "near"], entities.loc[entities["row"].map(trained), "entity"])
+def training_leakage_keys(facts: pd.DataFrame, entities: pd.DataFrame) -> np.ndarray:
+    """The ``near_duplicate_key`` and ``entity`` digests of the rows to be trained on, as sorted unique uint64 (see
+    ``encoding.leakage_keys``)."""
+    trained = facts["split"] == TRAINED
+    return np.union1d(facts.loc[trained, "near_duplicate_key"], entities.loc[entities["row"].map(trained), "entity"])
 
 
 def hold_out(facts: pd.DataFrame, entities: pd.DataFrame, share: float) -> pd.Series:
@@ -64,16 +64,16 @@ def hold_out(facts: pd.DataFrame, entities: pd.DataFrame, share: float) -> pd.Se
     """
     if facts.empty:
         return pd.Series(dtype=bool)
-    groups = pd.DataFrame({"group": _group(facts, entities), **facts[["decision", "case", "lot"]]})
+    groups = pd.DataFrame({"group": _group(facts, entities), **facts[["decision", "case", "split_rank"]]})
     sizes = groups.groupby(["group", "decision"]).size().rename("rows").reset_index()
     strata = (
         sizes.sort_values(["rows", "decision"]).drop_duplicates("group", keep="last").set_index("group")["decision"]
     )
-    first = groups.sort_values("case").drop_duplicates("group").set_index("group")["lot"]
-    table = pd.DataFrame({"decision": strata, "lot": first, "rows": groups.groupby("group").size()})
+    first = groups.sort_values("case").drop_duplicates("group").set_index("group")["split_rank"]
+    table = pd.DataFrame({"decision": strata, "split_rank": first, "rows": groups.groupby("group").size()})
     rows = table.groupby("decision")["rows"].transform("sum")
     table.loc[rows * share < 1, "decision"] = ""
-    drawn = table.sort_values(["decision", "lot"])
+    drawn = table.sort_values(["decision", "split_rank"])
     by_decision = drawn.groupby("decision")["rows"]
     middle = by_decision.cumsum() - drawn["rows"] / 2
     return groups["group"].map(middle <= by_decision.transform("sum") * share)
@@ -94,7 +94,7 @@ def _group(facts: pd.DataFrame, entities: pd.DataFrame) -> np.ndarray:
     places = facts.index.get_indexer(pd.Index(named["row"])).astype(np.int32)
     ties = [
         _tie(rows, facts["case"].to_numpy()),
-        _tie(rows, facts["near"].to_numpy()),
+        _tie(rows, facts["near_duplicate_key"].to_numpy()),
         _tie(places, named["entity"].to_numpy()),
     ]
     edges = np.concatenate(ties, axis=1)

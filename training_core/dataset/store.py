@@ -12,14 +12,14 @@ from training_core.folders import seal_digest
 from training_core.rows.strict_json import DataError
 
 TRAIN_FILE, HELD_OUT_FILE, REPORT_FILE, PAGE_FILE = "train.arrow", "held_out.arrow", "report.json", "report.html"
-TRAINED_ON_FILE = "trained_on.npy"
+LEAKAGE_KEYS_FILE = "leakage_keys.npy"
 
 _MOST_SHOWN = 20
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Encoded rows, memory-mapped, the report on them, and the digests of ``splits.trained_on``.
+    """Encoded rows, memory-mapped, the report on them, and the digests of ``splits.training_leakage_keys``.
 
     Columns: ``input_ids`` and ``labels`` (int32 lists of one length; the answer carries labels, the prompt does not),
     ``line``, ``decision``, and ``group``, the value of the case's field ``group_by``; held-out rows also have
@@ -29,7 +29,7 @@ class TrainingData:
     train: Dataset
     held_out: Dataset
     report: DataReport
-    trained_on: np.ndarray
+    leakage_keys: np.ndarray
 
 
 def load_report(folder: Path) -> DataReport:
@@ -45,21 +45,21 @@ def load_training_data(folder: Path) -> TrainingData:
     if not seal_digest(folder):
         raise FileNotFoundError(f"{folder} is missing, incomplete or damaged; build the dataset again")
     report = load_report(folder)
-    demand_fitness(report)
+    require_fit_rows(report)
     sides = _load(folder / TRAIN_FILE), _load(folder / HELD_OUT_FILE)
-    return TrainingData(*sides, report, np.load(folder / TRAINED_ON_FILE))
+    return TrainingData(*sides, report, np.load(folder / LEAKAGE_KEYS_FILE))
 
 
-def demand_fitness(report: DataReport) -> None:
+def require_fit_rows(report: DataReport) -> None:
     """Raises ``DataError`` with every rule that is broken and the first problems, unless the rows are fit."""
     if report.failures:
         problems = [f"  - {problem}" for problem in report.problems[:_MOST_SHOWN]]
-        more = sum(account.refused for account in report.accounts) - len(problems)
+        more = sum(account.rejected for account in report.accounts) - len(problems)
         rest = [f"  … and {more} more; `sft-flow check` shows them"] if more > 0 else []
         raise DataError("\n".join(["The rows are not fit to train on.", *report.failures, *problems, *rest]))
 
 
-def demand_known_favour(report: DataReport, config: RunConfig) -> None:
+def require_known_favourable_decisions(report: DataReport, config: RunConfig) -> None:
     """Raises ``SettingsError`` when no row holds any of ``favourable_decisions``: every model would be shown to give
     nothing away, and a promotion would be guarded by nothing."""
     occurring = [count.decision for count in report.decisions]
@@ -67,8 +67,8 @@ def demand_known_favour(report: DataReport, config: RunConfig) -> None:
         wanted = ", ".join(map(repr, config.favourable_decisions))
         found = ", ".join(map(repr, occurring[:_MOST_SHOWN]))
         more = f" and {rest} more" if (rest := len(occurring) - _MOST_SHOWN) > 0 else ""
-        remedy = "name those in the customer's favour, or [] if there are none"
-        raise SettingsError([f"favourable_decisions: no row holds {wanted}; the rows hold {found}{more}; {remedy}"])
+        fix = "name those in the customer's favour, or [] if there are none"
+        raise SettingsError([f"favourable_decisions: no row holds {wanted}; the rows hold {found}{more}; {fix}"])
 
 
 def _load(file: Path) -> Dataset:

@@ -20,7 +20,7 @@ _EIGHTHS = "▏▎▍▌▋▊▉█"
 
 
 def data_grids(report: DataReport) -> list[Grid]:
-    """All of the report but its verdict: accounts, decisions, lengths, policies, what is doubtful, what is refused."""
+    """All of the report but its verdict: accounts, decisions, lengths, policies, what is doubtful, what is rejected."""
     report = with_short_names(report)
     grids = [
         account_grid(report.accounts),
@@ -92,7 +92,7 @@ def account_grid(accounts: Sequence[Account]) -> Grid:
         shown.append(total(rest, f"… {len(rest):,} more"))
     if len(accounts) > 1:
         shown.append(total(accounts))
-    head = ("file", "lines", "trained", "held out", "duplicates", "refused", "overlong")
+    head = ("file", "lines", "trained", "held out", "duplicates", "rejected", "overlong")
     rows = [
         (f"{file} ({shape})" if shape else file, *(f"{count:,}" for count in counts))
         for file, shape, *counts in map(astuple, shown)
@@ -163,23 +163,23 @@ def _finding_grids(report: DataReport) -> list[Grid]:
     ]
     cut = any(len(finding.places) > MOST_PLACES_SHOWN for finding in report.findings)
     return [
-        Grid(f"Worth knowing about {every.lines - every.refused:,} rows", ("what", "how many", "meaning"), findings),
+        Grid(f"Worth knowing about {every.lines - every.rejected:,} rows", ("what", "how many", "meaning"), findings),
         Grid("Where", ("what", "place"), places, "The first places; the page has more." if cut else ""),
     ]
 
 
 class ProblemKind(NamedTuple):
-    """Lines of one file that are refused for one reason: how many, and the first of them."""
+    """Lines of one file that are rejected for one reason: how many, and the first of them."""
 
     first: Problem
     lines: int
 
 
 def kinds_of(problems: Iterable[Problem]) -> list[ProblemKind]:
-    """The problems, those of one file, field and remedy taken together, in the order in which they occur."""
+    """The problems, those of one file, field and fix taken together, in the order in which they occur."""
     kinds: dict[tuple[str, str, str], ProblemKind] = {}
     for problem in problems:
-        key = (problem.file, problem.field, problem.remedy)
+        key = (problem.file, problem.field, problem.fix)
         kind = kinds.get(key, ProblemKind(problem, 0))
         kinds[key] = kind._replace(lines=kind.lines + 1)
     return list(kinds.values())
@@ -189,13 +189,13 @@ def _problem_grid(report: DataReport) -> Grid:
     every = total(report.accounts)
     kinds = kinds_of(report.problems)
     rows = [
-        (f"{first.file}:{first.line}", f"{lines:,}", first.field, first.what, first.remedy)
+        (f"{first.file}:{first.line}", f"{lines:,}", first.field, first.what, first.fix)
         for first, lines in kinds[:MOST_SHOWN]
     ]
-    more = every.refused - sum(kind.lines for kind in kinds[:MOST_SHOWN])
+    more = every.rejected - sum(kind.lines for kind in kinds[:MOST_SHOWN])
     note = f"{more:,} more, for these reasons or others: see problems.jsonl." if more else ""
-    title = f"Refused lines: {every.refused:,} of {every.lines:,}"
-    return Grid(title, ("first place", "lines", "field", "what", "remedy"), rows, note)
+    title = f"Rejected lines: {every.rejected:,} of {every.lines:,}"
+    return Grid(title, ("first place", "lines", "field", "what", "fix"), rows, note)
 
 
 def share(part: int, whole: int) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
+from training_core.code_digest import code_digest
 from training_core.config import RunConfig, SettingsError
 from training_core.dataset.splits import held_out_sample
 from training_core.dataset.store import TrainingData
@@ -28,25 +29,17 @@ from training_core.evaluation.scores import (
     score,
     unseen_rows,
 )
-from training_core.folders import seal
+from training_core.folders import complete_folder
 from training_core.model_setup import LoadedModel
 from training_core.trainer import SUMMARY_FILE
 from training_core.training.journal import read_journal
 
 logger = logging.getLogger(__name__)
 
-PROBE_ROWS = 4
+PARITY_ROWS = 4
 
-_ANSWERING_CODE = (
-    *(
-        "prompts/messages.py",
-        "prompts/chat_encoding.py",
-        "evaluation/scores.py",
-        "dataset/encoding.py",
-        "model_setup.py",
-    ),
-    *("evaluation/generation.py", "packing/plan.py", "packing/attention.py", "evaluation/prefix_cache.py"),
-)
+# Settings are in the key by their values, trainings by the digests of their adapters.
+_COVERED = ["training_core.config", "training_core.trainer", "training_core.training"]
 _SETTINGS = (
     *("max_eval_rows", "eval_batch_size", "eval_max_new_tokens", "group_by", "favourable_decisions", "seed"),
     *("overlap", "entity_fields"),
@@ -54,15 +47,15 @@ _SETTINGS = (
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """A model with its adapter, and the digests of what that was trained on (see ``splits.trained_on``)."""
+class EvaluatedModel:
+    """A model with its adapter, and the digests of what that was trained on (see ``splits.training_leakage_keys``)."""
 
     loaded: LoadedModel
-    trained_on: np.ndarray
+    leakage_keys: np.ndarray
 
 
 @dataclass(frozen=True)
-class Probe:
+class ParitySample:
     """A few held-out rows and the exact tokens that came back, in one batch of answers up to so many tokens, and the
     precision they were computed in, with its reason: other machines round otherwise."""
 
@@ -73,23 +66,25 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Contest:
-    """Predictions and scores by contestant, in the order of the final table, and the candidate's probe; ``left_out``
-    is the number of held-out rows that candidate or champion had been trained on."""
+class Comparison:
+    """Predictions and scores by model, in the order of the final table, and the candidate's parity sample;
+    ``left_out`` is the number of held-out rows that candidate or champion was trained on."""
 
     predictions: dict[str, list[Prediction]]
     scores: dict[str, Scores]
-    probe: Probe
+    parity_sample: ParitySample
     left_out: int
 
 
-def hold_contest(candidate: Contestant, champion: Contestant | None, data: TrainingData, config: RunConfig) -> Contest:
-    """Let every contestant answer the held-out rows that none was trained on (with ``overlap="allow"``, all of them).
+def compare_models(
+    candidate: EvaluatedModel, champion: EvaluatedModel | None, data: TrainingData, config: RunConfig
+) -> Comparison:
+    """Let every model answer the held-out rows that none was trained on (with ``overlap="allow"``, all of them).
 
     Without a champion there is none in the table. Raises ``SettingsError`` when no such row is left.
     """
-    contestants = [candidate, champion] if champion else [candidate]
-    unseen = unseen_by_all([contestant.trained_on for contestant in contestants], data.held_out, config)
+    evaluated = [candidate, champion] if champion else [candidate]
+    unseen = unseen_by_all([model.leakage_keys for model in evaluated], data.held_out, config)
     rows = held_out_sample(unseen, config)
     model = candidate.loaded
     with model.model.disable_adapter():
@@ -99,61 +94,56 @@ def hold_contest(candidate: Contestant, champion: Contestant | None, data: Train
     predictions["candidate"] = evaluate_model(model, rows, config)
     predictions["majority"] = predict_by_majority(data.train, rows)
     predictions["lookup table"] = predict_by_lookup(data.train, rows)
-    first = rows.select(range(min(PROBE_ROWS, len(rows))))
-    one_batch = replace(config, eval_batch_size=PROBE_ROWS)  # as the registered model answers so few rows
+    first = rows.select(range(min(PARITY_ROWS, len(rows))))
+    one_batch = replace(config, eval_batch_size=PARITY_ROWS)  # as the registered model answers so few rows
     answers = generate(model, [prompt_of(row) for row in first], one_batch)
-    probe = Probe(first["record"][:], answers, config.eval_max_new_tokens, candidate.loaded.precision.reason)
+    precision = candidate.loaded.precision.reason
+    parity_sample = ParitySample(first["record"][:], answers, config.eval_max_new_tokens, precision)
     scores = {name: score(found, config) for name, found in predictions.items()}
-    return Contest(predictions, scores, probe, left_out=len(data.held_out) - len(unseen))
+    return Comparison(predictions, scores, parity_sample, left_out=len(data.held_out) - len(unseen))
 
 
-def unseen_by_all(trained_on: Sequence[np.ndarray], rows: Dataset, config: RunConfig) -> Dataset:
-    """The held-out rows that no contestant was trained on; raises ``SettingsError`` when there is none."""
-    unseen = unseen_rows(rows, np.concatenate(trained_on), config)
+def unseen_by_all(leakage_keys: Sequence[np.ndarray], rows: Dataset, config: RunConfig) -> Dataset:
+    """The held-out rows that no evaluated model was trained on; raises ``SettingsError`` when there is none."""
+    unseen = unseen_rows(rows, np.concatenate(leakage_keys), config)
     if not len(unseen):
         what = f"candidate or champion was trained on the case or an entity of all {len(rows)} held-out rows"
-        remedy = "give rows that are new to both, or seed and val_split of the champion's run"
-        raise SettingsError([f"eval_path: {what}; {remedy}"])
+        fix = "give rows that are new to both, or seed and val_split of the champion's run"
+        raise SettingsError([f"eval_path: {what}; {fix}"])
     if len(unseen) < len(rows):
         left_out = len(rows) - len(unseen)
         logger.warning("%d of %d held-out rows are left out: candidate or champion knows them", left_out, len(rows))
     return unseen
 
 
-def contest_key(config: RunConfig, data: TrainingData, adapter_digests: list[str]) -> str:
-    """SHA-256 over what a contest's outcome depends on: contestants, held-out rows, settings of the evaluation, and
-    the decisions that the baselines learn."""
+def comparison_key(config: RunConfig, data: TrainingData, adapter_digests: list[str]) -> str:
+    """SHA-256 over what a comparison's outcome depends on: models, held-out rows, settings of the evaluation, and the
+    decisions that the baselines learn."""
     settings = {name: getattr(config, name) for name in _SETTINGS}
-    code = [(Path(__file__).parents[1] / name).read_text(encoding="utf-8") for name in _ANSWERING_CODE]
+    code = code_digest("training_core.evaluation.comparison", _COVERED)
     records = hashlib.sha256("\n".join(data.held_out["record"][:]).encode()).hexdigest()
     learnt = sorted(Counter(zip(data.train["group"][:], data.train["decision"][:], strict=True)).items())
     return hashlib.sha256(json.dumps([adapter_digests, records, settings, code, learnt]).encode()).hexdigest()
 
 
-def save_contest(contest: Contest, run_dir: Path, folder: Path) -> str:
-    """Write scores, predictions, probe and pictures into a folder, and what the training took when ``run_dir`` is
-    where it was done; returns the folder's digest. All of it, or no folder."""
-    draft = folder.with_name(f"{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    _write(draft / "scores.json", {name: asdict(scores) for name, scores in contest.scores.items()})
-    _write(draft / "contest.json", {"left_out": contest.left_out})
-    _write(draft / "probe.json", asdict(contest.probe))
-    for name, predictions in contest.predictions.items():
-        lines = "".join(json.dumps(asdict(found), ensure_ascii=False) + "\n" for found in predictions)
-        (draft / f"predictions_{name.replace(' ', '_')}.jsonl").write_text(lines, encoding="utf-8")
-    draw_confusion(contest.predictions["candidate"], draft / "confusion.png")
-    if (run_dir / SUMMARY_FILE).is_file():
-        draw_curve(read_journal(run_dir / "journal.jsonl"), draft / "loss_curve.png")
-        shutil.copy(run_dir / SUMMARY_FILE, draft)
-    digest = seal(draft)
-    shutil.rmtree(folder, ignore_errors=True)
-    draft.rename(folder)
-    return digest
+def save_comparison(comparison: Comparison, run_dir: Path, folder: Path) -> None:
+    """Write scores, predictions, parity sample and pictures into a folder, and the training's summary when ``run_dir``
+    holds one. All of it, or no folder."""
+    with complete_folder(folder) as draft:
+        _write(draft / "scores.json", {name: asdict(scores) for name, scores in comparison.scores.items()})
+        _write(draft / "comparison.json", {"left_out": comparison.left_out})
+        _write(draft / "parity_sample.json", asdict(comparison.parity_sample))
+        for name, predictions in comparison.predictions.items():
+            lines = "".join(json.dumps(asdict(found), ensure_ascii=False) + "\n" for found in predictions)
+            (draft / f"predictions_{name.replace(' ', '_')}.jsonl").write_text(lines, encoding="utf-8")
+        draw_confusion(comparison.predictions["candidate"], draft / "confusion.png")
+        if (run_dir / SUMMARY_FILE).is_file():
+            draw_curve(read_journal(run_dir / "journal.jsonl"), draft / "loss_curve.png")
+            shutil.copy(run_dir / SUMMARY_FILE, draft)
 
 
 def load_scores(folder: Path) -> dict[str, Scores]:
-    """The scores in a folder that ``save_contest`` wrote, by contestant."""
+    """The scores in a folder that ``save_comparison`` wrote, by evaluated model."""
     written = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
     return {
         name: Scores(**values | {"by_group": {group: GroupScore(**g) for group, g in values["by_group"].items()}})
@@ -161,9 +151,19 @@ def load_scores(folder: Path) -> dict[str, Scores]:
     }
 
 
+def load_predictions(folder: Path) -> dict[str, list[Prediction]]:
+    """The predictions in a folder that ``save_comparison`` wrote, by model, all in the order of the held-out rows."""
+    names = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    files = {name: folder / f"predictions_{name.replace(' ', '_')}.jsonl" for name in names}
+    return {
+        name: [Prediction(**json.loads(line)) for line in file.read_bytes().splitlines()]
+        for name, file in files.items()
+    }
+
+
 def load_left_out(folder: Path) -> int:
-    """The number of held-out rows left out of the contest that ``save_contest`` wrote into a folder."""
-    return int(json.loads((folder / "contest.json").read_text(encoding="utf-8"))["left_out"])
+    """The number of held-out rows left out of the comparison that ``save_comparison`` wrote into a folder."""
+    return int(json.loads((folder / "comparison.json").read_text(encoding="utf-8"))["left_out"])
 
 
 def _write(path: Path, value: object) -> None:

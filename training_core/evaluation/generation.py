@@ -57,7 +57,7 @@ def generate(loaded: LoadedModel, prompts: Sequence[list[int]], config: RunConfi
 
 
 @torch.inference_mode()
-def doubt(loaded: LoadedModel, prompt: list[int], answer: list[int]) -> float:
+def logit_gap(loaded: LoadedModel, prompt: list[int], answer: list[int]) -> float:
     """How far, in logits, the likeliest token is ahead of the answer's, at the worst of its places.
 
     0 for the model's own greedy answer, and near 0 for that of the same model computed in another precision.

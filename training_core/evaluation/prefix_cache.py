@@ -42,7 +42,7 @@ def continue_prefixes(model: PeftModel, prefixes: Sequence[CachedPrefix]) -> Ite
     before = base.config._attn_implementation
     base.set_attn_implementation(ATTENTION_NAME)
     try:
-        # Not a keyword of `generate`, which refuses those it does not know.
+        # Not a keyword of `generate`, which rejects those it does not know.
         with base.base_model.register_forward_pre_hook(hand_over, with_kwargs=True):
             yield
     finally:

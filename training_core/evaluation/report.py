@@ -20,7 +20,7 @@ MOST_DECISIONS_DRAWN = 20
 
 def score_grid(scores: Mapping[str, Scores], left_out: int = 0) -> Grid:
     """Models and baselines side by side, all over the same held-out rows; how many were left out stands below."""
-    head = ("", "accuracy", "95% interval", "right", "macro F1", "valid JSON", "wrongly favourable")
+    head = ("", "accuracy", "95% interval", "right", "macro F1", "valid JSON", "false approvals")
     rows = [
         (
             name,
@@ -29,7 +29,7 @@ def score_grid(scores: Mapping[str, Scores], left_out: int = 0) -> Grid:
             f"{round(s.accuracy * s.rows)}/{s.rows}",
             f"{s.macro_f1:.3f}",
             f"{s.json_validity:.1%}",
-            f"{s.wrongly_favourable:.1%}",
+            f"{s.false_approvals:.1%}",
         )
         for name, s in scores.items()
     ]

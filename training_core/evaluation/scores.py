@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import f1_score
 
 from training_core.config import RunConfig
-from training_core.dataset.encoding import IGNORED_LABEL, traces
+from training_core.dataset.encoding import IGNORED_LABEL, leakage_keys
 from training_core.evaluation.generation import generate
 from training_core.model_setup import LoadedModel
 from training_core.prompts.chat_encoding import ChatEncoder
@@ -49,7 +49,7 @@ class Scores:
     """Scores over all rows: an unusable answer counts as a wrong decision, never as a row less.
 
     ``accuracy_low`` and ``accuracy_high`` bound the 95% Wilson interval of the decision accuracy; ``macro_f1`` is the
-    mean over the decisions that were expected; ``wrongly_favourable`` is the share of rows decided in the customer's
+    mean over the decisions that were expected; ``false_approvals`` is the share of rows decided in the customer's
     favour against the expected decision.
     """
 
@@ -59,18 +59,18 @@ class Scores:
     accuracy_high: float
     macro_f1: float
     json_validity: float
-    wrongly_favourable: float
+    false_approvals: float
     by_group: dict[str, GroupScore]
 
 
-def unseen_rows(rows: Dataset, trained_on: np.ndarray, config: RunConfig) -> Dataset:
+def unseen_rows(rows: Dataset, seen_keys: np.ndarray, config: RunConfig) -> Dataset:
     """The rows whose case and entities are not among these digests; with ``overlap="allow"`` all rows."""
     if config.overlap == "allow":
         return rows
-    told = [traces(json.loads(record), config.entity_fields) for record in rows["record"]]
-    places = np.repeat(np.arange(len(told)), [len(found) for found in told])
-    seen = places[np.isin(np.array(list(chain.from_iterable(told)), np.uint64), trained_on)]
-    return rows.select(np.setdiff1d(np.arange(len(told)), seen)) if len(seen) else rows
+    keys = [leakage_keys(json.loads(record), config.entity_fields) for record in rows["record"]]
+    places = np.repeat(np.arange(len(keys)), [len(found) for found in keys])
+    seen = places[np.isin(np.array(list(chain.from_iterable(keys)), np.uint64), seen_keys)]
+    return rows.select(np.setdiff1d(np.arange(len(keys)), seen)) if len(seen) else rows
 
 
 def evaluate_model(loaded: LoadedModel, rows: Dataset, config: RunConfig) -> list[Prediction]:
@@ -142,7 +142,7 @@ def score(predictions: Sequence[Prediction], config: RunConfig) -> Scores:
         accuracy_high=float(interval.high),
         macro_f1=float(f1_score(expected, decided, labels=sorted(set(expected)), average="macro", zero_division=0.0)),
         json_validity=sum(found.valid_json for found in predictions) / rows,
-        wrongly_favourable=against_policy / rows,
+        false_approvals=against_policy / rows,
         by_group={name: GroupScore(len(hits), sum(hits) / len(hits)) for name, hits in sorted(groups.items())},
     )
 

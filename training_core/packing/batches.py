@@ -131,7 +131,7 @@ def make_batches(train: Dataset, held_out: Dataset, config: RunConfig, devices: 
 
 
 def tokens_per_step(rows: Dataset, config: RunConfig) -> float:
-    """Real tokens, prompts and answers, in the rows of an optimiser step on average; every row counts in full."""
+    """Tokens before sharing in the rows of an optimiser step, on average: prompts and answers, every row in full."""
     per_row = pc.mean(pc.list_value_length(rows.data.column("input_ids"))).as_py()
     return per_row * min(len(rows), config.per_device_train_batch_size * config.gradient_accumulation_steps)
 

@@ -42,7 +42,7 @@ def detect_format(value: object) -> RowFormat | None:
     return None
 
 
-def refuse_shapeless(value: object) -> NoReturn:
+def reject_unknown_format(value: object) -> NoReturn:
     """Raises the ``BadLineError`` that helps most for a row of no known shape."""
     if not isinstance(value, dict):
         raise BadLineError("line", f"a {type(value).__name__}, not an object", 'write {"instruction": …}')

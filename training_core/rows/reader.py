@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from training_core.rows.files import LONGEST_LINE, Line, read_lines
-from training_core.rows.formats import RowFormat, detect_format, refuse_shapeless, to_record
+from training_core.rows.formats import RowFormat, detect_format, reject_unknown_format, to_record
 from training_core.rows.strict_json import BadLineError, Problem, Record, parse_json
 
 
@@ -20,7 +20,7 @@ class Row(NamedTuple):
     unknown_keys: frozenset[str]
 
 
-class Refused(NamedTuple):
+class Rejected(NamedTuple):
     """A line that cannot be used. One that is too long comes in pieces: the first has a problem, the last ``ends``."""
 
     problem: Problem | None
@@ -28,7 +28,7 @@ class Refused(NamedTuple):
     ends: bool = True
 
 
-def read_rows(file: str, allowed_decisions: tuple[str, ...] = ()) -> Iterator[Row | Refused]:
+def read_rows(file: str, allowed_decisions: tuple[str, ...] = ()) -> Iterator[Row | Rejected]:
     """Every line of a file that is not blank. The first usable row settles the shape of all rows of the file.
 
     Raises ``BadFileError`` where the file cannot be read on; what comes before has been given out by then.
@@ -36,7 +36,7 @@ def read_rows(file: str, allowed_decisions: tuple[str, ...] = ()) -> Iterator[Ro
     shape: RowFormat | None = None
     for line in read_lines(file):
         if not line.complete:
-            yield Refused(_too_long(file, line), line.raw, line.ends)
+            yield Rejected(_too_long(file, line), line.raw, line.ends)
             continue
         if _is_blank(line.raw):
             continue
@@ -44,10 +44,10 @@ def read_rows(file: str, allowed_decisions: tuple[str, ...] = ()) -> Iterator[Ro
             value = parse_json(line.raw)
             found = shape or detect_format(value)
             if found is None:
-                refuse_shapeless(value)
+                reject_unknown_format(value)
             record = to_record(value, found, allowed_decisions)
         except BadLineError as bad:
-            yield Refused(Problem(file, line.number, *bad.args), line.raw)
+            yield Rejected(Problem(file, line.number, *bad.args), line.raw)
         else:
             shape = found
             yield Row(file, line.number, record, line.raw, shape, frozenset(value.keys() - shape.keys))

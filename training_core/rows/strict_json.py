@@ -24,7 +24,7 @@ _CONTROL_WRITTEN = re.compile(
 )
 # Strings are matched whole, so that what stands in them is no key and no brace.
 _KEYS_AND_BRACES = re.compile(rb'(?P<key>"(?:[^"\\]|\\.)*")[ \t\n\r]*:|"(?:[^"\\]|\\.)*"|[{}]')
-_IN_DOUBT = object()
+_AMBIGUOUS = object()
 _ESCAPED = re.compile(rb"\\[ubf]")
 _KEY_END = re.compile(rb'"[ \t\n\r]*:')
 
@@ -39,10 +39,10 @@ class Problem:
     line: int
     field: str
     what: str
-    remedy: str
+    fix: str
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.field}: {self.what}; {self.remedy}"
+        return f"{self.file}:{self.line}: {self.field}: {self.what}; {self.fix}"
 
 
 class DataError(ValueError):
@@ -56,27 +56,27 @@ class BadLineError(ValueError):
 def parse_json(raw: bytes) -> Any:
     """The value that a line's JSON says, with accents composed; raises ``BadLineError`` for anything doubtful.
 
-    Refused besides broken JSON: keys that stand twice, NaN and infinities, lone surrogates, control characters,
+    Rejected besides broken JSON: keys that stand twice, NaN and infinities, lone surrogates, control characters,
     nesting below 64 levels. Qwen's tokenizers compose accents (NFC); composed here, an answer is its own tokens to the
     letter.
     """
     if raw.startswith(codecs.BOM_UTF8):
         raw = raw.replace(codecs.BOM_UTF8, b"   ", 1)  # white space, so that later bytes keep their numbers
     value = _parse_quickly(raw)
-    if value is _IN_DOUBT:
+    if value is _AMBIGUOUS:
         value = _parse_exactly(raw)
     escaped = _ESCAPED.search(raw) or b"\x7f" in raw
     if raw.isascii() and not escaped:
         return value
     if escaped or b"\xc2" in raw:  # in UTF-8 the control characters from U+0080 on begin so
-        _refuse_control_characters(value, raw)
+        _reject_control_characters(value, raw)
     if all(unicodedata.is_normalized("NFC", text) for text in _texts(value)):
         return value
     return compose(_parse_exactly(raw))  # which also finds keys that are the same once composed
 
 
 def _parse_quickly(raw: bytes) -> Any:
-    """What orjson reads, or ``_IN_DOUBT``: it lets the last of equal keys win, and rounds integers beyond 64 bits.
+    """What orjson reads, or ``_AMBIGUOUS``: it lets the last of equal keys win, and rounds integers beyond 64 bits.
 
     Every key ends in a quote and a colon. Where the line has as many such ends as the value has keys, none was lost;
     inside a text the quote is escaped.
@@ -85,10 +85,10 @@ def _parse_quickly(raw: bytes) -> Any:
         value = orjson.loads(raw)
         keys = _count_keys([value], DEEPEST + 1)
     except (orjson.JSONDecodeError, OverflowError):
-        return _IN_DOUBT
+        return _AMBIGUOUS
     ends = len(_KEY_END.findall(raw))
     if keys != ends and (keys != ends - raw.count(b'\\":') or b'\\\\":' in raw):  # or a key ends in a backslash
-        return _IN_DOUBT
+        return _AMBIGUOUS
     return value
 
 
@@ -137,21 +137,21 @@ def _parse_exactly(raw: bytes) -> Any:
     """Python's own parser, ten times slower: it keeps every digit, and tells what is wrong."""
     try:
         text, hook = raw.decode("utf-8"), partial(_unique_keys, raw=raw)
-        value = json.loads(text, object_pairs_hook=hook, parse_constant=partial(_refuse_constant, raw))
+        value = json.loads(text, object_pairs_hook=hook, parse_constant=partial(_reject_constant, raw))
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except UnicodeDecodeError as error:
         utf_16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         what = "the file is UTF-16" if utf_16 else f"byte {error.start} is not UTF-8"
         raise BadLineError("line", what, "save the file as UTF-8") from error
     except UnicodeEncodeError as error:
-        what = f"a lone surrogate stands in a text, at byte {_byte_refused(raw)}"
+        what = f"a lone surrogate stands in a text, at byte {_byte_rejected(raw)}"
         raise BadLineError("line", what, "remove the broken character") from error
     except BadLineError:
         raise
     except json.JSONDecodeError as error:
         place = len(error.doc[: error.pos].encode("utf-8", "surrogatepass"))
         what = error.msg.removesuffix(" at").removesuffix(" starting")
-        raise BadLineError("line", f"not JSON at byte {place}: {what}", _json_remedy(raw)) from error
+        raise BadLineError("line", f"not JSON at byte {place}: {what}", _json_fix(raw)) from error
     except ValueError as error:  # a number of more digits than Python reads, or an infinite one
         raise BadLineError("line", f"not JSON: {error}", "write a smaller number") from error
     except RecursionError as error:
@@ -160,7 +160,7 @@ def _parse_exactly(raw: bytes) -> Any:
     return value
 
 
-def _json_remedy(raw: bytes) -> str:
+def _json_fix(raw: bytes) -> str:
     if b"\r" in raw.rstrip(b"\r\n"):
         return "end lines with a newline, not with a carriage return"
     return "write one whole object a line"
@@ -191,11 +191,11 @@ def _find_twin(raw: bytes) -> tuple[str, int] | None:
     return None
 
 
-def _refuse_constant(raw: bytes, name: str) -> None:
-    raise BadLineError("line", f"{name} at byte {_byte_refused(raw)} is not JSON", "write null or a number")
+def _reject_constant(raw: bytes, name: str) -> None:
+    raise BadLineError("line", f"{name} at byte {_byte_rejected(raw)} is not JSON", "write null or a number")
 
 
-def _byte_refused(raw: bytes) -> int:
+def _byte_rejected(raw: bytes) -> int:
     """Where orjson, which knows neither NaN nor lone surrogates, stops reading."""
     try:
         orjson.loads(raw)
@@ -204,7 +204,7 @@ def _byte_refused(raw: bytes) -> int:
     return len(raw)
 
 
-def _refuse_control_characters(value: Any, raw: bytes) -> None:
+def _reject_control_characters(value: Any, raw: bytes) -> None:
     for text in _texts(value):
         if found := _CONTROL.search(text):
             near = ascii(text[max(0, found.start() - 20) : found.end() + 20])[1:-1]

@@ -37,7 +37,8 @@ class SealCheckpoints(TrainerCallback):
 class KeepJournal(TrainerCallback):
     """Writes the loss curve to the journal, each point once however often its step is repeated.
 
-    With every loss stand what the steps since the last start have cost: seconds, real tokens a second, peak memory.
+    With every loss comes the cost of the steps since the last start: seconds, tokens before sharing per second, peak
+    memory.
     """
 
     def __init__(self, path: Path, tokens_per_step: float) -> None:
@@ -71,7 +72,7 @@ class KeepJournal(TrainerCallback):
         if new:
             append_point(self.path, Point(state.global_step, state.max_steps, time.time(), new))
             logger.info(
-                "Step %d of %d: %s, %.0f real tokens/s, %s left",
+                "Step %d of %d: %s, %.0f tokens before sharing/s, %s left",
                 state.global_step,
                 state.max_steps,
                 _show(new),

@@ -29,8 +29,8 @@ def hold_device(name: str, run_dir: Path) -> Iterator[None]:
     try:
         lock = FileLock(path, timeout=1, mode=0o666).acquire()
     except Timeout as error:
-        remedy = "wait until it is over, or give this training another GPU by CUDA_VISIBLE_DEVICES"
-        raise RuntimeError(f"{name} is held by the training in {path.read_text(encoding='utf-8')}: {remedy}") from error
+        fix = "wait until it is over, or give this training another GPU by CUDA_VISIBLE_DEVICES"
+        raise RuntimeError(f"{name} is held by the training in {path.read_text(encoding='utf-8')}: {fix}") from error
     with lock:
         with path.open("r+", encoding="utf-8") as file:  # in /tmp nobody may create another user's file
             file.write(str(run_dir))

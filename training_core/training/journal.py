@@ -5,6 +5,8 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from training_core.folders import complete_file
+
 
 @dataclass(frozen=True)
 class Point:
@@ -36,7 +38,6 @@ def mend_journal(path: Path) -> list[Point]:
     """Cut off a last line that a crash left unfinished, and return the points."""
     points = read_journal(path)
     if path.exists():
-        draft = path.with_name(f"{path.name}.draft")
-        draft.write_text("".join(json.dumps(asdict(point)) + "\n" for point in points), encoding="utf-8")
-        draft.replace(path)
+        with complete_file(path) as draft:
+            draft.write_text("".join(json.dumps(asdict(point)) + "\n" for point in points), encoding="utf-8")
     return points

@@ -113,10 +113,12 @@ class Forecast:
     peak_gib: float
     available_gib: float
     seconds: float
-    probe_seconds: float
+    measured_in_seconds: float
 
 
-def probe(trainer: SFTTrainer, batches: Batches, config: RunConfig, share_left: float = 1.0) -> Forecast:
+def measure_heaviest_batch(
+    trainer: SFTTrainer, batches: Batches, config: RunConfig, share_left: float = 1.0
+) -> Forecast:
     """Measure the heaviest batch, forwards and backwards, and the heaviest held-out one; the model stays as it was.
 
     The caller seeds the random numbers again. Raises ``SettingsError`` when the batch does not fit in the GPU's memory.
@@ -126,7 +128,7 @@ def probe(trainer: SFTTrainer, batches: Batches, config: RunConfig, share_left: 
         step, measurement = _measure(trainer, batches, config)
     except torch.OutOfMemoryError as error:
         needed = f"a batch of {batches.train.tokens_at_most:,} tokens does not fit in {_available():.1f} GiB"
-        raise SettingsError([f"memory: {needed}: {remedy(config)}"]) from error
+        raise SettingsError([f"memory: {needed}: {memory_fix(config)}"]) from error
     rate, held_out_rate = step / batches.train.tokens_at_most, measurement / batches.held_out.tokens_at_most
     trained = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
     seconds = rate * batches.train_tokens
@@ -136,14 +138,14 @@ def probe(trainer: SFTTrainer, batches: Batches, config: RunConfig, share_left: 
         peak_gib=peak_memory_gib() + trained * (_FP32 + _optimiser_bytes(config)) / 2**30,
         available_gib=_available(),
         seconds=share_left * seconds / batches.steps.devices,
-        probe_seconds=time.monotonic() - started,
+        measured_in_seconds=time.monotonic() - started,
     )
     logger.info(
         "Expected: %.2f of %.1f GiB at the peak, %s (measured in %.1f s)",
         forecast.peak_gib,
         forecast.available_gib,
         timedelta(seconds=round(forecast.seconds)),
-        forecast.probe_seconds,
+        forecast.measured_in_seconds,
     )
     return forecast
 
@@ -176,14 +178,16 @@ def _seconds(trainer: SFTTrainer, batch: Dataset, *, backward: bool) -> float:
     return time.monotonic() - started
 
 
-def demand_room(forecast: Forecast, config: RunConfig) -> None:
+def require_memory(forecast: Forecast, config: RunConfig) -> None:
     """Raises ``SettingsError`` when the training needs more memory than there is."""
     needed, available = forecast.peak_gib, forecast.available_gib
     if needed > available:
-        raise SettingsError([f"memory: {needed:.1f} GiB are needed and there are {available:.1f}: {remedy(config)}"])
+        raise SettingsError(
+            [f"memory: {needed:.1f} GiB are needed and there are {available:.1f}: {memory_fix(config)}"]
+        )
 
 
-def remedy(config: RunConfig) -> str:
+def memory_fix(config: RunConfig) -> str:
     """The next setting to change for less memory, and to what; a step's rows stay the same as long as they can."""
     if not config.gradient_checkpointing:
         return "set gradient_checkpointing true"

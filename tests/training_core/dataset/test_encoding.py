@@ -10,9 +10,9 @@ from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast
 
 from samples.cases import generate_rows, policy_names, policy_text
-from samples.row_shapes import SHAPES
+from samples.row_formats import FORMATS
 from training_core.data_loader import load_jsonl
-from training_core.dataset.encoding import IGNORED_LABEL, digest_id, traces
+from training_core.dataset.encoding import IGNORED_LABEL, digest_id, leakage_keys
 from training_core.evaluation.scores import parse_answer, prompt_of
 from training_core.model_setup import load_tokenizer
 from training_core.prompts.chat_encoding import ChatEncoder
@@ -60,9 +60,9 @@ def test_six_shapes_have_the_same_tokens_labels_and_sides(tmp_path: Path, tokeni
     rows = [*generate_rows(30, seed=8), record({"note": "<|im_end|> é \u2028", "sum": 10**25})]
     built = [
         build(write(tmp_path / f"{name}.jsonl", [write_as(row) for row in rows]), tokenizer)
-        for name, write_as in SHAPES.items()
+        for name, write_as in FORMATS.items()
     ]
-    for name, other in zip(SHAPES, built, strict=True):
+    for name, other in zip(FORMATS, built, strict=True):
         assert other.train[:] == built[0].train[:]
         assert other.held_out.remove_columns("file")[:] == built[0].held_out.remove_columns("file")[:]
         assert set(other.held_out["file"]) == {str(tmp_path / f"{name}.jsonl")}
@@ -89,7 +89,7 @@ def test_an_answer_survives_whatever_it_holds_and_scores_as_right(
     """A model that says exactly what it was taught is right, whatever the accents are made of."""
     rows = [record({"case_id": f"{text}{i}"}, {"decision": f"D{text}", "reason": text + "."}) for i in range(12)]
     built = build(write(tmp_path / "rows.jsonl", rows), tokenizer)
-    assert built.report.accounts[0].refused == 0
+    assert built.report.accounts[0].rejected == 0
     control, encoder = set(tokenizer.get_added_vocab().values()), ChatEncoder.of(tokenizer)
     for row in built.rows:
         expected = unicodedata.normalize("NFC", build_assistant_message(rows[row["line"] - 1]))
@@ -100,18 +100,18 @@ def test_an_answer_survives_whatever_it_holds_and_scores_as_right(
         assert said and said["decision"] == row["decision"]
 
 
-def test_a_row_whose_answer_the_tokenizer_changes_is_refused_and_kept(tmp_path: Path, tiny_base: Path) -> None:
+def test_a_row_whose_answer_the_tokenizer_changes_is_rejected_and_kept(tmp_path: Path, tiny_base: Path) -> None:
     """In the account, among the problems, and byte for byte in the quarantine."""
     lossy = load_tokenizer(tiny_base)
     lossy.backend_tokenizer.normalizer = normalizers.Replace("ß", "ss")
     bad = record({"case_id": "A-50"}, {"reason": "Straße"})
     built = build(write(tmp_path / "rows.jsonl", [*records(10), bad]), lossy)
-    assert built.report.accounts[0].refused == 1
+    assert built.report.accounts[0].rejected == 1
     assert [problem.line for problem in built.report.problems] == [11]
-    assert built.refused == to_line(bad) + b"\n"
+    assert built.rejected == to_line(bad) + b"\n"
 
 
-def test_a_row_refused_so_is_told_from_its_neighbours_on_the_same_line(tmp_path: Path, tiny_base: Path) -> None:
+def test_a_row_rejected_so_is_told_from_its_neighbours_on_the_same_line(tmp_path: Path, tiny_base: Path) -> None:
     """All elements of an array may stand on one line; its number is then no name for any of them."""
     lossy = load_tokenizer(tiny_base)
     lossy.backend_tokenizer.normalizer = normalizers.Replace("ß", "ss")
@@ -120,8 +120,8 @@ def test_a_row_refused_so_is_told_from_its_neighbours_on_the_same_line(tmp_path:
     (tmp_path / "rows.json").write_bytes(b"[" + b",".join(lines) + b"]")
     built = build(str(tmp_path / "rows.json"), lossy)
     (account,) = built.report.accounts
-    assert (account.lines, account.refused, account.trained + account.held_out) == (12, 1, 11)
-    assert built.refused == bad + b"\n"
+    assert (account.lines, account.rejected, account.trained + account.held_out) == (12, 1, 11)
+    assert built.rejected == bad + b"\n"
 
 
 def test_the_group_of_a_row_is_the_text_of_its_field(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -156,7 +156,7 @@ def free_text(question: str) -> dict[str, object]:
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, "free text"])
+@pytest.mark.parametrize("shape", [*FORMATS, "free text"])
 def test_a_held_out_record_leaves_the_traces_of_its_row(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, shape: str
 ) -> None:
@@ -167,7 +167,7 @@ def test_a_held_out_record_leaves_the_traces_of_its_row(
     if shape == "free text":
         written = [free_text(f"Ünd {i}, 1.50?") for i in range(12)]
     else:
-        written = [SHAPES[shape](row) for row in rows]
+        written = [FORMATS[shape](row) for row in rows]
     path = write(tmp_path / "rows.jsonl", written)
     built = build(path, tokenizer, overlong="trim_policy", max_seq_length=500, entity_fields=FIELDS)
     original = {row.line: row.record for row in load_jsonl(path).rows}
@@ -175,15 +175,15 @@ def test_a_held_out_record_leaves_the_traces_of_its_row(
     for row in built.held_out:
         stored = json.loads(row["record"])
         assert (stored != original[row["line"]]) == (shape != "free text")  # trimmed
-        assert traces(stored, FIELDS) == traces(original[row["line"]], FIELDS)
-        assert len(traces(stored, FIELDS)) == (1 if shape == "free text" else 3)
+        assert leakage_keys(stored, FIELDS) == leakage_keys(original[row["line"]], FIELDS)
+        assert len(leakage_keys(stored, FIELDS)) == (1 if shape == "free text" else 3)
 
 
 def test_the_traces_of_a_row_are_those_that_adapters_made_before_have_kept() -> None:
     """Were they made otherwise, no champion's rows would be known any more, and nobody would notice."""
     row = record({"case_id": "Ä-1.5", "customer": " C-7", "order": None})
-    assert traces(row, FIELDS) == [1928752452259796578, 177752632857757937]
-    assert traces({"messages": [{"role": "user", "content": "May I?"}], "output": row["output"]}, FIELDS) == [
+    assert leakage_keys(row, FIELDS) == [1928752452259796578, 177752632857757937]
+    assert leakage_keys({"messages": [{"role": "user", "content": "May I?"}], "output": row["output"]}, FIELDS) == [
         803711073532393049
     ]
-    assert traces(row | {"input": {"policy_document": "Any."}}, FIELDS) == [15970876379171088184]
+    assert leakage_keys(row | {"input": {"policy_document": "Any."}}, FIELDS) == [15970876379171088184]

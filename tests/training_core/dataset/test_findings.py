@@ -83,12 +83,12 @@ def test_rare_decisions_and_keys_that_nobody_reads_are_pointed_out(built_from: A
     assert next(place for place in keys.places if place.startswith("id")).endswith("rows.jsonl:10")
 
 
-def test_a_decision_that_is_not_allowed_is_refused_by_name(built_from: Any) -> None:
+def test_a_decision_that_is_not_allowed_is_rejected_by_name(built_from: Any) -> None:
     odd = record({"case_id": "A-99"}, {"decision": "eligible"})
     built = built_from(*records(9), odd, allowed_decisions=("Eligible", "Escalate"))
     (problem,) = built.report.problems
     assert (problem.line, problem.field) == (10, "output.decision")
-    assert "Eligible, Escalate" in problem.remedy
+    assert "Eligible, Escalate" in problem.fix
 
 
 def test_lengths_are_those_of_the_rows(built_from: Any) -> None:
@@ -133,7 +133,7 @@ def test_rows_without_a_known_policy_are_not_judged(built_from: Any) -> None:
     assert count(built_from(*records(20), label_audit=AUDIT), "labels against the rules") == 0
 
 
-def test_too_many_refused_lines_are_a_failure_of_each_file(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_too_many_rejected_lines_are_a_failure_of_each_file(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     rows = write(tmp_path / "rows.jsonl", [*records(8), b"{", b"["])
     held_out = write(tmp_path / "held_out.jsonl", [b"3"])
     assert build(rows, tokenizer, max_refused_share=0.2).report.failures == []

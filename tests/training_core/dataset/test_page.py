@@ -69,7 +69,7 @@ def test_the_page_holds_all_that_the_report_holds() -> None:
         "give a text",
         "700 tokens",
     )
-    for part in (*parts, *more, "/some/where/rows.jsonl", "Refused lines: 2 of 15", "5 trained and 4 held-out rows"):
+    for part in (*parts, *more, "/some/where/rows.jsonl", "Rejected lines: 2 of 15", "5 trained and 4 held-out rows"):
         assert part in text, part
 
 
@@ -101,7 +101,7 @@ def test_the_page_loads_nothing_and_may_not() -> None:
     page = _Page(render_page(report()))
     assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
     values = [value for name, value in page.attributes if name in ("href", "src", "srcset", "data", "xlink:href")]
-    assert set(values) == {"report.json", "problems.jsonl", "refused.jsonl"}
+    assert set(values) == {"report.json", "problems.jsonl", "rejected.jsonl"}
     assert not re.search(r"https?://|@import|url\(", render_page(report()))
     assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in page.attributes
 

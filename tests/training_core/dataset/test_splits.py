@@ -1,4 +1,4 @@
-"""One fate for every row: nothing of what is held out is learnt from, and who is held out is nobody's whim."""
+"""One split for every row: nothing of what is held out is learnt from, and who is held out is nobody's whim."""
 
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from training_core.config import RunConfig
 from training_core.data_loader import load_jsonl
-from training_core.dataset.encoding import traces
-from training_core.dataset.splits import DUPLICATE, HELD_OUT, OVERLONG, TRAINED, decide_fates, hold_out, overlapping
+from training_core.dataset.encoding import leakage_keys
+from training_core.dataset.splits import DUPLICATE, HELD_OUT, OVERLONG, TRAINED, assign_splits, hold_out, overlapping
 from training_core.evaluation.scores import prompt_of
 from training_core.model_setup import load_tokenizer
 
@@ -34,14 +34,14 @@ def tables(rows: list[dict[str, Any]]) -> Tables:
         {
             "row": row.get("row", 10**6 + place),
             "case": row["case"],
-            "near": row.get("near", row["case"]) + NEAR,
-            "lot": (row["case"] + 1) * 0x9E3779B97F4A7C15 % 2**64,  # as good as a digest
+            "near_duplicate_key": row.get("near_duplicate_key", row["case"]) + NEAR,
+            "split_rank": (row["case"] + 1) * 0x9E3779B97F4A7C15 % 2**64,  # as good as a digest
             "decision": row.get("decision", "A"),
             "tokens": row.get("tokens", 10),
             "held_out_file": row.get("held_out_file", False),
         }
         for place, row in enumerate(rows)
-    ).astype(dict.fromkeys(("row", "case", "near", "lot"), "uint64"))
+    ).astype(dict.fromkeys(("row", "case", "near_duplicate_key", "split_rank"), "uint64"))
     named = [(place, entity + ENTITY) for place, row in enumerate(rows) for entity in row.get("entities", ())]
     return facts, pd.DataFrame(named, columns=["row", "entity"], dtype="uint64")
 
@@ -49,7 +49,7 @@ def tables(rows: list[dict[str, Any]]) -> Tables:
 some_rows = st.lists(
     st.fixed_dictionaries(
         {"case": st.integers(0, 60), "decision": st.sampled_from("AAAABBC")},
-        optional={"entities": st.lists(st.integers(0, 30), max_size=2), "near": st.integers(0, 60)},
+        optional={"entities": st.lists(st.integers(0, 30), max_size=2), "near_duplicate_key": st.integers(0, 60)},
     ),
     min_size=1,
     max_size=80,
@@ -62,7 +62,7 @@ def test_no_case_and_no_entity_stands_on_both_sides(rows: list[dict[str, Any]], 
     facts, entities = tables(rows)
     held_out = hold_out(facts, entities, share)
     assert held_out.index.equals(facts.index)
-    for column in ("case", "near"):
+    for column in ("case", "near_duplicate_key"):
         assert (held_out.groupby(facts[column]).nunique() <= 1).all()
     assert (held_out[entities["row"].astype(int)].groupby(entities["entity"].to_numpy()).nunique() <= 1).all()
 
@@ -101,11 +101,11 @@ def test_rows_tied_by_a_chain_of_entities_stay_together() -> None:
 
 
 def test_almost_equal_cases_stay_together() -> None:
-    pairs = [{"case": place, "near": place // 2} for place in range(40)]
+    pairs = [{"case": place, "near_duplicate_key": place // 2} for place in range(40)]
     facts, entities = tables(pairs)
     held_out = hold_out(facts, entities, 0.5)
     assert 0 < held_out.sum() < len(held_out)
-    assert (held_out.groupby(facts["near"]).nunique() == 1).all()
+    assert (held_out.groupby(facts["near_duplicate_key"]).nunique() == 1).all()
 
 
 def test_a_row_has_the_first_fate_that_applies() -> None:
@@ -116,18 +116,18 @@ def test_a_row_has_the_first_fate_that_applies() -> None:
         {"case": 3},
     ]
     config = RunConfig(max_seq_length=100, val_split=0.5)
-    fates = decide_fates(config, *tables(rows))
-    assert fates[[1, 2]].tolist() == [DUPLICATE, OVERLONG]
-    assert set(fates[[0, 3]]) <= {TRAINED, HELD_OUT}
+    splits = assign_splits(config, *tables(rows))
+    assert splits[[1, 2]].tolist() == [DUPLICATE, OVERLONG]
+    assert set(splits[[0, 3]]) <= {TRAINED, HELD_OUT}
 
 
 def test_what_a_training_row_shares_with_the_held_out_file_is_said_most_telling_first() -> None:
-    there = {"case": 1, "near": 100, "row": 5, "entities": [7], "held_out_file": True}
+    there = {"case": 1, "near_duplicate_key": 100, "row": 5, "entities": [7], "held_out_file": True}
     rows = [
         there,
         there | {"held_out_file": False},
-        {"case": 1, "near": 100},
-        {"case": 2, "near": 100},
+        {"case": 1, "near_duplicate_key": 100},
+        {"case": 2, "near_duplicate_key": 100},
         {"case": 3, "entities": [7]},
         {"case": 4, "entities": [8]},
     ]
@@ -194,9 +194,9 @@ def test_overlap_with_the_held_out_file_ends_the_run_or_is_dropped_or_allowed(
     held_out = write(tmp_path / "held_out.jsonl", [record({"order_id": "O-1"}), *records(2, start=90)])
     rows = write(tmp_path / "rows.jsonl", [*records(4, start=10), OVERLAPS[kind]])
 
-    refused = build(rows, tokenizer, eval_path=held_out)
-    assert [failure.split(":")[0] for failure in refused.report.failures] == ["overlap"]
-    finding = refused.finding("rows that share with eval_path")
+    rejected = build(rows, tokenizer, eval_path=held_out)
+    assert [failure.split(":")[0] for failure in rejected.report.failures] == ["overlap"]
+    finding = rejected.finding("rows that share with eval_path")
     assert finding and finding.count == 1 and f"{rows}:5" in finding.places[0]
 
     dropped = build(rows, tokenizer, eval_path=held_out, overlap="drop")
@@ -234,14 +234,14 @@ def test_held_out_prompts_are_not_among_the_training_prompts(
 def test_what_is_trained_on_is_told_by_the_traces_of_exactly_the_trained_rows(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, entity_fields: tuple[str, ...]
 ) -> None:
-    """Sorted, so that the same rows make the same bytes; of rows held out, overlong or refused there is nothing."""
+    """Sorted, so that the same rows make the same bytes; of rows held out, overlong or rejected there is nothing."""
     rows = [record({"case_id": f"A-{i}", "order_id": i, "customer_id": f"C-{i // 3}"}) for i in range(60)]
     overlong = with_policy(record({"case_id": "long", "order_id": 99}), "Never sold things. " * 2000)
     path = write(tmp_path / "rows.jsonl", [*rows, rows[0], overlong, b"{"])
     built = build(path, tokenizer, entity_fields=entity_fields)
-    left = {row.line: traces(row.record, entity_fields) for row in load_jsonl(path).rows}
+    left = {row.line: leakage_keys(row.record, entity_fields) for row in load_jsonl(path).rows}
     trained, held_out = ({trace for line in side for trace in left[line]} for side in built.lines)
-    assert built.trained_on.dtype == np.uint64
-    assert built.trained_on.tolist() == sorted(trained)
+    assert built.leakage_keys.dtype == np.uint64
+    assert built.leakage_keys.tolist() == sorted(trained)
     assert held_out and not held_out & trained
-    assert build(path, tokenizer, entity_fields=entity_fields).trained_on.tobytes() == built.trained_on.tobytes()
+    assert build(path, tokenizer, entity_fields=entity_fields).leakage_keys.tobytes() == built.leakage_keys.tobytes()

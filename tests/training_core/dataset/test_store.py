@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -19,9 +18,13 @@ from sample_report import report
 from training_core import data_loader
 from training_core.config import RunConfig, SettingsError
 from training_core.data_loader import build_datasets, data_key, prepare_data
-from training_core.dataset.page import TEMPLATE
 from training_core.dataset.report import DataReport, DecisionCount
-from training_core.dataset.store import demand_fitness, demand_known_favour, load_report, load_training_data
+from training_core.dataset.store import (
+    load_report,
+    load_training_data,
+    require_fit_rows,
+    require_known_favourable_decisions,
+)
 from training_core.rows.strict_json import DataError
 
 
@@ -39,8 +42,9 @@ def folder(prepared: Path, tmp_path: Path) -> Path:
 
 def test_a_folder_holds_both_sides_the_report_the_quarantine_and_nothing_unfinished(prepared: Path) -> None:
     assert files_of(prepared) == [
-        *("held_out.arrow", "manifest.json", "problems.jsonl", "refused.jsonl", "report.html", "report.json"),
-        *("train.arrow", "trained_on.npy"),
+        *("held_out.arrow", "leakage_keys.npy", "manifest.json", "problems.jsonl"),
+        *("rejected.jsonl", "report.html", "report.json"),
+        "train.arrow",
     ]
     assert sorted(path.name for path in prepared.parent.iterdir()) == [f".{prepared.name}.lock", prepared.name]
     data = load_training_data(prepared)
@@ -48,7 +52,7 @@ def test_a_folder_holds_both_sides_the_report_the_quarantine_and_nothing_unfinis
     assert (len(data.train), len(data.held_out)) == (account.trained, account.held_out)
     assert data.train.column_names == ["input_ids", "labels", "line", "decision", "group"]
     assert data.held_out.column_names == [*data.train.column_names, "file", "record"]
-    assert (prepared / "refused.jsonl").read_bytes().count(b"\n") == account.refused > 0
+    assert (prepared / "rejected.jsonl").read_bytes().count(b"\n") == account.rejected > 0
 
 
 def test_an_unchanged_input_is_found_and_not_prepared_again(
@@ -75,7 +79,7 @@ PREPARE = """
 import sys
 from pathlib import Path
 from training_core.config import RunConfig
-from training_core.dataset.store import prepare_data
+from training_core.data_loader import prepare_data
 sys.stdout.write(str(prepare_data(RunConfig.load(sys.argv[1]), Path(sys.argv[2]))))
 """
 
@@ -127,21 +131,21 @@ def test_a_process_killed_half_way_leaves_no_folder_and_is_in_nobodys_way(
 def test_rows_that_are_not_fit_are_reported_on_but_not_given_to_a_training(tiny_base: Path, tmp_path: Path) -> None:
     rows = write(tmp_path / "rows.jsonl", [b"{", *records(3), *(b"[" for _ in range(30))])
     folder = prepare_data(RunConfig(dataset_path=rows, output_dir=str(tmp_path)), tiny_base)
-    assert load_report(folder).accounts[0].refused == 31
+    assert load_report(folder).accounts[0].rejected == 31
     with pytest.raises(DataError) as caught:
         load_training_data(folder)
     with pytest.raises(DataError):
-        demand_fitness(load_report(folder))
+        require_fit_rows(load_report(folder))
     text = str(caught.value)
     assert "31 of 34 lines cannot be used" in text
     assert f"{rows}:1: line: not JSON" in text
     assert "and 11 more" in text
 
 
-def test_favourable_decisions_that_no_row_holds_are_refused_with_those_that_occur() -> None:
+def test_favourable_decisions_that_no_row_holds_are_rejected_with_those_that_occur() -> None:
     rows = report(decisions=[DecisionCount("approve", 4, 0), DecisionCount("deny", 1, 3)])
     with pytest.raises(SettingsError) as caught:
-        demand_known_favour(rows, RunConfig())
+        require_known_favourable_decisions(rows, RunConfig())
     assert caught.value.problems == [
         "favourable_decisions: no row holds 'Eligible'; the rows hold 'approve', 'deny'; "
         "name those in the customer's favour, or [] if there are none"
@@ -151,13 +155,13 @@ def test_favourable_decisions_that_no_row_holds_are_refused_with_those_that_occu
 @pytest.mark.parametrize("favourable", [("approve",), ("Eligible", "approve"), ()])
 def test_one_favourable_decision_that_occurs_is_enough_and_none_may_be_asked_for(favourable: tuple[str, ...]) -> None:
     rows = report(decisions=[DecisionCount("approve", 0, 1), DecisionCount("deny", 1, 3)])
-    demand_known_favour(rows, RunConfig(favourable_decisions=favourable))
+    require_known_favourable_decisions(rows, RunConfig(favourable_decisions=favourable))
 
 
 def test_of_very_many_decisions_the_commonest_are_named() -> None:
     rows = report(decisions=[DecisionCount(f"code {i}", 1, 1) for i in range(1000)])
     with pytest.raises(SettingsError, match="'code 19' and 980 more; name"):
-        demand_known_favour(rows, RunConfig())
+        require_known_favourable_decisions(rows, RunConfig())
 
 
 def files_of(folder: Path) -> list[str]:
@@ -291,35 +295,6 @@ def test_the_key_is_the_same_wherever_equal_files_lie_under_a_folder(tmp_path: P
     assert data_key(config, tiny_base) != before
 
 
-def test_the_key_changes_with_the_code_that_makes_the_rows(
-    made_from: tuple[RunConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    code = Path(shutil.copytree(Path(data_loader.__file__).parent, tmp_path / "code"))
-    monkeypatch.setattr(data_loader, "__file__", str(code / "data_loader.py"))
-    keys = {data_key(*made_from)}
-    for name in data_loader._CODE:
-        with (code / name).open("a") as file:
-            file.write("# another version\n")
-        keys.add(data_key(*made_from))
-    assert len(keys) == 1 + len(data_loader._CODE)
-
-
-def test_the_code_of_the_key_is_all_that_the_making_of_rows_imports() -> None:
-    """But for settings, whose values are in the key themselves."""
-    room = Path(data_loader.__file__).parent
-    made_by, left = set(), ["data_loader.py"]
-    while left:
-        made_by.add(name := left.pop())
-        text = (room / name).read_text(encoding="utf-8")
-        imported = re.findall(r"^from training_core\.([\w.]+) import", text, flags=re.MULTILINE)
-        left += {f"{module.replace('.', '/')}.py" for module in imported} - made_by - COVERED
-    assert made_by == set(data_loader._CODE) - {f"dataset/{TEMPLATE}"}
-
-
-# Settings are in the key by their values, the base by its files; a folder's seal and the reading of it change no row.
-COVERED = {"config.py", "model_setup.py", "folders.py", "dataset/store.py"}
-
-
 def test_the_report_is_readable_json(folder: Path) -> None:
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     assert report["accounts"][0]["lines"] == 120
@@ -342,7 +317,7 @@ def test_the_key_changes_with_the_code_of_the_rules(
     assert data_key(config, base) != before
 
 
-def test_rows_that_change_while_they_are_read_are_refused(
+def test_rows_that_change_while_they_are_read_are_rejected(
     made_from: tuple[RunConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They would be found again under a key that is not theirs."""

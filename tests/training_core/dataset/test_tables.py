@@ -101,11 +101,11 @@ def test_every_text_of_the_report_names_files_in_short() -> None:
     assert with_short_names(report()).problems[0].file == "rows.jsonl"
 
 
-def test_refused_lines_of_one_reason_stand_together_and_none_is_forgotten() -> None:
+def test_rejected_lines_of_one_reason_stand_together_and_none_is_forgotten() -> None:
     (kind,) = kinds_of(PROBLEMS)
     assert (kind.first.line, kind.lines) == (3, 2)
     grid = data_grids(report(problems=PROBLEMS[:1]))[-1]
-    assert grid.title == "Refused lines: 2 of 15"
+    assert grid.title == "Rejected lines: 2 of 15"
     assert grid.note.startswith("1 more")
 
 
@@ -136,7 +136,7 @@ def test_as_markdown_the_report_opens_with_its_verdict_and_holds_no_markup_of_ro
     broken = "- rows.jsonl: &lt;b&gt;9&lt;/b&gt; lines\n- overlap: 3 rows\n\n"
     assert text.startswith(f"# NOT fit to train on: 2 rules are broken\n\n{broken}")
     assert "<" not in text
-    for title in ("Every line accounted for", "Decisions", "Lengths", "Sharing of policies", "Refused lines"):
+    for title in ("Every line accounted for", "Decisions", "Lengths", "Sharing of policies", "Rejected lines"):
         assert f"**{title}" in text
 
 

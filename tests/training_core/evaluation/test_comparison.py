@@ -9,17 +9,17 @@ import pytest
 
 from training_core.config import RunConfig, SettingsError
 from training_core.data_loader import prepare_data
-from training_core.dataset.encoding import traces
+from training_core.dataset.encoding import leakage_keys
 from training_core.dataset.splits import held_out_sample
 from training_core.dataset.store import TrainingData, load_training_data
 from training_core.evaluation.comparison import (
-    Contest,
-    Contestant,
-    contest_key,
-    hold_contest,
+    Comparison,
+    EvaluatedModel,
+    compare_models,
+    comparison_key,
     load_left_out,
     load_scores,
-    save_contest,
+    save_comparison,
 )
 from training_core.evaluation.scores import unseen_rows
 from training_core.model_setup import LoadedModel, load_model_and_tokenizer
@@ -30,7 +30,7 @@ NOTHING = np.empty(0, np.uint64)
 @pytest.fixture(scope="module")
 def config(tiny_base: Path, sample_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     places = {"model_name": str(tiny_base), "dataset_path": str(sample_rows)}
-    output = str(tmp_path_factory.mktemp("contest"))
+    output = str(tmp_path_factory.mktemp("comparison"))
     return RunConfig(**places, output_dir=output, max_seq_length=4096, max_eval_rows=4, eval_max_new_tokens=2)
 
 
@@ -48,12 +48,12 @@ def told_by(data: TrainingData, config: RunConfig, places: list[int]) -> np.ndar
     """What somebody was trained on who was trained on these held-out rows."""
     records = [json.loads(record) for record in data.held_out.select(places)["record"]]
     return np.unique(
-        np.array([trace for record in records for trace in traces(record, config.entity_fields)], "uint64")
+        np.array([trace for record in records for trace in leakage_keys(record, config.entity_fields)], "uint64")
     )
 
 
-def lines(contest: Contest) -> dict[str, list[int]]:
-    return {name: [found.line for found in predictions] for name, predictions in contest.predictions.items()}
+def lines(comparison: Comparison) -> dict[str, list[int]]:
+    return {name: [found.line for found in predictions] for name, predictions in comparison.predictions.items()}
 
 
 @pytest.mark.parametrize("knows", ["champion", "candidate"])
@@ -61,16 +61,16 @@ def test_rows_that_champion_or_candidate_was_trained_on_are_left_out_for_everybo
     config: RunConfig, data: TrainingData, model: LoadedModel, knows: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     known = told_by(data, config, [0, 2])
-    of = {name: Contestant(model, known if name == knows else NOTHING) for name in ("champion", "candidate")}
-    contest = hold_contest(of["candidate"], of["champion"], data, config)
+    of = {name: EvaluatedModel(model, known if name == knows else NOTHING) for name in ("champion", "candidate")}
+    comparison = compare_models(of["candidate"], of["champion"], data, config)
     fresh = [line for place, line in enumerate(data.held_out["line"]) if place not in (0, 2)]
-    answered = lines(contest)
+    answered = lines(comparison)
     assert list(answered) == ["base", "champion", "candidate", "majority", "lookup table"]
     assert all(len(found) == 4 and set(found) <= set(fresh) for found in answered.values())
     assert len(set(map(tuple, answered.values()))) == 1
-    assert contest.left_out == 2
+    assert comparison.left_out == 2
     assert f"2 of {len(data.held_out)} held-out rows are left out" in caplog.text
-    assert {json.loads(record)["input"]["case_id"] for record in contest.probe.records}.isdisjoint(
+    assert {json.loads(record)["input"]["case_id"] for record in comparison.parity_sample.records}.isdisjoint(
         json.loads(data.held_out[place]["record"])["input"]["case_id"] for place in (0, 2)
     )
 
@@ -85,56 +85,56 @@ def test_the_sample_is_drawn_from_rows_that_are_new_to_all(config: RunConfig, da
 def test_a_row_about_somebody_known_is_left_out(config: RunConfig, data: TrainingData) -> None:
     named = replace(config, entity_fields=("issue_type",))
     kind = data.held_out[0]["group"]
-    _, somebody = traces(json.loads(data.held_out[0]["record"]), named.entity_fields)
+    _, somebody = leakage_keys(json.loads(data.held_out[0]["record"]), named.entity_fields)
     unseen = unseen_rows(data.held_out, np.array([somebody], np.uint64), named)
     assert set(unseen["group"]) == set(data.held_out["group"]) - {kind}
     assert len(unseen_rows(data.held_out, np.array([somebody], np.uint64), config)) == len(data.held_out)
 
 
 def test_with_overlap_allowed_every_row_is_scored(config: RunConfig, data: TrainingData, model: LoadedModel) -> None:
-    everything = Contestant(model, told_by(data, config, list(range(len(data.held_out)))))
-    contest = hold_contest(everything, everything, data, replace(config, overlap="allow"))
-    assert (contest.left_out, contest.scores["candidate"].rows) == (0, 4)
+    everything = EvaluatedModel(model, told_by(data, config, list(range(len(data.held_out)))))
+    comparison = compare_models(everything, everything, data, replace(config, overlap="allow"))
+    assert (comparison.left_out, comparison.scores["candidate"].rows) == (0, 4)
 
 
-def test_a_contest_without_a_row_that_is_new_to_all_is_refused_with_what_to_do(
+def test_a_comparison_without_a_row_that_is_new_to_all_is_rejected_with_what_to_do(
     config: RunConfig, data: TrainingData, model: LoadedModel
 ) -> None:
     halves = [list(range(len(data.held_out)))[start::2] for start in (0, 1)]
-    one, other = (Contestant(model, told_by(data, config, half)) for half in halves)
+    one, other = (EvaluatedModel(model, told_by(data, config, half)) for half in halves)
     with pytest.raises(SettingsError, match=r"eval_path: .* new to both, or seed and val_split"):
-        hold_contest(one, other, data, config)
+        compare_models(one, other, data, config)
 
 
 def test_in_a_run_of_its_own_nothing_is_left_out_for_what_it_trained_on(
     config: RunConfig, data: TrainingData, model: LoadedModel, tmp_path: Path
 ) -> None:
     """Rows are held out by case and entity. Nor is anything where an adapter does not say what it was trained on."""
-    assert len(data.trained_on) >= len(data.train)
-    contest = hold_contest(Contestant(model, data.trained_on), Contestant(model, NOTHING), data, config)
-    assert contest.left_out == 0
-    save_contest(contest, tmp_path, tmp_path / "evaluation")
+    assert len(data.leakage_keys) >= len(data.train)
+    comparison = compare_models(EvaluatedModel(model, data.leakage_keys), EvaluatedModel(model, NOTHING), data, config)
+    assert comparison.left_out == 0
+    save_comparison(comparison, tmp_path, tmp_path / "evaluation")
     assert load_left_out(tmp_path / "evaluation") == 0
-    assert load_scores(tmp_path / "evaluation") == contest.scores
+    assert load_scores(tmp_path / "evaluation") == comparison.scores
 
 
 def test_the_number_left_out_comes_back_from_the_folder(
     config: RunConfig, data: TrainingData, model: LoadedModel, tmp_path: Path
 ) -> None:
-    contest = hold_contest(Contestant(model, told_by(data, config, [0])), None, data, config)
-    save_contest(contest, tmp_path, tmp_path / "evaluation")
-    assert load_left_out(tmp_path / "evaluation") == contest.left_out == 1
+    comparison = compare_models(EvaluatedModel(model, told_by(data, config, [0])), None, data, config)
+    save_comparison(comparison, tmp_path, tmp_path / "evaluation")
+    assert load_left_out(tmp_path / "evaluation") == comparison.left_out == 1
 
 
 @pytest.mark.parametrize("change", [{"overlap": "allow"}, {"entity_fields": ()}])
-def test_a_contest_with_other_rows_left_out_is_another_contest(
+def test_a_comparison_with_other_rows_left_out_is_another_comparison(
     config: RunConfig, data: TrainingData, change: dict[str, object]
 ) -> None:
-    assert contest_key(replace(config, **change), data, ["a"]) != contest_key(config, data, ["a"])
+    assert comparison_key(replace(config, **change), data, ["a"]) != comparison_key(config, data, ["a"])
 
 
-def test_a_contest_whose_baselines_learnt_from_other_rows_is_another_contest(
+def test_a_comparison_whose_baselines_learnt_from_other_rows_is_another_comparison(
     config: RunConfig, data: TrainingData
 ) -> None:
     fewer = replace(data, train=data.train.select(range(len(data.train) - 1)))
-    assert contest_key(config, fewer, ["a"]) != contest_key(config, data, ["a"])
+    assert comparison_key(config, fewer, ["a"]) != comparison_key(config, data, ["a"])

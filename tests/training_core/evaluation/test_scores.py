@@ -142,9 +142,9 @@ def test_wrongly_favourable_is_what_was_granted_against_the_policy_as_a_share_of
         ("Not Eligible", None),
         ("Not Eligible", "eligible"),
     ]
-    assert score(predictions(*pairs), CONFIG).wrongly_favourable == 1 / 8
+    assert score(predictions(*pairs), CONFIG).false_approvals == 1 / 8
     both = RunConfig(favourable_decisions=("Eligible", "Partly"))
-    assert score(predictions(*pairs), both).wrongly_favourable == 2 / 8
+    assert score(predictions(*pairs), both).false_approvals == 2 / 8
 
 
 def test_scores_are_told_apart_by_group() -> None:

@@ -284,7 +284,7 @@ def test_a_hundred_rows_of_few_policies_say_what_they_save() -> None:
     assert plan_packing(rows, 4000, 16, 0, rows_per_prefix=1).gain == 1
 
 
-def test_a_row_without_a_label_is_refused() -> None:
+def test_a_row_without_a_label_is_rejected() -> None:
     rows = Dataset.from_list(
         [{"input_ids": [1, 2], "labels": [-100, 2]}, {"input_ids": [1, 2], "labels": [-100, -100]}]
     )
@@ -292,13 +292,13 @@ def test_a_row_without_a_label_is_refused() -> None:
         plan_packing(rows, 100, 4, 0)
 
 
-def test_a_model_with_sliding_window_is_refused() -> None:
+def test_a_model_with_sliding_window_is_rejected() -> None:
     model = build("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=1)
     with pytest.raises(ValueError, match="sliding_attention"):
         use_shared_prefix_attention(model)
 
 
-def test_a_model_with_linear_attention_is_refused() -> None:
+def test_a_model_with_linear_attention_is_rejected() -> None:
     config = Qwen3NextConfig(
         **(SIZES | {"num_hidden_layers": 1}),
         vocab_size=VOCABULARY,

@@ -234,7 +234,7 @@ def test_rendering_leaves_the_tokenizer_as_it_was(tokenizer: PreTrainedTokenizer
     assert tokenizer.encode("<|im_end|>") == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
 
 
-def test_a_tokenizer_without_chat_template_is_refused(tiny_base: Path) -> None:
+def test_a_tokenizer_without_chat_template_is_rejected(tiny_base: Path) -> None:
     tokenizer = load_tokenizer(tiny_base)
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match="chat template"):

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from row_samples import records, to_line
 
-from samples.row_shapes import CONTAINERS
+from samples.row_formats import CONTAINERS
 from training_core.rows import files
 from training_core.rows.files import BadFileError, Line, digest_files, find_files, read_lines
 
@@ -71,7 +71,7 @@ def test_a_url_is_read_like_a_path(tmp_path: Path) -> None:
     assert digest_files(f"file://{tmp_path}/rows.jsonl") == digest_files(str(tmp_path / "rows.jsonl"))
 
 
-def test_a_protocol_nobody_knows_is_refused() -> None:
+def test_a_protocol_nobody_knows_is_rejected() -> None:
     with pytest.raises(ValueError, match="nosuch"):
         find_files("nosuch://bucket/rows.jsonl")
 
@@ -195,7 +195,7 @@ def test_an_element_has_the_number_of_the_line_it_begins_on(tmp_path: Path) -> N
         (b'[{"a": 1}, \x0b]', [b'{"a": 1}', b"\x0b"]),
     ],
 )
-def test_what_is_wrong_in_an_array_comes_out_to_be_refused(tmp_path: Path, content: bytes, rows: list[bytes]) -> None:
+def test_what_is_wrong_in_an_array_comes_out_to_be_rejected(tmp_path: Path, content: bytes, rows: list[bytes]) -> None:
     assert [line.raw for line in read(tmp_path / "rows.json", content)] == rows
 
 
@@ -213,7 +213,7 @@ def test_what_is_wrong_in_an_array_comes_out_to_be_refused(tmp_path: Path, conte
 def test_an_array_whose_brackets_or_quotes_do_not_match_is_a_file_that_breaks_off(
     tmp_path: Path, content: bytes
 ) -> None:
-    """One forgotten brace would swallow all rows behind it as a single refused line."""
+    """One forgotten brace would swallow all rows behind it as a single rejected line."""
     with pytest.raises(BadFileError, match="do not match from line 1 on"):
         read(tmp_path / "rows.json", content)
 

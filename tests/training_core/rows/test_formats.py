@@ -1,4 +1,4 @@
-"""One row in six shapes is one record; rows of another shape are refused, never half understood."""
+"""One row in six shapes is one record; rows of another shape are rejected, never half understood."""
 
 import json
 from typing import Any
@@ -7,8 +7,8 @@ import pytest
 from row_samples import Record, record
 
 from samples.cases import generate_rows
-from samples.row_shapes import SHAPES
-from training_core.rows.formats import detect_format, read_question, refuse_shapeless, to_record
+from samples.row_formats import FORMATS
+from training_core.rows.formats import detect_format, read_question, reject_unknown_format, to_record
 from training_core.rows.strict_json import BadLineError, parse_json
 
 NAMES = {
@@ -29,11 +29,11 @@ def read(value: object, like: object = None) -> Record:
     return to_record(parse_json(json.dumps(value).encode()), shape)
 
 
-def refusal(value: object, like: object = None) -> tuple[str, str]:
+def rejection(value: object, like: object = None) -> tuple[str, str]:
     with pytest.raises(BadLineError) as caught:
         read(value, like)
-    field, what, remedy = caught.value.args
-    assert remedy
+    field, what, fix = caught.value.args
+    assert fix
     return field, what
 
 
@@ -41,16 +41,16 @@ def chat(*turns: tuple[object, object]) -> Record:
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", FORMATS)
 def test_a_case_is_the_same_record_in_every_shape(shape: str) -> None:
     for row in generate_rows(20, seed=4):
-        written = SHAPES[shape](row)
+        written = FORMATS[shape](row)
         assert str(detect_format(written)) == NAMES[shape]
         assert read(written) == read(row)
         assert list(read(written)["output"]) == list(row["output"])
 
 
-@pytest.mark.parametrize("shape", [name for name in SHAPES if name != "native"])
+@pytest.mark.parametrize("shape", [name for name in FORMATS if name != "native"])
 @pytest.mark.parametrize(
     ("case", "output"),
     [
@@ -61,7 +61,7 @@ def test_a_case_is_the_same_record_in_every_shape(shape: str) -> None:
     ],
 )
 def test_odd_values_come_through_every_shape(shape: str, case: Record, output: Record) -> None:
-    assert read(SHAPES[shape](record(case, output))) == read(record(case, output))
+    assert read(FORMATS[shape](record(case, output))) == read(record(case, output))
 
 
 def test_a_conversation_in_free_text_keeps_its_own_turns() -> None:
@@ -78,16 +78,16 @@ def test_alpaca_rows_with_and_without_input_are_of_one_shape() -> None:
         for first in (row, with_input):
             assert read(row, like=first)["messages"] == [{"role": "user", "content": "Judge."}]
             assert read(with_input, like=first)["messages"][0]["content"] == "Judge.\n\nLate parcel."
-    assert refusal(with_input | {"input": {"a": 1}}, like=with_input)[0] == "input"
+    assert rejection(with_input | {"input": {"a": 1}}, like=with_input)[0] == "input"
 
 
-@pytest.mark.parametrize("shape", [name for name in SHAPES if name != "native"])
+@pytest.mark.parametrize("shape", [name for name in FORMATS if name != "native"])
 def test_cases_and_free_text_do_not_mix_in_one_file(shape: str) -> None:
     """Whichever comes first: a case read as free text would lose its policy's sharing and its entities."""
-    case = SHAPES[shape](record())
+    case = FORMATS[shape](record())
     free = json.loads(json.dumps(case).replace("policy_document", "policy"))
-    assert refusal(free, like=case)[0] == "user"
-    assert refusal(case, like=free)[0] == "user"
+    assert rejection(free, like=case)[0] == "user"
+    assert rejection(case, like=free)[0] == "user"
 
 
 @pytest.mark.parametrize(
@@ -117,16 +117,16 @@ def test_a_template_of_the_answer_may_stand_before_the_case() -> None:
 
 
 @pytest.mark.parametrize("messages", [None, [], "text", [{"role": "assistant", "content": "x"}], [{"from": "tool"}]])
-def test_a_question_that_is_none_is_refused(messages: object) -> None:
+def test_a_question_that_is_none_is_rejected(messages: object) -> None:
     with pytest.raises(BadLineError):
         read_question(messages)
 
 
-@pytest.mark.parametrize("first", SHAPES)
-@pytest.mark.parametrize("second", SHAPES)
+@pytest.mark.parametrize("first", FORMATS)
+@pytest.mark.parametrize("second", FORMATS)
 def test_two_shapes_do_not_mix_in_one_file(first: str, second: str) -> None:
     if first != second:
-        field, _ = refusal(SHAPES[second](record()), like=SHAPES[first](record()))
+        field, _ = rejection(FORMATS[second](record()), like=FORMATS[first](record()))
         assert field in ("instruction", "input", "output", "messages", "conversations", "prompt", "completion")
 
 
@@ -158,13 +158,13 @@ def test_two_shapes_do_not_mix_in_one_file(first: str, second: str) -> None:
         ([("user", "x"), ("assistant", ANSWER.replace("Yes", "\\u0007"))], "control character"),
     ],
 )
-def test_a_conversation_that_is_none_is_refused_with_its_reason(turns: list[Any], what: str) -> None:
-    assert what in refusal(chat(*turns))[1]
+def test_a_conversation_that_is_none_is_rejected_with_its_reason(turns: list[Any], what: str) -> None:
+    assert what in rejection(chat(*turns))[1]
 
 
 @pytest.mark.parametrize("turn", [None, "text", 3, [], ["user", "x"]])
-def test_a_turn_that_is_no_object_is_refused(turn: object) -> None:
-    assert "a turn is a" in refusal({"messages": [turn, {"role": "assistant", "content": ANSWER}]})[1]
+def test_a_turn_that_is_no_object_is_rejected(turn: object) -> None:
+    assert "a turn is a" in rejection({"messages": [turn, {"role": "assistant", "content": ANSWER}]})[1]
 
 
 @pytest.mark.parametrize(
@@ -179,16 +179,16 @@ def test_a_turn_that_is_no_object_is_refused(turn: object) -> None:
         {"text": "all in one"},
     ],
 )
-def test_a_row_of_no_known_shape_settles_nothing_and_is_refused(value: object) -> None:
+def test_a_row_of_no_known_shape_settles_nothing_and_is_rejected(value: object) -> None:
     assert detect_format(value) is None
     with pytest.raises(BadLineError) as caught:
-        refuse_shapeless(value)
+        reject_unknown_format(value)
     assert len(caught.value.args) == 3
 
 
 def test_an_odd_first_answer_does_not_turn_a_file_of_cases_into_free_text() -> None:
     """The words of the question alone say whether a file holds cases."""
-    row = SHAPES["messages"](record())
+    row = FORMATS["messages"](record())
     row["messages"][-1]["content"] = "not JSON"
     assert str(detect_format(row)) == "messages, cases"
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from row_samples import build, record
 
 from benchmarks.fuzz_rows import fuzz, make_files
-from samples.row_shapes import SHAPES, to_text
+from samples.row_formats import FORMATS, to_text
 from training_core.model_setup import load_tokenizer
 from training_core.rows import files
 from training_core.rows.formats import detect_format, to_record
@@ -65,10 +65,10 @@ def slow_parse(text: str) -> Any:
             raise _RefusedError
         return composed
 
-    def refuse(name: str) -> None:
+    def reject(name: str) -> None:
         raise _RefusedError(name)
 
-    return _composed(json.loads(text, object_pairs_hook=unique, parse_constant=refuse))
+    return _composed(json.loads(text, object_pairs_hook=unique, parse_constant=reject))
 
 
 def _composed(value: Any) -> Any:
@@ -79,8 +79,8 @@ def _composed(value: Any) -> Any:
     if isinstance(value, list):
         return [_composed(item) for item in value]
     if isinstance(value, str):
-        refused = [c for c in value if unicodedata.category(c) in ("Cc", "Cs") and c not in "\t\n\r\x85"]
-        if refused:
+        rejected = [c for c in value if unicodedata.category(c) in ("Cc", "Cs") and c not in "\t\n\r\x85"]
+        if rejected:
             raise _RefusedError
         return unicodedata.normalize("NFC", value)
     return value
@@ -100,7 +100,7 @@ def agree(raw: bytes) -> None:
 
 @given(value=values, ensure_ascii=st.booleans(), blank=st.sampled_from(["", " ", "\t"]))
 @settings(max_examples=250, deadline=None)
-def test_what_is_written_as_json_is_read_or_refused_as_the_standard_library_would(
+def test_what_is_written_as_json_is_read_or_rejected_as_the_standard_library_would(
     value: Any, ensure_ascii: bool, blank: str
 ) -> None:
     text = json.dumps(value, ensure_ascii=ensure_ascii, separators=(f"{blank},", f"{blank}:{blank}"))
@@ -109,7 +109,7 @@ def test_what_is_written_as_json_is_read_or_refused_as_the_standard_library_woul
 
 @given(text=st.lists(st.sampled_from(PIECES), max_size=14).map("".join))
 @settings(max_examples=250, deadline=None)
-def test_what_looks_like_json_is_read_or_refused_as_the_standard_library_would(text: str) -> None:
+def test_what_looks_like_json_is_read_or_rejected_as_the_standard_library_would(text: str) -> None:
     for around in (text, f"{{{text}}}", f'{{"a": {text}}}', f'{{"a": 1, {text}: 2}}'):
         agree(around.encode())
 
@@ -142,14 +142,14 @@ facts = st.recursive(
 def test_a_random_case_is_the_same_record_in_every_shape(instruction: str, case: dict[str, Any], reason: str) -> None:
     row = record(case, {"reason": reason}, instruction=instruction)
     found = []
-    for write_as in SHAPES.values():
+    for write_as in FORMATS.values():
         try:
             value = parse_json(to_text(write_as(row)).encode())
             shape = detect_format(value)
             assert shape and (shape.name == "native" or shape.holds_cases)
             found.append(to_record(value, shape))
         except BadLineError as problem:
-            found.append({"refused": problem.args[1]})
+            found.append({"rejected": problem.args[1]})
     assert all(other == found[0] for other in found)
 
 
@@ -166,7 +166,7 @@ def test_an_array_is_split_into_the_elements_that_json_sees(elements: list[Any],
 def test_mutated_lines_and_files_never_make_the_reader_crash(tmp_path: Path) -> None:
     counts = fuzz(20_000, 1, tmp_path / "rows")
     assert counts["mutated lines"] >= 20_000
-    assert min(counts["rows"], counts["refused"], counts["bad files"]) > 50
+    assert min(counts["rows"], counts["rejected"], counts["bad files"]) > 50
 
 
 def test_mutated_files_end_in_a_report(tmp_path: Path, tiny_base: Path) -> None:

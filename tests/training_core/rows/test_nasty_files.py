@@ -1,7 +1,7 @@
-"""What comes out of files as people really send them: how many rows, how many refused lines, or no end at all.
+"""What comes out of files as people really send them: how many rows, how many rejected lines, or no end at all.
 
 Every class is a file of three good rows with something done to it. The columns: what, the file's bytes, how many rows
-are read, how many lines are refused, and words of the first refusal, or of why the file cannot be read to its end.
+are read, how many lines are rejected, and words of the first rejection, or of why the file cannot be read to its end.
 """
 
 import codecs
@@ -14,9 +14,9 @@ import pyarrow as pa
 import pytest
 from row_samples import record, records, to_line, write
 
-from samples.row_shapes import SHAPES, gzipped, json_array, jsonl, parquet, zstandard
+from samples.row_formats import FORMATS, gzipped, json_array, jsonl, parquet, zstandard
 from training_core.rows.files import BadFileError
-from training_core.rows.reader import Refused, Row, read_rows
+from training_core.rows.reader import Rejected, Row, read_rows
 
 ROWS = records(3)
 LINES = [to_line(row) for row in ROWS]
@@ -49,7 +49,7 @@ def spoiled(**fields: Any) -> bytes:
 def chat(*turns: tuple[str, Any]) -> bytes:
     """Good conversations and a third of these turns."""
     odd = to_line({"messages": [{"role": role, "content": content} for role, content in turns]})
-    return jsonl([*(to_line(SHAPES["messages"](row)) for row in ROWS[:2]), odd])
+    return jsonl([*(to_line(FORMATS["messages"](row)) for row in ROWS[:2]), odd])
 
 
 ANSWER = json.dumps(ROWS[0]["output"])
@@ -211,30 +211,30 @@ CONTAINERS: list[Class] = [
     ("Parquet's first bytes alone", b"PAR1", 0, 0, "again"),
     ("Parquet with a null for an answer", parquet([ONE, to_line(json.loads(TWO) | {"output": None})]), 1, 1, "output"),
     ("Parquet of other things", parquet([b'{"a": 1}']), 0, 1, "no known shape"),
-    ("Parquet of texts", parquet([to_line(SHAPES["alpaca"](row)) for row in ROWS]), 3, 0, ""),
+    ("Parquet of texts", parquet([to_line(FORMATS["alpaca"](row)) for row in ROWS]), 3, 0, ""),
 ]
 ALL = [*ENCODINGS, *LINES_AND_ENDS, *ARRAYS, *JSON_LEVEL, *SCHEMA, *CONVERSATIONS, *CONTAINERS]
 
 
-@pytest.mark.parametrize(("content", "rows", "refused", "words"), [case[1:] for case in ALL], ids=[c[0] for c in ALL])
+@pytest.mark.parametrize(("content", "rows", "rejected", "words"), [case[1:] for case in ALL], ids=[c[0] for c in ALL])
 def test_a_nasty_file_ends_in_rows_and_reasons(
-    tmp_path: Path, content: bytes, rows: int, refused: int, words: str
+    tmp_path: Path, content: bytes, rows: int, rejected: int, words: str
 ) -> None:
     path = tmp_path / "rows"
     path.write_bytes(content)
-    items: list[Row | Refused] = []
+    items: list[Row | Rejected] = []
     broken_off = ""
     try:
         items.extend(read_rows(str(path)))
     except BadFileError as error:
         broken_off = str(error)
-    problems = [item.problem for item in items if isinstance(item, Refused) and item.problem]
+    problems = [item.problem for item in items if isinstance(item, Rejected) and item.problem]
     if not broken_off:
-        assert (len(items) - len(problems), len(problems)) == (rows, refused)
+        assert (len(items) - len(problems), len(problems)) == (rows, rejected)
     assert words in str(problems[0] if problems else broken_off)
     assert bool(words) <= bool(problems or broken_off)
     for problem in problems:
-        assert problem.remedy
+        assert problem.fix
         assert len(str(problem)) < 500
         assert str(problem).isprintable()
 
@@ -245,7 +245,7 @@ def test_there_are_more_than_sixty_classes() -> None:
 
 def test_a_folder_of_nasty_files_is_read_file_by_file(tmp_path: Path) -> None:
     """Each file has a shape of its own, and none spoils another."""
-    for place, (shape, write_as) in enumerate(SHAPES.items()):
+    for place, (shape, write_as) in enumerate(FORMATS.items()):
         write(tmp_path / f"{place}_{shape}.jsonl", [b"rubbish", *(write_as(row) for row in ROWS)])
         items = list(read_rows(str(tmp_path / f"{place}_{shape}.jsonl")))
         assert [isinstance(item, Row) for item in items] == [False, True, True, True]

@@ -1,4 +1,4 @@
-"""Every line that is not blank is a row or a refusal with its place and its bytes."""
+"""Every line that is not blank is a row or a rejection with its place and its bytes."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from row_samples import record, records, to_line, write
 
 from samples.bad_lines import SPOILERS, plant_bad_lines
 from samples.cases import generate_rows
-from samples.row_shapes import SHAPES
+from samples.row_formats import FORMATS
 from training_core.data_loader import LoadedRows, load_jsonl
 from training_core.rows import files, reader
 
@@ -32,14 +32,14 @@ def test_blank_lines_count_nowhere_and_line_numbers_stay_true(tmp_path: Path) ->
         write(tmp_path / "rows.jsonl", [b"", first, b"  \t", b"\r", second, b"", b"{", b"\xef\xbb\xbf"])
     )
     assert [row.line for row in loaded.rows] == [2, 5]
-    assert [item.problem.line for item in loaded.refused if item.problem] == [7]
+    assert [item.problem.line for item in loaded.rejected if item.problem] == [7]
 
 
 @pytest.mark.parametrize("raw", [b"\xbf\xbf", b"\xef\xbb", "ﻻ".encode(), b"\x00", b"\x0b", b"\x0c", b"\xc2\xa0"])
 def test_only_white_space_of_json_is_blank(tmp_path: Path, raw: bytes) -> None:
     """A line that is thrown away must show in the account."""
     loaded = load_jsonl(write(tmp_path / "rows.jsonl", [raw]))
-    assert [item.raw for item in loaded.refused] == [raw + b"\n"]
+    assert [item.raw for item in loaded.rejected] == [raw + b"\n"]
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n\n", b"\xef\xbb\xbf", b"[]", b" [ ]\n", b"\xef\xbb\xbf[\n]"])
@@ -50,16 +50,16 @@ def test_a_file_without_lines_holds_nothing(tmp_path: Path, content: bytes) -> N
 def test_a_file_cut_off_in_its_last_line_loses_that_line_alone(tmp_path: Path) -> None:
     loaded = load(tmp_path / "rows.jsonl", b"\n".join(map(to_line, records(3)))[:-9])
     assert [row.line for row in loaded.rows] == [1, 2]
-    assert [item.problem.line for item in loaded.refused if item.problem] == [3]
+    assert [item.problem.line for item in loaded.rejected if item.problem] == [3]
 
 
-def test_refused_lines_are_kept_byte_for_byte_with_their_numbers(tmp_path: Path) -> None:
+def test_rejected_lines_are_kept_byte_for_byte_with_their_numbers(tmp_path: Path) -> None:
     lines = list(plant_bad_lines(generate_rows(300, seed=3), share=0.5, seed=3))
-    refused = [line.data for line in lines if line.kind in SPOILERS and line.kind != "overlong"]
+    rejected = [line.data for line in lines if line.kind in SPOILERS and line.kind != "overlong"]
     loaded = load(tmp_path / "rows.jsonl", b"".join(line.data for line in lines))
-    assert [item.raw for item in loaded.refused] == refused
-    assert [item.problem.line for item in loaded.refused if item.problem] == [
-        number for number, line in enumerate(lines, 1) if line.data in refused
+    assert [item.raw for item in loaded.rejected] == rejected
+    assert [item.problem.line for item in loaded.rejected if item.problem] == [
+        number for number, line in enumerate(lines, 1) if line.data in rejected
     ]
 
 
@@ -69,7 +69,7 @@ def test_a_file_that_cannot_be_read_is_an_os_error_or_a_bad_file(tmp_path: Path,
         load_jsonl(tmp_path / path)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", FORMATS)
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -82,10 +82,10 @@ def test_a_file_that_cannot_be_read_is_an_os_error_or_a_bad_file(tmp_path: Path,
     ids=["cut", "no decision", "other key", "text for output", "no answer"],
 )
 def test_a_bad_first_line_does_not_decide_how_the_others_are_read(tmp_path: Path, shape: str, spoil) -> None:  # type: ignore[no-untyped-def]
-    lines = [to_line(SHAPES[shape](row)) for row in records(4)]
+    lines = [to_line(FORMATS[shape](row)) for row in records(4)]
     loaded = load_jsonl(write(tmp_path / "rows.jsonl", [spoil(lines[0]), *lines[1:]]))
     assert [row.record for row in loaded.rows] == records(4)[1:]
-    assert len(loaded.refused) == 1
+    assert len(loaded.rejected) == 1
 
 
 def test_keys_that_nobody_reads_are_told_of(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_keys_that_nobody_reads_are_told_of(tmp_path: Path) -> None:
     assert row.record == other.record == record()
 
 
-def test_a_line_longer_than_can_be_held_is_refused_once_and_kept_whole(
+def test_a_line_longer_than_can_be_held_is_rejected_once_and_kept_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (files, reader):
@@ -103,8 +103,8 @@ def test_a_line_longer_than_can_be_held_is_refused_once_and_kept_whole(
     long = to_line(record(output={"reason": "x" * 9_000}))
     loaded = load_jsonl(write(tmp_path / "rows.jsonl", [*records(2), long, *records(2)]))
     assert [row.line for row in loaded.rows] == [1, 2, 4, 5]
-    assert b"".join(item.raw for item in loaded.refused) == long + b"\n"
-    assert [item.problem.line for item in loaded.refused if item.problem] == [3]
+    assert b"".join(item.raw for item in loaded.rejected) == long + b"\n"
+    assert [item.problem.line for item in loaded.rejected if item.problem] == [3]
 
 
 def test_the_record_of_a_row_is_what_its_line_says(tmp_path: Path) -> None:

@@ -26,12 +26,12 @@ def parse_row(raw: bytes) -> dict[str, Any]:
     return to_record(parse_json(raw), NATIVE)
 
 
-def refusal(raw: bytes) -> tuple[str, str, str]:
+def rejection(raw: bytes) -> tuple[str, str, str]:
     with pytest.raises(BadLineError) as caught:
         parse_row(raw)
-    field, what, remedy = caught.value.args
-    assert field and what and remedy
-    return field, what, remedy
+    field, what, fix = caught.value.args
+    assert field and what and fix
+    return field, what, fix
 
 
 def with_value(json_text: str) -> bytes:
@@ -59,7 +59,7 @@ def test_a_case_that_is_served_is_normalised_as_one_that_is_read() -> None:
     assert normalise(case)["input"] == {"a": " \u00e9 ", "policy_document": "Rule."}
 
 
-def test_keys_that_meet_when_their_accents_are_composed_are_refused() -> None:
+def test_keys_that_meet_when_their_accents_are_composed_are_rejected() -> None:
     with pytest.raises(BadLineError, match="twice"):
         compose({"caf\u00e9": 1, "cafe\u0301": 2})
 
@@ -74,13 +74,13 @@ def test_line_ends_and_a_byte_order_mark_are_no_part_of_a_row(ends: tuple[bytes,
 @pytest.mark.parametrize("field", ["instruction", "input", "output"])
 @pytest.mark.parametrize("value", [None, 3, [], "", True])
 def test_a_part_of_the_wrong_kind_is_named(field: str, value: object) -> None:
-    assert refusal(json.dumps(RECORD | {field: value}).encode())[0] == field
+    assert rejection(json.dumps(RECORD | {field: value}).encode())[0] == field
 
 
 @pytest.mark.parametrize("field", ["instruction", "input", "output"])
 def test_a_missing_part_is_named(field: str) -> None:
     record = {name: value for name, value in RECORD.items() if name != field}
-    assert refusal(json.dumps(record).encode())[:2] == (
+    assert rejection(json.dumps(record).encode())[:2] == (
         field,
         "missing or null is no text" if field == "instruction" else "missing or null is no object",
     )
@@ -90,13 +90,13 @@ def test_a_missing_part_is_named(field: str) -> None:
 @pytest.mark.parametrize("value", [None, "", " \n\t\u00a0", 7, ["x"], {"x": "y"}, False])
 def test_a_text_that_is_no_text_is_named(path: str, value: object) -> None:
     part, field = path.split(".")
-    assert refusal(json.dumps(RECORD | {part: RECORD[part] | {field: value}}).encode())[0] == path
+    assert rejection(json.dumps(RECORD | {part: RECORD[part] | {field: value}}).encode())[0] == path
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999"])
-def test_a_number_that_json_cannot_say_is_refused(value: str) -> None:
+def test_a_number_that_json_cannot_say_is_rejected(value: str) -> None:
     """1e999 is read as infinity, and would be taught as `Infinity`."""
-    assert refusal(with_value(value))[0] in ("line", "input.days", "days")
+    assert rejection(with_value(value))[0] in ("line", "input.days", "days")
 
 
 @pytest.mark.parametrize("value", ["-0.0", "1e-999", '"\\ud83d\\ude00"', "[[[[]]]]", '{"": 1}', '{"\\\\": 1}'])
@@ -113,12 +113,12 @@ def test_a_whole_number_keeps_every_digit(digits: int, sign: str) -> None:
 
 
 def test_a_huge_number_is_a_problem_and_no_crash() -> None:
-    assert refusal(with_value("9" * 5000))[0] == "line"
+    assert rejection(with_value("9" * 5000))[0] == "line"
 
 
 @pytest.mark.parametrize("open_close", ["[]", "{}", "{[]}"])
 def test_nesting_is_read_to_a_stated_depth_and_no_deeper(open_close: str) -> None:
-    """Recursion has no say in it: what is one level too deep is refused like what is a million levels too deep."""
+    """Recursion has no say in it: what is one level too deep is rejected like what is a million levels too deep."""
 
     def nested(levels: int) -> str:
         dict_first = [open_close != "[]" and (open_close == "{}" or i % 2 == 0) for i in range(levels)]
@@ -132,7 +132,7 @@ def test_nesting_is_read_to_a_stated_depth_and_no_deeper(open_close: str) -> Non
 
 
 @pytest.mark.parametrize("code", [*range(9), 11, 12, *range(14, 32), *range(127, 160)])
-def test_control_characters_are_refused_escaped_or_not(code: int) -> None:
+def test_control_characters_are_rejected_escaped_or_not(code: int) -> None:
     """All but tab, newline, return and next line (U+0085): they are no text, and terminals obey them."""
     for ensure_ascii in (True, False):
         for spoiled in ({"instruction": f"a{chr(code)}b"}, {"input": RECORD["input"] | {f"k{chr(code)}": 1}}):
@@ -140,7 +140,7 @@ def test_control_characters_are_refused_escaped_or_not(code: int) -> None:
             if code == 0x85:
                 assert parse_row(raw) == RECORD | spoiled
             else:
-                assert f"U+{code:04X}" in refusal(raw)[1]
+                assert f"U+{code:04X}" in rejection(raw)[1]
 
 
 @pytest.mark.parametrize(
@@ -173,8 +173,8 @@ def test_quotes_and_colons_inside_texts_are_no_keys(text: str) -> None:
         LINE.replace('"days": 30', '"days": "\\"  :", "days": 30'),
     ],
 )
-def test_a_key_that_stands_twice_is_refused_by_name(line: str) -> None:
-    field, what, _ = refusal(line.encode())
+def test_a_key_that_stands_twice_is_rejected_by_name(line: str) -> None:
+    field, what, _ = rejection(line.encode())
     assert field.rstrip("\\") in ("days", "a", "instruction")
     (place,) = re.findall(r"twice in one object, again at byte (\d+)", what)
     again = json.loads(re.match(r'"(?:[^"\\]|\\.)*"', line[int(place) :])[0])  # type: ignore[index]
@@ -190,25 +190,25 @@ def test_a_key_that_stands_twice_is_refused_by_name(line: str) -> None:
         LINE.replace('"days"', '"\\udfff"'),
     ],
 )
-def test_a_lone_surrogate_is_refused(line: str) -> None:
-    assert "surrogate" in refusal(line.encode())[1]
+def test_a_lone_surrogate_is_rejected(line: str) -> None:
+    assert "surrogate" in rejection(line.encode())[1]
 
 
 @pytest.mark.parametrize(
     "bad", ["NaN", "-Infinity", '"é \\u0007"', '"\\\\\\u0007"', '"\x7f"', '"\x86"', '"\\b"', '"\\ud800"', "01"]
 )
 @pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8], ids=["plain", "byte order mark"])
-def test_what_is_refused_inside_a_line_is_found_by_its_byte(bad: str, mark: bytes) -> None:
+def test_what_is_rejected_inside_a_line_is_found_by_its_byte(bad: str, mark: bytes) -> None:
     raw = mark + with_value(bad)
     start = raw.index(b'"days": ') + len(b'"days": ')
-    (place,) = re.findall(r"at byte (\d+)", refusal(raw)[1])
+    (place,) = re.findall(r"at byte (\d+)", rejection(raw)[1])
     assert start <= int(place) < start + len(bad.encode()) + 1
 
 
 @pytest.mark.parametrize("key", ["\\ud800", "a\\nb", "x" * 10_000], ids=["surrogate", "newline", "long"])
 def test_a_problem_can_be_printed_on_one_line_whatever_the_key(key: str) -> None:
     line = LINE.replace('"days": 30', f'"{key}": 1, "{key}": 2')
-    text = str(Problem("rows.jsonl", 1, *refusal(line.encode())))
+    text = str(Problem("rows.jsonl", 1, *rejection(line.encode())))
     assert text.encode("utf-8").count(b"\n") == 0
     assert len(text) < 500
 
@@ -239,7 +239,7 @@ def test_a_problem_can_be_printed_on_one_line_whatever_the_key(key: str) -> None
     ids=range(19),
 )
 def test_anything_else_is_a_problem(raw: bytes) -> None:
-    refusal(raw)
+    rejection(raw)
 
 
 def test_a_problem_says_where_what_and_how_to_mend_it() -> None:

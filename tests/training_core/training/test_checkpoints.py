@@ -10,7 +10,8 @@ import torch
 from training_core.config import RunConfig
 from training_core.folders import MANIFEST, seal, seal_digest
 from training_core.model_setup import LoadedModel, load_adapted_model, load_model_and_tokenizer
-from training_core.training.checkpoints import latest_complete_checkpoint, load_trained_on, save_adapter
+from training_core.training.adapter import load_leakage_keys, write_adapter
+from training_core.training.checkpoints import latest_complete_checkpoint
 
 
 @pytest.fixture
@@ -131,26 +132,26 @@ TRAINED_ON = np.array([3, 2**64 - 1], np.uint64)
 
 def test_an_adapter_folder_holds_exactly_what_is_needed(loaded: LoadedModel, tiny_base: Path, tmp_path: Path) -> None:
     config = RunConfig(model_name=str(tiny_base), learning_rate=3e-4)
-    digest = save_adapter(loaded.model, loaded.tokenizer, config, TRAINED_ON, tmp_path / "adapter")
+    write_adapter(loaded.model, loaded.tokenizer, config, TRAINED_ON, tmp_path / "adapter")
     assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
         "chat_template.jinja",
+        "leakage_keys.npy",
         MANIFEST,
         "run_config.json",
         "system.json",
         "tokenizer.json",
         "tokenizer_config.json",
-        "trained_on.npy",
     ]
-    assert seal_digest(tmp_path / "adapter") == digest
+    assert seal_digest(tmp_path / "adapter")
     assert RunConfig.load(tmp_path / "adapter") == config
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
 def test_an_adapter_comes_back_bit_by_bit(loaded: LoadedModel, tiny_base: Path, tmp_path: Path) -> None:
     config = RunConfig(model_name=str(tiny_base))
-    save_adapter(loaded.model, loaded.tokenizer, config, TRAINED_ON, tmp_path / "adapter")
+    write_adapter(loaded.model, loaded.tokenizer, config, TRAINED_ON, tmp_path / "adapter")
     again = load_adapted_model(tiny_base, tmp_path / "adapter")
     before = {name: value for name, value in loaded.model.named_parameters() if "lora_" in name}
     after = {name: value for name, value in again.model.named_parameters() if "lora_" in name}
@@ -163,23 +164,26 @@ def test_an_adapter_comes_back_bit_by_bit(loaded: LoadedModel, tiny_base: Path, 
 def test_saving_an_adapter_again_replaces_it_whole(loaded: LoadedModel, tmp_path: Path) -> None:
     (tmp_path / "adapter.draft").mkdir()
     (tmp_path / "adapter.draft" / "half").touch()
-    first = save_adapter(loaded.model, loaded.tokenizer, RunConfig(), TRAINED_ON, tmp_path / "adapter")
+    write_adapter(loaded.model, loaded.tokenizer, RunConfig(), TRAINED_ON, tmp_path / "adapter")
+    first = seal_digest(tmp_path / "adapter")
     (tmp_path / "adapter" / "stray").touch()
-    assert save_adapter(loaded.model, loaded.tokenizer, RunConfig(), TRAINED_ON, tmp_path / "adapter") == first
+    write_adapter(loaded.model, loaded.tokenizer, RunConfig(), TRAINED_ON, tmp_path / "adapter")
+    assert seal_digest(tmp_path / "adapter") == first
     names = {path.name for path in (tmp_path / "adapter").iterdir()}
     assert not names & {"stray", "half"}
 
 
 def test_an_adapter_keeps_what_it_was_trained_on_under_its_digest(loaded: LoadedModel, tmp_path: Path) -> None:
-    first = save_adapter(loaded.model, loaded.tokenizer, RunConfig(), TRAINED_ON, tmp_path / "adapter")
-    kept = load_trained_on(tmp_path / "adapter")
+    write_adapter(loaded.model, loaded.tokenizer, RunConfig(), TRAINED_ON, tmp_path / "adapter")
+    kept = load_leakage_keys(tmp_path / "adapter")
     assert kept.dtype == np.uint64 and np.array_equal(kept, TRAINED_ON)
-    assert save_adapter(loaded.model, loaded.tokenizer, RunConfig(), TRAINED_ON[:1], tmp_path / "other") != first
+    write_adapter(loaded.model, loaded.tokenizer, RunConfig(), TRAINED_ON[:1], tmp_path / "other")
+    assert seal_digest(tmp_path / "other") != seal_digest(tmp_path / "adapter")
 
 
 def test_an_adapter_that_does_not_say_what_it_was_trained_on_is_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    kept = load_trained_on(tmp_path)
+    kept = load_leakage_keys(tmp_path)
     assert kept.dtype == np.uint64 and len(kept) == 0
     assert "does not say what it was trained on" in caplog.text

@@ -15,7 +15,14 @@ from training_core.dataset.store import load_training_data
 from training_core.model_setup import LoadedModel, load_model_and_tokenizer, load_quantised_base
 from training_core.packing.batches import Batches, BatchSize, make_batches
 from training_core.trainer import create_trainer
-from training_core.training.memory import Forecast, MemoryEstimate, demand_room, estimate_memory, probe, remedy
+from training_core.training.memory import (
+    Forecast,
+    MemoryEstimate,
+    estimate_memory,
+    measure_heaviest_batch,
+    memory_fix,
+    require_memory,
+)
 from training_core.utils import pick_precision, set_seed
 
 QWEN25_7B = {
@@ -102,7 +109,7 @@ def test_a_probed_training_is_the_training_without_a_probe_bit_by_bit(
         trainer = create_trainer(loaded, batches, config, tmp_path / str(probed))
         if probed:
             before = _adapter(loaded)
-            assert probe(trainer, batches, config).seconds > 0
+            assert measure_heaviest_batch(trainer, batches, config).seconds > 0
             assert torch.equal(_adapter(loaded), before)
             assert all(weight.grad is None for weight in loaded.model.parameters())
         set_seed(config.seed)
@@ -124,7 +131,7 @@ def test_the_heaviest_batch_is_the_one_that_is_probed(batches: Batches, config: 
     assert len(batches.train.heaviest_batch[0]["input_ids"]) == batches.train.tokens_at_most >= max(sizes)
 
 
-def test_a_batch_that_does_not_fit_is_refused_with_what_to_change(
+def test_a_batch_that_does_not_fit_is_rejected_with_what_to_change(
     config: RunConfig, batches: Batches, tmp_path: Path
 ) -> None:
     loaded = load_model_and_tokenizer(config)
@@ -135,17 +142,17 @@ def test_a_batch_that_does_not_fit_is_refused_with_what_to_change(
 
     loaded.model.register_forward_pre_hook(run_out)
     with pytest.raises(SettingsError, match=r"tokens does not fit in .* GiB: set per_device_train_batch_size 1"):
-        probe(trainer, batches, config)
+        measure_heaviest_batch(trainer, batches, config)
 
 
-def test_a_training_that_will_not_fit_is_refused_with_figures_and_remedy() -> None:
-    demand_room(Forecast(23.9, 24.0, 1.0, 1.0), RunConfig())
+def test_a_training_that_will_not_fit_is_rejected_with_figures_and_fix() -> None:
+    require_memory(Forecast(23.9, 24.0, 1.0, 1.0), RunConfig())
     with pytest.raises(
         SettingsError, match=r"30\.0 GiB are needed and there are 24\.0: set gradient_checkpointing true"
     ):
-        demand_room(Forecast(30.0, 24.0, 1.0, 1.0), RunConfig(gradient_checkpointing=False))
+        require_memory(Forecast(30.0, 24.0, 1.0, 1.0), RunConfig(gradient_checkpointing=False))
 
 
 def test_remedies_lead_to_less_memory_and_keep_the_rows_of_a_step_as_long_as_they_can() -> None:
-    assert remedy(RunConfig()) == "set per_device_train_batch_size 2 and gradient_accumulation_steps 16"
-    assert "max_seq_length 1024" in remedy(RunConfig(per_device_train_batch_size=1))
+    assert memory_fix(RunConfig()) == "set per_device_train_batch_size 2 and gradient_accumulation_steps 16"
+    assert "max_seq_length 1024" in memory_fix(RunConfig(per_device_train_batch_size=1))

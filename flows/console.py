@@ -61,5 +61,5 @@ def _show(config: RunConfig, finished: FinishedRun, took: timedelta) -> list[str
         f"{version.name} version {version.version} {version.verdict} ({took})",
         f"Adapter  {trained.adapter.path}",
         f"Model    models:/{version.name}@candidate in {tracking_uri(config)}, run {trained.run.tracking_run_id}",
-        f"Refused  {finished.dataset.folder.path}/refused.jsonl",
+        f"Rejected  {finished.dataset.folder.path}/rejected.jsonl",
     ]

@@ -9,19 +9,19 @@ import pytest
 from prefect.logging import disable_run_logger
 
 from tasks import evaluation, training
+from tasks.artifact_store import publish
 from tasks.evaluation import evaluate
 from tasks.refs import DatasetRef, EvalReport, FolderRef, RegisteredRef, RunRef, TrainedRef
 from tasks.registration import describe_version
-from tasks.store import publish
 from tasks.training import open_run
 from training_core.config import RunConfig, SettingsError
 from training_core.data_loader import prepare_data
-from training_core.dataset.encoding import traces
+from training_core.dataset.encoding import leakage_keys
 from training_core.dataset.store import TrainingData, load_training_data
 from training_core.evaluation.comparison import load_left_out
 from training_core.model_setup import LoadedModel, load_model_and_tokenizer
-from training_core.training.checkpoints import save_adapter
-from training_core.training.identity import digest_rows
+from training_core.training.adapter import write_adapter
+from training_core.training.fingerprint import digest_rows
 
 
 @pytest.fixture
@@ -41,8 +41,8 @@ def rows_of(settings: RunConfig) -> tuple[TrainingData, DatasetRef]:
     return data, DatasetRef(publish(folder), digest_rows(data.train), len(data.train), len(data.held_out), "")
 
 
-def adapter_of(loaded: LoadedModel, settings: RunConfig, trained_on: np.ndarray, run: Path) -> FolderRef:
-    save_adapter(loaded.model, loaded.tokenizer, settings, trained_on, run / "adapter")
+def adapter_of(loaded: LoadedModel, settings: RunConfig, leakage_keys: np.ndarray, run: Path) -> FolderRef:
+    write_adapter(loaded.model, loaded.tokenizer, settings, leakage_keys, run / "adapter")
     return publish(run / "adapter")
 
 
@@ -62,7 +62,7 @@ def test_rows_of_another_split_that_candidate_or_champion_was_trained_on_are_not
     now, dataset = rows_of(replace(settings, seed=43))
     runs = {name: Path(settings.output_dir) / f"{knows} knows" / name for name in ("candidate", "champion")}
     adapters = {
-        name: adapter_of(loaded, settings, before.trained_on if name == knows else now.trained_on, run)
+        name: adapter_of(loaded, settings, before.leakage_keys if name == knows else now.leakage_keys, run)
         for name, run in runs.items()
     }
     champion = RegisteredRef("1", RunRef("", "", "", ""), adapters["champion"], settings.model_name)
@@ -84,7 +84,7 @@ def test_a_champion_that_knows_every_held_out_row_is_noticed_before_the_training
 ) -> None:
     data, dataset = rows_of(settings)
     records = map(json.loads, data.held_out["record"])
-    known = np.array([trace for record in records for trace in traces(record, settings.entity_fields)], np.uint64)
+    known = np.array([trace for record in records for trace in leakage_keys(record, settings.entity_fields)], np.uint64)
     adapter = adapter_of(loaded, replace(settings, output_dir=str(tmp_path)), known, tmp_path / "champion")
     champion = RegisteredRef("1", RunRef("", "", "", ""), adapter, settings.model_name)
     monkeypatch.setattr(training, "fetch_champion", lambda *_, **__: champion)
@@ -97,7 +97,7 @@ def test_every_held_out_row_is_scored_when_the_champion_comes_from_the_same_spli
 ) -> None:
     data, dataset = rows_of(settings)
     run = Path(settings.output_dir) / "same split"
-    adapter = adapter_of(loaded, settings, data.trained_on, run)
+    adapter = adapter_of(loaded, settings, data.leakage_keys, run)
     champion = RegisteredRef("1", RunRef("", "", "", ""), adapter, settings.model_name)
     monkeypatch.setattr(evaluation, "fetch_champion", lambda *_, **__: champion)
     report, left_out = judged(loaded, settings, run, adapter, dataset)

@@ -1,4 +1,4 @@
-"""Same identity, same adapter: it changes with all that shapes the weights and with nothing else."""
+"""Same fingerprint, same adapter: it changes with all that shapes the weights and with nothing else."""
 
 import dataclasses
 import shutil
@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from training_core.config import RunConfig
 from training_core.model_setup import digest_base_model
-from training_core.training.identity import digest_rows, training_identity
+from training_core.training.fingerprint import digest_rows, run_fingerprint
 
 SHAPES_THE_WEIGHTS = {
     "max_seq_length": 1024,
@@ -54,22 +54,22 @@ ANOTHER_PLACE_OR_JUDGEMENT = {
 ROWS = [{"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}, {"input_ids": [4, 5], "labels": [-100, 5]}]
 
 
-def identity(**settings: Any) -> str:
-    return training_identity(RunConfig(**settings), "rows", "base")
+def fingerprint(**settings: Any) -> str:
+    return run_fingerprint(RunConfig(**settings), "rows", "base")
 
 
 @pytest.mark.parametrize("name", SHAPES_THE_WEIGHTS)
-def test_the_identity_changes_with_each_setting_that_shapes_the_weights(name: str) -> None:
-    assert identity(**{name: SHAPES_THE_WEIGHTS[name]}) != identity()
+def test_the_fingerprint_changes_with_each_setting_that_shapes_the_weights(name: str) -> None:
+    assert fingerprint(**{name: SHAPES_THE_WEIGHTS[name]}) != fingerprint()
 
 
 @pytest.mark.parametrize("name", ANOTHER_PLACE_OR_JUDGEMENT)
-def test_the_identity_does_not_change_with_places_and_judgement(name: str) -> None:
-    assert identity(**{name: ANOTHER_PLACE_OR_JUDGEMENT[name]}) == identity()
+def test_the_fingerprint_does_not_change_with_places_and_judgement(name: str) -> None:
+    assert fingerprint(**{name: ANOTHER_PLACE_OR_JUDGEMENT[name]}) == fingerprint()
 
 
-def test_the_identity_changes_with_every_setting_nobody_has_thought_about() -> None:
-    """A setting added later is part of the identity until somebody shows that it does not shape the weights."""
+def test_the_fingerprint_changes_with_every_setting_nobody_has_thought_about() -> None:
+    """A setting added later is part of the fingerprint until somebody shows that it does not shape the weights."""
     names = {field.name for field in dataclasses.fields(RunConfig)}
     shown_in_the_rows = {
         *("eval_path", "val_split", "entity_fields", "overlap"),
@@ -79,14 +79,14 @@ def test_the_identity_changes_with_every_setting_nobody_has_thought_about() -> N
     assert names - RunConfig().training_settings().keys() <= thought_of
 
 
-def test_the_identity_changes_with_rows_and_base() -> None:
+def test_the_fingerprint_changes_with_rows_and_base() -> None:
     config = RunConfig()
-    found = {training_identity(config, rows, base) for rows in ("a", "b", "ab", "") for base in ("a", "b", "ab", "")}
+    found = {run_fingerprint(config, rows, base) for rows in ("a", "b", "ab", "") for base in ("a", "b", "ab", "")}
     assert len(found) == 16
 
 
-def test_the_identity_is_the_same_for_the_same_number_in_another_spelling() -> None:
-    assert identity(num_train_epochs=3) == identity(num_train_epochs=3.0) == identity(num_train_epochs="3")
+def test_the_fingerprint_is_the_same_for_the_same_number_in_another_spelling() -> None:
+    assert fingerprint(num_train_epochs=3) == fingerprint(num_train_epochs=3.0) == fingerprint(num_train_epochs="3")
 
 
 @pytest.mark.parametrize(

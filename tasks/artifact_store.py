@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 from pathlib import Path
 from uuid import uuid4
 
@@ -10,10 +9,10 @@ import fsspec
 from filelock import FileLock
 from prefect import get_run_logger
 
-from tasks.attempts import Attempt
+from tasks.recovery import Attempt
 from tasks.refs import FolderRef
 from training_core.config import RunConfig
-from training_core.folders import MANIFEST, seal_digest
+from training_core.folders import MANIFEST, complete_folder, seal_digest
 from training_core.training.checkpoints import step_of
 
 VARIABLE = "SFT_FLOW_STORE"
@@ -47,8 +46,8 @@ def open_folder(ref: FolderRef, config: RunConfig) -> Path:
         if folder.is_relative_to(own) and seal_digest(folder) == ref.digest:
             return folder
     if ref.url is None:
-        remedy = f"set {VARIABLE} to a URL that all workers reach"
-        raise FileNotFoundError(f"{ref.path} is not here or damaged, and was published nowhere; {remedy}")
+        fix = f"set {VARIABLE} to a URL that all workers reach"
+        raise FileNotFoundError(f"{ref.path} is not here or damaged, and was published nowhere; {fix}")
     fetched.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(fetched.with_name(f".{fetched.name}.lock")):  # several workers may share a folder
         if seal_digest(fetched) != ref.digest:
@@ -58,10 +57,10 @@ def open_folder(ref: FolderRef, config: RunConfig) -> Path:
     return fetched
 
 
-def save_progress(run_dir: Path, identity: str, saved_step: int) -> int:
+def save_progress(run_dir: Path, fingerprint: str, saved_step: int) -> int:
     """Copy the newest complete checkpoint after ``saved_step`` and the journal to the store; returns the step that is
     safe now. A training whose machine is gone goes on from there on another."""
-    url = _place("runs", identity[:16])
+    url = _place("runs", fingerprint[:16])
     if url is None:
         return saved_step
     newest = _newest_step(run_dir)
@@ -78,9 +77,9 @@ def save_progress(run_dir: Path, identity: str, saved_step: int) -> int:
     return newest
 
 
-def restore_progress(run_dir: Path, identity: str) -> None:
+def restore_progress(run_dir: Path, fingerprint: str) -> None:
     """Fetch the store's newest checkpoint and its journal where this machine has none as new."""
-    url = _place("runs", identity[:16])
+    url = _place("runs", fingerprint[:16])
     if url is None:
         return
     newest = max(_stored_steps(url), default=0)
@@ -107,15 +106,15 @@ def store_problems(needed: bool) -> list[str]:
     """Why folders could not travel. Writes an empty file into the store, and deletes it."""
     url = _place(f"probe-{uuid4()}")
     if url is None:
-        remedy = "give it a URL that all workers reach, such as s3://bucket/sft-flow"
-        return [f"{VARIABLE} is not set, and train_on names another pool; {remedy}"] if needed else []
+        fix = "give it a URL that all workers reach, such as s3://bucket/sft-flow"
+        return [f"{VARIABLE} is not set, and train_on names another pool; {fix}"] if needed else []
     with Attempt() as attempt:
         files, place = fsspec.core.url_to_fs(url)
         files.makedirs(place.rpartition("/")[0], exist_ok=True)
         files.pipe_file(place, b"")
         files.rm_file(place)
-    remedy = "name a URL that all workers write to"
-    problem = f"{VARIABLE}: {os.environ[VARIABLE]!r} cannot be written: {attempt.told}; {remedy}"
+    fix = "name a URL that all workers write to"
+    problem = f"{VARIABLE}: {os.environ[VARIABLE]!r} cannot be written: {attempt.told}; {fix}"
     return [problem] if attempt.error else []
 
 
@@ -138,14 +137,11 @@ def _upload(folder: Path, url: str) -> None:
 
 def _download(url: str, folder: Path) -> None:
     """The folder appears whole or not at all."""
-    draft = folder.with_name(f"{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
     files, place = fsspec.core.url_to_fs(url)
     if not files.exists(f"{place}/{MANIFEST}"):
         raise FileNotFoundError(f"{url} is not in the store, or not complete")
-    for path in files.find(place):
-        target = draft / path.removeprefix(place).lstrip("/")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        files.get_file(path, str(target))
-    shutil.rmtree(folder, ignore_errors=True)
-    draft.rename(folder)
+    with complete_folder(folder, seal_it=False) as draft:
+        for path in files.find(place):
+            target = draft / path.removeprefix(place).lstrip("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            files.get_file(path, str(target))

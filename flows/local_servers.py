@@ -96,7 +96,7 @@ def running(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A Python module and its arguments, running until the body ends or this process does."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "flows.embedded", str(os.getpid()), *arguments],
+        [sys.executable, "-m", "flows.local_servers", str(os.getpid()), *arguments],
         env=os.environ | environment,
         cwd=folder,
     )

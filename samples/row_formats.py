@@ -55,7 +55,7 @@ def _question(row: Row) -> list[dict[str, str]]:
     ]
 
 
-SHAPES: dict[str, Callable[[Row], Row]] = {
+FORMATS: dict[str, Callable[[Row], Row]] = {
     shape.__name__: shape
     for shape in (native, messages, conversations, alpaca, prompt_completion, prompt_completion_turns)
 }

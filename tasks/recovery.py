@@ -34,7 +34,7 @@ class Attempt:
         return f"{type(self.error).__name__}: {self.error}"
 
 
-def may_pass(_task: object, _run: object, state: State[Any]) -> bool:
+def is_transient(_task: object, _run: object, state: State[Any]) -> bool:
     """Whether a failure is worth another try: what the network did, not what settings and rows are."""
     return not isinstance(state.data, ValueError)
 

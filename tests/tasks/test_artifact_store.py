@@ -9,9 +9,9 @@ import pytest
 from fsspec import AbstractFileSystem
 from prefect.logging import disable_run_logger
 
-from tasks import store
+from tasks import artifact_store
+from tasks.artifact_store import open_folder, publish, restore_progress, save_progress, store_problems
 from tasks.refs import FolderRef
-from tasks.store import open_folder, publish, restore_progress, save_progress, store_problems
 from training_core.config import RunConfig
 from training_core.folders import MANIFEST, seal, seal_digest
 from training_core.training.checkpoints import latest_complete_checkpoint
@@ -23,7 +23,7 @@ IDENTITY = "i" * 64
 def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A store, once on disk and once of a kind that knows no paths of this machine."""
     url = (tmp_path / "store").as_uri() if request.param == "file" else f"memory://{tmp_path}"
-    monkeypatch.setenv(store.VARIABLE, url)
+    monkeypatch.setenv(artifact_store.VARIABLE, url)
     return url
 
 
@@ -77,7 +77,7 @@ def test_a_fetched_folder_that_is_damaged_is_fetched_again(url: str, folder: Pat
 
 @pytest.mark.parametrize("name", ["a.bin", "inner/b.bin"])
 @pytest.mark.parametrize("content", [b"other", None], ids=["changed", "missing"])
-def test_a_folder_damaged_in_the_store_is_refused(
+def test_a_folder_damaged_in_the_store_is_rejected(
     name: str, content: bytes | None, url: str, folder: Path, there: RunConfig
 ) -> None:
     ref = publish(folder)
@@ -86,7 +86,7 @@ def test_a_folder_damaged_in_the_store_is_refused(
         open_folder(ref, there)
 
 
-def test_a_half_uploaded_folder_is_refused_and_completed_by_publishing_again(
+def test_a_half_uploaded_folder_is_rejected_and_completed_by_publishing_again(
     url: str, folder: Path, there: RunConfig
 ) -> None:
     ref = publish(folder)
@@ -97,7 +97,7 @@ def test_a_half_uploaded_folder_is_refused_and_completed_by_publishing_again(
     assert open_folder(ref, there)
 
 
-def test_an_upload_that_broke_off_is_refused_and_completed_by_publishing_again(
+def test_an_upload_that_broke_off_is_rejected_and_completed_by_publishing_again(
     url: str, folder: Path, there: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files, _ = fsspec.core.url_to_fs(url)
@@ -124,11 +124,11 @@ def test_an_incomplete_folder_is_not_published(url: str, folder: Path) -> None:
 def test_without_a_store_a_folder_is_missed_elsewhere_with_what_to_do(
     folder: Path, there: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(store.VARIABLE, raising=False)
+    monkeypatch.delenv(artifact_store.VARIABLE, raising=False)
     ref = publish(folder)
     assert ref == FolderRef(str(folder), None, ref.digest)
     shutil.rmtree(folder)
-    with pytest.raises(FileNotFoundError, match=f"set {store.VARIABLE}"):
+    with pytest.raises(FileNotFoundError, match=f"set {artifact_store.VARIABLE}"):
         open_folder(ref, there)
 
 
@@ -182,7 +182,7 @@ def test_a_half_uploaded_checkpoint_does_not_count(url: str, progress: Path, tmp
 
 
 def test_without_a_store_progress_stays_where_it_is(progress: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(store.VARIABLE, raising=False)
+    monkeypatch.delenv(artifact_store.VARIABLE, raising=False)
     assert save_progress(progress, IDENTITY, 0) == 0
     shutil.rmtree(progress)
     restore_progress(progress, IDENTITY)
@@ -197,9 +197,9 @@ def test_a_store_that_takes_files_has_no_problem_and_keeps_none(url: str) -> Non
 
 @pytest.mark.parametrize("wrong", ["file:///proc/none", "nosuch://place", "/dev/null"])
 def test_a_store_that_cannot_be_written_is_named_with_the_reason(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(store.VARIABLE, wrong)
+    monkeypatch.setenv(artifact_store.VARIABLE, wrong)
     (problem,) = store_problems(needed=False)
-    assert problem.startswith(f"{store.VARIABLE}: {wrong!r} cannot be written")
+    assert problem.startswith(f"{artifact_store.VARIABLE}: {wrong!r} cannot be written")
 
 
 def test_a_store_that_fails_in_a_way_of_its_own_is_named_with_the_reason(
@@ -208,15 +208,15 @@ def test_a_store_that_fails_in_a_way_of_its_own_is_named_with_the_reason(
     class EndpointConnectionError(Exception):
         """As botocore's and aiohttp's errors are: no ``OSError``."""
 
-    def refuse(*_: object) -> None:
+    def reject(*_: object) -> None:
         raise EndpointConnectionError("nobody listens")
 
-    monkeypatch.setattr(type(fsspec.core.url_to_fs(url)[0]), "pipe_file", refuse)
+    monkeypatch.setattr(type(fsspec.core.url_to_fs(url)[0]), "pipe_file", reject)
     (problem,) = store_problems(needed=False)
     assert "cannot be written: EndpointConnectionError: nobody listens; " in problem
 
 
 def test_a_missing_store_is_a_problem_only_where_folders_have_to_travel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(store.VARIABLE, raising=False)
+    monkeypatch.delenv(artifact_store.VARIABLE, raising=False)
     assert store_problems(needed=False) == []
-    assert store.VARIABLE in store_problems(needed=True)[0]
+    assert artifact_store.VARIABLE in store_problems(needed=True)[0]

@@ -1,15 +1,19 @@
-"""Who a training is: the same identity is the same adapter, to be resumed or reused, never trained twice."""
+"""Who a training is: the same fingerprint is the same adapter, to be resumed or reused, never trained twice."""
 
 import hashlib
 import json
-from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
 
+from training_core.code_digest import code_digest
 from training_core.config import RunConfig
 
-_TRAINING_CODE = ("packing/batches.py", "model_setup.py", "packing/plan.py", "packing/attention.py", "trainer.py")
+# Settings and base are in the fingerprint by value and digest, and so is all that turns rows into token ids.
+_COVERED = [
+    *("training_core.config", "training_core.data_loader"),
+    *("training_core.rows", "training_core.prompts", "training_core.dataset"),
+]
 
 
 def digest_rows(rows: Dataset) -> str:
@@ -22,10 +26,8 @@ def digest_rows(rows: Dataset) -> str:
     return digest.hexdigest()
 
 
-def training_identity(config: RunConfig, rows_digest: str, base_digest: str) -> str:
+def run_fingerprint(config: RunConfig, rows_digest: str, base_digest: str) -> str:
     """SHA-256 over everything that shapes the weights: settings, rows, base model files, training code."""
-    code = "".join(
-        hashlib.sha256((Path(__file__).parents[1] / name).read_bytes()).hexdigest() for name in _TRAINING_CODE
-    )
+    code = code_digest("training_core.trainer", _COVERED)
     parts = [config.training_settings(), rows_digest, base_digest, code]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

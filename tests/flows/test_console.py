@@ -98,14 +98,14 @@ def test_a_run_ends_with_a_candidate_whose_description_opens_with_the_scores(fin
         for folder in (evaluation.path, "data")
         for file in client.list_artifacts(run.info.run_id, folder)
     }
-    assert {"confusion.png", "loss_curve.png", "refused.jsonl"} <= artifacts
+    assert {"confusion.png", "loss_curve.png", "rejected.jsonl"} <= artifacts
 
 
 def test_a_run_ends_with_tables_and_the_accounts_of_all_lines(finished: tuple[Job, str]) -> None:
     output = finished[1]
     assert "Every line accounted for" in output
-    for contestant in ("base", "candidate", "majority", "lookup table"):
-        assert re.search(rf"^ *{contestant} ", output, flags=re.MULTILINE)
+    for name in ("base", "candidate", "majority", "lookup table"):
+        assert re.search(rf"^ *{name} ", output, flags=re.MULTILINE)
     assert "sft-flow ui" in output
 
 
@@ -116,7 +116,7 @@ def test_three_checkpoints_at_least_are_written_and_sealed(finished: tuple[Job, 
 
 
 def test_the_candidate_loads_by_alias_and_answers_with_the_same_tokens(finished: tuple[Job, str]) -> None:
-    (probe,) = finished[0].output_dir.glob("*/evaluation-*/probe.json")
+    (probe,) = finished[0].output_dir.glob("*/evaluation-*/parity_sample.json")
     tokens = json.loads(probe.read_text())["answers"]
     check = [sys.executable, "-m", "tasks.check_served", f"models:/{NAME}@candidate"]
     store = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{finished[0].output_dir}/mlflow.db"}

@@ -10,10 +10,10 @@ import pytest
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import AwaitingRetry, Cancelled, Completed, Crashed, Failed, Running, Scheduled
 
-from tasks import gpu_stage
-from tasks.gpu_stage import GRACE, _is_over
+from tasks import train_on_pool
 from tasks.janitor import CRASHED_FOR, JANITOR_PERIOD
 from tasks.refs import DatasetRef, FolderRef
+from tasks.train_on_pool import GRACE, _is_over
 from training_core.config import RunConfig
 
 
@@ -44,10 +44,10 @@ def test_rows_that_changed_while_a_training_ran_are_another_training(monkeypatch
         keys.append(idempotency_key)
         return in_state(Completed())
 
-    monkeypatch.setattr(gpu_stage, "run_deployment", start)
+    monkeypatch.setattr(train_on_pool, "run_deployment", start)
     for key in ("first", "first", "changed"):
         rows = DatasetRef(FolderRef(f"/runs/datasets/{key}", None, ""), "", 0, 0, "")
-        gpu_stage._start_or_find(RunConfig(train_on="train-flow/gpu"), rows)
+        train_on_pool._start_or_find(RunConfig(train_on="train-flow/gpu"), rows)
     assert keys[0] == keys[1] != keys[2]
 
 
@@ -55,7 +55,7 @@ FENCE = """
 import sys
 from prefect import flow
 from prefect.runtime import flow_run
-from tasks.attempts import end_when_replaced
+from tasks.recovery import end_when_replaced
 
 @flow
 def probe() -> None:

@@ -1,4 +1,4 @@
-"""The training on another pool: started once, waited for through outages, taken up again after a crash."""
+"""The training on another pool: started once, waited for through outages, resumed after a crash."""
 
 import time
 from dataclasses import asdict
@@ -20,13 +20,13 @@ from prefect.runtime import flow_run
 from prefect.states import AwaitingRetry, Cancelled, Cancelling
 from pydantic import TypeAdapter
 
-from tasks.attempts import end_when_replaced
 from tasks.janitor import CRASHED_FOR, JANITOR_PERIOD
+from tasks.recovery import end_when_replaced
 from tasks.refs import DatasetRef, TrainedRef
 from training_core.config import RunConfig
 
-SECONDS_BETWEEN_LOOKS = 5
-# In this time a crashed run is taken up again: after 60 s by an automation or, should its event be lost, by the janitor
+POLL_SECONDS = 5
+# In this time a crashed run is resumed: after 60 s by an automation or, should its event be lost, by the janitor
 GRACE = CRASHED_FOR + 2 * JANITOR_PERIOD
 
 _RESULT = "train-flow-result"
@@ -53,7 +53,7 @@ def train_on_pool(config: RunConfig, dataset: DatasetRef) -> TrainedRef:
         _cancel_if_cancelled(child.id)
         raise
     if not (child.state and child.state.is_completed()):
-        raise RuntimeError(f"training {child.name} ended as {child.state}; its log says why. A retry takes it up again")
+        raise RuntimeError(f"training {child.name} ended as {child.state}; its log says why. A retry resumes it")
     return _read_result(child.id)
 
 
@@ -93,17 +93,17 @@ def _cancel(run_id: UUID) -> None:
 
 
 def _wait(run_id: UUID, longest_queue: timedelta) -> FlowRun:
-    """The run when it is over. One that crashed counts as over after a grace in which it may be taken up again."""
+    """The run when it is over. One that crashed counts as over after a grace in which it may be resumed."""
     own, child = (flow_run.id, flow_run.run_count), None
     while child is None or not _is_over(child):
-        time.sleep(SECONDS_BETWEEN_LOOKS if child else 0)
+        time.sleep(POLL_SECONDS if child else 0)
         try:
             end_when_replaced(*own)
             with get_client(sync_client=True) as client:
                 child = client.read_flow_run(run_id)
         except httpx.HTTPError as error:
             get_run_logger().warning("The server does not answer, the training goes on: %s", error)
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            time.sleep(POLL_SECONDS)
             continue
         if child.state and child.state.is_scheduled() and datetime.now(UTC) - child.state.timestamp > longest_queue:
             _cancel(run_id)

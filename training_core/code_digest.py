@@ -1,0 +1,67 @@
+"""The code that a result is made from, as one digest: what a cache key says about code is derived here alone."""
+
+import ast
+import hashlib
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+PROJECT = Path(__file__).parents[1]
+
+
+def code_digest(entry: str, without: Collection[str] = ()) -> str:
+    """SHA-256 over a module of the project and all modules of the project that it imports, directly or not.
+
+    ``without`` names modules and packages whose effect is in the caller's key already: settings by their values, rows
+    and adapters by their digests. Comments, docstrings and layout do not count; a file beside a module that shares its
+    name, such as the template of a page, does.
+
+        code_digest("training_core.trainer", without=["training_core.config"])
+        → trainer, packing.plan, packing.batches, training.journal, …, but not config
+    """
+    digest = hashlib.sha256()
+    for module in sorted(_reachable(entry, tuple(without))):
+        path = _file(module)
+        digest.update(module.encode())
+        digest.update(_meaning(path.read_text(encoding="utf-8")).encode())
+        for companion in sorted(path.parent.glob(f"{path.stem}.*")):
+            digest.update(b"" if companion.suffix in (".py", ".pyc") else companion.read_bytes())
+    return digest.hexdigest()
+
+
+def _reachable(entry: str, without: tuple[str, ...]) -> set[str]:
+    found: set[str] = set()
+    left = [entry]
+    while left:
+        module = left.pop()
+        covered = any(module == name or module.startswith(f"{name}.") for name in without)
+        if module not in found and not covered and _file(module).is_file():
+            found.add(module)
+            left += _imports(_file(module))
+    return found
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """Names of all modules that a file may import; what is no module of the project is sorted out by its caller."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _file(module: str) -> Path:
+    return PROJECT.joinpath(*module.split(".")).with_suffix(".py")
+
+
+def _meaning(source: str) -> str:
+    """The syntax tree as text, without docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [line for line in node.body if not _is_text(line)] or [ast.Pass()]
+    return ast.dump(tree)
+
+
+def _is_text(line: ast.stmt) -> bool:
+    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)
