@@ -1,4 +1,4 @@
-"""Servers for one machine: started for a command, and gone with it however the command ends, SIGKILL included."""
+"""Servers for one machine. They stop with the process that started them, also when that is killed by SIGKILL."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ import httpx
 
 START_TIMEOUT_SECONDS = 180
 
-# They serve deployments and automations, which a server that goes with its command never has.
+# Services for deployments and automations, which a server that runs for one command never has.
 _SERVICES_WITHOUT_WORK = (
     *("SCHEDULER", "LATE_RUNS", "PAUSE_EXPIRATIONS", "CANCELLATION_CLEANUP"),
     *("FOREMAN", "REPOSSESSOR", "TRIGGERS", "DB_VACUUM"),
@@ -26,7 +26,7 @@ _SERVICES_WITHOUT_WORK = (
 
 @dataclass(frozen=True)
 class Server:
-    """A server that was started; it answers at ``address`` once ``wait`` has returned."""
+    """A started server; it answers at ``address`` once ``wait`` has returned."""
 
     process: subprocess.Popen[bytes]
     address: str
@@ -49,14 +49,15 @@ def prefect_server(
 ) -> Iterator[Server]:
     """A Prefect server with its UI and its database: SQLite in ``home`` unless a URL is given.
 
-    Prefect's own temporary server outlives a killed parent and goes on holding the database; this one does not.
+    Prefect's own temporary server keeps running, and keeps the database open, when its parent is killed; this one
+    stops.
     """
     home.mkdir(parents=True, exist_ok=True)
     port = free_port(preferred_port)
     environment = {
         "PREFECT_HOME": str(home),
         "PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api",
-        "PREFECT_UI_URL": f"http://127.0.0.1:{port}",  # stands in what it sends to people
+        "PREFECT_UI_URL": f"http://127.0.0.1:{port}",  # for links in notifications
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
@@ -71,7 +72,7 @@ def prefect_server(
 
 @contextlib.contextmanager
 def mlflow_server(tracking_uri: str, artifacts: Path, preferred_port: int = 5000) -> Iterator[Server]:
-    """An MLflow server with its UI over a store on this machine; clients reach artifacts through it."""
+    """An MLflow server with its UI; clients upload and download artifacts through it."""
     port = free_port(preferred_port)
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     command = ["mlflow", "server", "--backend-store-uri", tracking_uri, "--workers", "1"]
@@ -83,10 +84,10 @@ def mlflow_server(tracking_uri: str, artifacts: Path, preferred_port: int = 5000
 def free_port(preferred: int) -> int:
     """The preferred port where it is free, else any free one."""
     for port in (preferred, 0):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that has just ended is no hindrance
-            probe.bind(("127.0.0.1", port))
-            return int(probe.getsockname()[1])
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was closed a moment ago is free
+            listener.bind(("127.0.0.1", port))
+            return int(listener.getsockname()[1])
     raise OSError("no port is free on 127.0.0.1")
 
 
@@ -94,7 +95,7 @@ def free_port(preferred: int) -> int:
 def running(
     arguments: list[str], environment: dict[str, str], folder: Path | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A Python module and its arguments, running until the body ends or this process does."""
+    """Run ``python -m`` with these arguments until the body ends or this process dies."""
     process = subprocess.Popen(
         [sys.executable, "-m", "flows.local_servers", str(os.getpid()), *arguments],
         env=os.environ | environment,

@@ -10,7 +10,7 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deployments.deploy import deploy
-from deployments.postgres import Postgres, find_postgres, may_enter, postgres
+from deployments.postgres import Postgres, find_postgres, is_accessible, postgres
 from flows.local_servers import mlflow_server, prefect_server
 from tasks import registry, tracking
 from tasks.refs import DatasetRef, EvalReport, FolderRef, RunRef, TrainedRef
@@ -41,10 +41,10 @@ def test_a_folder_that_its_user_may_not_enter_is_known_before(tmp_path: Path, mo
     monkeypatch.setattr("os.getuid", lambda: 0)
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
-    assert not may_enter(closed / "data")
+    assert not is_accessible(closed / "data")
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
-        assert may_enter(Path(name) / "data")
+        assert is_accessible(Path(name) / "data")
 
 
 def test_prefect_takes_the_whole_topology_once_and_schedules_runs(folder: Path, database: Postgres) -> None:
