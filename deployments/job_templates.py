@@ -81,9 +81,7 @@ def _docker(gpu: bool) -> Changes:
         "stream_output": {"default": True},
         "auto_remove": {"default": False},
         "shm_size": _variable("Shared memory", "string", "Size of /dev/shm.", "8g" if gpu else "1g"),
-        "device_requests": _variable(
-            "GPUs", "array", "As in docker-py; count -1: all GPUs of the machine.", gpus
-        ),
+        "device_requests": _variable("GPUs", "array", "As in docker-py; count -1: all GPUs of the machine.", gpus),
     }
 
 

@@ -85,7 +85,9 @@ def free_port(preferred: int) -> int:
     """The preferred port where it is free, else any free one."""
     for port in (preferred, 0):
         with socket.socket() as listener, contextlib.suppress(OSError):
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was closed a moment ago is free
+            listener.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # a port that was closed a moment ago is free
             listener.bind(("127.0.0.1", port))
             return int(listener.getsockname()[1])
     raise OSError("no port is free on 127.0.0.1")

@@ -23,8 +23,8 @@ def takes_settings(body: Callable[..., Result]) -> Callable[..., Result]:
 
     @wraps(body)
     def with_flat_settings(**given: Any) -> Result:
-        besides = {name: given.pop(name) for name in others.keys() & given.keys()}
-        return body(read_settings(given), **besides)
+        further = {name: given.pop(name) for name in others.keys() & given.keys()}
+        return body(read_settings(given), **further)
 
     others = _other_parameters(body)
     infos = others | settings_info()

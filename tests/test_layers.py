@@ -61,7 +61,7 @@ def imports_of(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)
-def test_a_room_imports_only_from_rooms_below_it(room: str) -> None:
+def test_packages_import_only_from_packages_below(room: str) -> None:
     modules = modules_of(room)
     assert modules
     for module in modules:
@@ -74,7 +74,7 @@ def core_room(module: str) -> str:
     return module.removeprefix("training_core.").partition(".")[0]
 
 
-def test_rooms_of_the_core_import_in_their_order() -> None:
+def test_core_packages_import_in_their_order() -> None:
     rooms = {path.stem for path in (ROOT / "training_core").iterdir() if path.stem not in ("__init__", "__pycache__")}
     assert rooms <= {*ORDER, "README"}, "give a new room its place in ORDER"
     for path in modules_of("training_core"):
@@ -86,23 +86,23 @@ def test_rooms_of_the_core_import_in_their_order() -> None:
                     assert ORDER.index(room) <= ORDER.index(own), f"{path.relative_to(ROOT)} imports {room}"
 
 
-def test_a_room_says_what_it_is_for_and_exports_nothing() -> None:
+def test_core_packages_have_a_docstring_and_no_exports() -> None:
     for path in (ROOT / "training_core").glob("*/__init__.py"):
         (sentence,) = ast.parse(path.read_text(encoding="utf-8")).body
         assert isinstance(sentence, ast.Expr), path
 
 
 @pytest.mark.parametrize("room", ["training_core", "samples", "benchmarks"])
-def test_the_core_knows_no_orchestrator_and_no_tracker(room: str) -> None:
+def test_core_imports_no_prefect_and_no_mlflow(room: str) -> None:
     for module in [*modules_of(room), ROOT / "train_qlora_sft.py"]:
         assert not imports_of(module) & {"prefect", "mlflow"}, module
 
 
-def test_the_plain_script_stands_on_the_core_alone() -> None:
+def test_script_imports_only_the_core() -> None:
     assert imports_of(ROOT / "train_qlora_sft.py") & MAY_IMPORT.keys() == {"training_core"}
 
 
-def test_mlflow_is_imported_where_the_registry_is_and_nowhere_else() -> None:
+def test_mlflow_is_imported_in_few_modules() -> None:
     importers = {
         module.relative_to(ROOT).as_posix()
         for room in MAY_IMPORT
@@ -112,7 +112,7 @@ def test_mlflow_is_imported_where_the_registry_is_and_nowhere_else() -> None:
     assert importers <= MLFLOW_IMPORTERS
 
 
-def test_every_package_that_is_imported_is_declared() -> None:
+def test_dependencies_are_all_declared() -> None:
     """What another package happens to bring along today may be gone tomorrow."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     needed = {room: [*project["dependencies"]] for room in MAY_IMPORT}
@@ -126,7 +126,7 @@ def test_every_package_that_is_imported_is_declared() -> None:
                 assert brought_by & declared, f"{module.relative_to(ROOT)} imports {name}"
 
 
-def test_no_module_is_named_like_a_package_that_it_could_hide() -> None:
+def test_module_names_hide_no_installed_package() -> None:
     installed = {
         name
         for name, distributions in importlib.metadata.packages_distributions().items()

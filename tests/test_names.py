@@ -30,12 +30,12 @@ PROMISE = {
 
 
 @pytest.mark.parametrize(("module", "name"), [(module, name) for module, names in PROMISE.items() for name in names])
-def test_a_promised_name_can_be_had_from_its_module(module: str, name: str) -> None:
+def test_public_name_is_in_its_module(module: str, name: str) -> None:
     """Where its definition lies is our own affair."""
     assert getattr(importlib.import_module(module), name).__module__.startswith("training_core.")
 
 
-def test_utils_is_no_attic() -> None:
+def test_utils_has_only_its_public_functions() -> None:
     """Its public functions are the six that are promised."""
     utils = importlib.import_module("training_core.utils")
     functions = {
@@ -46,7 +46,7 @@ def test_utils_is_no_attic() -> None:
     assert functions == set(PROMISE["training_core.utils"])
 
 
-def test_optimisers_and_schedules_on_offer_exist_in_transformers() -> None:
+def test_optimiser_and_schedule_choices_exist_in_transformers() -> None:
     from transformers import SchedulerType
     from transformers.training_args import OptimizerNames
 

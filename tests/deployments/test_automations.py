@@ -97,18 +97,18 @@ def started_by(client: SyncPrefectClient, payload: dict[str, str]) -> FlowRun:
     )
 
 
-def test_new_rows_start_a_run_with_all_settings_as_deployed(client: SyncPrefectClient) -> None:
+def test_event_of_new_rows_starts_the_deployed_run(client: SyncPrefectClient) -> None:
     deployed = client.read_deployment_by_name("sft-flow/qwen").parameters
     assert started_by(client, {}).parameters == deployed
 
 
-def test_new_rows_elsewhere_start_a_run_on_them(client: SyncPrefectClient) -> None:
+def test_event_with_a_path_starts_a_run_on_it(client: SyncPrefectClient) -> None:
     deployed = client.read_deployment_by_name("sft-flow/qwen").parameters
     place = 's3://rows/a "quoted" name.jsonl'
     assert started_by(client, {"dataset_path": place}).parameters == deployed | {"dataset_path": place}
 
 
-def test_a_failure_is_told_with_the_run_its_reason_and_its_address(
+def test_notification_of_a_failure_names_run_reason_and_url(
     client: SyncPrefectClient, messages: list[dict[str, str]]
 ) -> None:
     run = client.create_flow_run_from_deployment(client.read_deployment_by_name("sft-flow/demo").id)
@@ -119,7 +119,7 @@ def test_a_failure_is_told_with_the_run_its_reason_and_its_address(
     assert str(run.id) in told["body"] and "http" in told["body"]
 
 
-def test_a_promotion_is_told_with_its_verdict(client: SyncPrefectClient, messages: list[dict[str, str]]) -> None:
+def test_notification_of_a_promotion_has_its_verdict(client: SyncPrefectClient, messages: list[dict[str, str]]) -> None:
     emit_event(
         PROMOTED, resource={"prefect.resource.id": "sft-flow.model.m.3"}, payload={"verdict": "m version 3 wins"}
     )

@@ -59,9 +59,7 @@ def demo(client: SyncPrefectClient, outcomes: dict[str, str]) -> DeploymentRespo
     return client.read_deployment_by_name("sft-flow/demo")
 
 
-def test_the_command_creates_everything_once_and_then_finds_it_unchanged(
-    outcomes: dict[str, str], client: SyncPrefectClient, folder: Path
-) -> None:
+def test_deploy_creates_everything_once(outcomes: dict[str, str], client: SyncPrefectClient, folder: Path) -> None:
     assert {name: outcome for name, outcome in outcomes.items() if outcome != "created"} == {
         "gpu/default": "unchanged"  # the server makes one with the pool
     }
@@ -73,9 +71,7 @@ def test_the_command_creates_everything_once_and_then_finds_it_unchanged(
     assert {line.split()[0] for line in lines} == {"unchanged"}
 
 
-def test_what_was_changed_by_hand_is_set_right_again(
-    outcomes: dict[str, str], client: SyncPrefectClient, folder: Path
-) -> None:
+def test_deploy_resets_manual_changes(outcomes: dict[str, str], client: SyncPrefectClient, folder: Path) -> None:
     template = client.read_work_pool("cpu").base_job_template
     template["variables"]["properties"]["stream_output"]["default"] = True
     client.update_work_pool("cpu", WorkPoolUpdate(base_job_template=template))
@@ -95,9 +91,7 @@ def test_what_was_changed_by_hand_is_set_right_again(
     assert touched(deploy_all(client, folder)) == set()
 
 
-def test_what_was_switched_in_the_ui_stays_as_it_was_switched(
-    outcomes: dict[str, str], client: SyncPrefectClient, folder: Path
-) -> None:
+def test_deploy_keeps_switches_set_in_the_ui(outcomes: dict[str, str], client: SyncPrefectClient, folder: Path) -> None:
     weekly = client.read_deployment_by_name("sft-flow/qwen")
     assert [schedule.active for schedule in weekly.schedules] == [False]
     client.update_deployment_schedule(weekly.id, weekly.schedules[0].id, active=True)
@@ -110,7 +104,7 @@ def test_what_was_switched_in_the_ui_stays_as_it_was_switched(
     assert not client.read_automations_by_name(automation.name)[0].enabled
 
 
-def test_one_parameter_of_a_run_keeps_the_others_of_its_deployment(
+def test_deployment_run_with_one_parameter_keeps_the_others(
     demo: DeploymentResponse, client: SyncPrefectClient
 ) -> None:
     assert "learning_rate" in demo.parameters
@@ -130,7 +124,7 @@ def test_one_parameter_of_a_run_keeps_the_others_of_its_deployment(
         ({"config": {"lora_r": 8}}, "config"),
     ],
 )
-def test_the_server_refuses_what_no_run_can_use(
+def test_deployment_rejects_invalid_parameters(
     demo: DeploymentResponse, client: SyncPrefectClient, parameters: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(PrefectHTTPStatusError, match=reason) as rejected:
@@ -138,7 +132,7 @@ def test_the_server_refuses_what_no_run_can_use(
     assert rejected.value.response.status_code == 409
 
 
-def test_a_schedule_gets_its_runs(outcomes: dict[str, str], client: SyncPrefectClient) -> None:
+def test_schedule_creates_runs(outcomes: dict[str, str], client: SyncPrefectClient) -> None:
     """With SQLAlchemy 2.1 it gets none."""
     janitor = client.read_deployment_by_name("janitor-flow/often").id
     of_janitor = DeploymentFilter(id=DeploymentFilterId(any_=[janitor]))

@@ -126,7 +126,7 @@ def finished(client: SyncPrefectClient, run_id: UUID) -> FlowRun | None:
     return run if run.state and run.state.is_final() else None
 
 
-def test_the_form_asks_for_every_setting_in_order_with_its_help(page: Page, demo: DeploymentResponse) -> None:
+def test_form_in_the_browser_shows_every_setting(page: Page, demo: DeploymentResponse) -> None:
     page.goto(f"deployments/deployment/{demo.id}/run")
     expect(page.get_by_label("lora_r (Optional)")).to_have_value("16")
     labels = [text.removesuffix(" (Optional)") for text in page.locator("label").all_inner_texts()]
@@ -138,7 +138,7 @@ def test_the_form_asks_for_every_setting_in_order_with_its_help(page: Page, demo
     picture(page, "form")
 
 
-def test_a_run_started_in_the_form_shows_its_progress_and_ends_with_its_report(
+def test_run_from_the_form_shows_progress_and_report(
     page: Page, demo: DeploymentResponse, client: SyncPrefectClient, servers: Servers
 ) -> None:
     page.goto(f"deployments/deployment/{demo.id}/run")

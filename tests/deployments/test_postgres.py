@@ -37,7 +37,7 @@ def database(folder: Path) -> Iterator[Postgres]:
         yield server
 
 
-def test_a_folder_that_its_user_may_not_enter_is_known_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_postgres_folder_must_be_accessible_to_its_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.getuid", lambda: 0)
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
@@ -47,7 +47,7 @@ def test_a_folder_that_its_user_may_not_enter_is_known_before(tmp_path: Path, mo
         assert is_accessible(Path(name) / "data")
 
 
-def test_prefect_takes_the_whole_topology_once_and_schedules_runs(folder: Path, database: Postgres) -> None:
+def test_prefect_on_postgres_deploys_everything_once(folder: Path, database: Postgres) -> None:
     url = database.url("prefect", "asyncpg")
     with (
         prefect_server(folder / "prefect", database=url, for_workers=True) as server,
@@ -59,7 +59,7 @@ def test_prefect_takes_the_whole_topology_once_and_schedules_runs(folder: Path, 
         assert not list((folder / "prefect").glob("*.db"))
 
 
-def test_mlflow_keeps_one_run_one_curve_and_one_version(
+def test_mlflow_on_postgres_keeps_one_run_and_version(
     folder: Path, database: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "base").mkdir()

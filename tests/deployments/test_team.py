@@ -64,9 +64,7 @@ def adapters_of(folders: Iterable[Path], seed: int) -> list[Path]:
     return [path.parent for path in configs if path.exists() and json.loads(path.read_text())["seed"] == seed]
 
 
-def test_a_run_goes_through_two_workers_that_share_only_urls_and_a_second_has_nothing_to_do(
-    servers: Servers, home: Path
-) -> None:
+def test_team_run_uses_two_workers_and_repeats_nothing(servers: Servers, home: Path) -> None:
     run = wait_for_end(servers, start(servers, seed=5))
     assert run["state"]["name"] == "Completed", run["state"]["message"]
     cpu, gpu = home / "cpu" / "runs", home / "gpu" / "runs"
@@ -85,7 +83,7 @@ def test_a_run_goes_through_two_workers_that_share_only_urls_and_a_second_has_no
     assert again["total_run_time"] < run["total_run_time"]
 
 
-def test_a_cancelled_run_stops_its_training_within_half_a_minute(servers: Servers, home: Path) -> None:
+def test_team_run_cancelled_stops_its_training(servers: Servers, home: Path) -> None:
     known = checkpoints(home)
     run_id = start(servers, seed=6, max_steps=1000, save_steps=2)
     _, training = training_half_way(home, known)
@@ -97,7 +95,7 @@ def test_a_cancelled_run_stops_its_training_within_half_a_minute(servers: Server
     assert wait_for_end(servers, child["id"])["state"]["name"] == "Cancelled"
 
 
-def test_a_training_that_is_killed_is_taken_up_again_from_its_checkpoint(servers: Servers, home: Path) -> None:
+def test_team_training_killed_resumes_from_its_checkpoint(servers: Servers, home: Path) -> None:
     known = checkpoints(home)
     run_id = start(servers, seed=7, max_steps=40, save_steps=4)
     folder, training = training_half_way(home, known)
@@ -111,7 +109,7 @@ def test_a_training_that_is_killed_is_taken_up_again_from_its_checkpoint(servers
     assert steps == sorted(set(steps))
 
 
-def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:
+def test_team_set_up_leaves_no_process_after_ctrl_c(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "deployments.up", "--output_dir", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout

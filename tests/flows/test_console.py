@@ -83,7 +83,7 @@ def finished(tiny_base: Path, sample_rows: Path, tmp_path_factory: pytest.TempPa
     return quiet, quiet.finish()
 
 
-def test_a_run_ends_with_a_candidate_whose_description_opens_with_the_scores(finished: tuple[Job, str]) -> None:
+def test_run_registers_a_candidate_described_by_its_scores(finished: tuple[Job, str]) -> None:
     client = finished[0].client
     (version,) = client.search_model_versions(f"name = '{NAME}'")
     assert client.get_model_version_by_alias(NAME, "candidate").version == version.version
@@ -101,7 +101,7 @@ def test_a_run_ends_with_a_candidate_whose_description_opens_with_the_scores(fin
     assert {"confusion.png", "loss_curve.png", "rejected.jsonl"} <= artifacts
 
 
-def test_a_run_ends_with_tables_and_the_accounts_of_all_lines(finished: tuple[Job, str]) -> None:
+def test_run_prints_tables_and_row_accounting(finished: tuple[Job, str]) -> None:
     output = finished[1]
     assert "Every line accounted for" in output
     for name in ("base", "candidate", "majority", "lookup table"):
@@ -109,13 +109,13 @@ def test_a_run_ends_with_tables_and_the_accounts_of_all_lines(finished: tuple[Jo
     assert "sft-flow ui" in output
 
 
-def test_three_checkpoints_at_least_are_written_and_sealed(finished: tuple[Job, str]) -> None:
+def test_run_seals_its_checkpoints(finished: tuple[Job, str]) -> None:
     checkpoints = list(finished[0].output_dir.glob("*/checkpoints/checkpoint-*"))
     assert len(checkpoints) == 3
     assert all(seal_digest(checkpoint) for checkpoint in checkpoints)
 
 
-def test_the_candidate_loads_by_alias_and_answers_with_the_same_tokens(finished: tuple[Job, str]) -> None:
+def test_candidate_loads_by_alias_and_generates_the_same_tokens(finished: tuple[Job, str]) -> None:
     (probe,) = finished[0].output_dir.glob("*/evaluation-*/parity_sample.json")
     tokens = json.loads(probe.read_text())["answers"]
     check = [sys.executable, "-m", "tasks.check_served", f"models:/{NAME}@candidate"]
@@ -127,7 +127,7 @@ def test_the_candidate_loads_by_alias_and_answers_with_the_same_tokens(finished:
     assert subprocess.run([*check, str(forged)], env=store, timeout=300, check=False).returncode == 1
 
 
-def test_a_killed_run_started_again_is_one_run_with_the_same_weights(
+def test_run_killed_and_restarted_gives_the_same_weights(
     finished: tuple[Job, str], tiny_base: Path, sample_rows: Path, tmp_path: Path
 ) -> None:
     quiet, disturbed = finished[0], job(tiny_base, sample_rows, tmp_path / "runs")
@@ -156,7 +156,7 @@ def test_a_killed_run_started_again_is_one_run_with_the_same_weights(
     assert len(disturbed.client.search_model_versions(f"name = '{NAME}'")) == 1
 
 
-def test_a_run_whose_outcome_is_registered_ends_at_once_and_says_where_it_is(finished: tuple[Job, str]) -> None:
+def test_run_with_a_registered_result_ends_at_once(finished: tuple[Job, str]) -> None:
     before = sorted(finished[0].output_dir.iterdir())
     output = finished[0].finish()
     assert f"Nothing new: {NAME} version 1 comes from these very rows and settings" in output
@@ -165,7 +165,7 @@ def test_a_run_whose_outcome_is_registered_ends_at_once_and_says_where_it_is(fin
     assert sorted(finished[0].output_dir.iterdir()) == before
 
 
-def test_a_registered_adapter_is_judged_anew_on_other_settings_and_nothing_is_trained(
+def test_reevaluation_scores_again_and_trains_nothing(
     finished: tuple[Job, str], tiny_base: Path, sample_rows: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
