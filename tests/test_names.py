@@ -1,4 +1,4 @@
-"""The public promise: these names stand in exactly these modules."""
+"""The public names: these modules promise these names."""
 
 import dataclasses
 import importlib
@@ -31,12 +31,12 @@ PROMISE = {
 
 @pytest.mark.parametrize(("module", "name"), [(module, name) for module, names in PROMISE.items() for name in names])
 def test_public_name_is_in_its_module(module: str, name: str) -> None:
-    """Where its definition lies is our own affair."""
+    """It may be defined in another module."""
     assert getattr(importlib.import_module(module), name).__module__.startswith("training_core.")
 
 
 def test_utils_has_only_its_public_functions() -> None:
-    """Its public functions are the six that are promised."""
+    """Utilities with a subject belong to the package of that subject."""
     utils = importlib.import_module("training_core.utils")
     functions = {
         name

@@ -1,4 +1,4 @@
-"""The team's machine: nothing starts without secrets, none is written down, and the sides share no folder."""
+"""compose.yaml: it requires secrets and contains none, and its workers share no volume."""
 
 import os
 import re
@@ -22,14 +22,14 @@ def example(name: str) -> dict[str, str]:
 
 
 EXAMPLE = example(".env.example")
-# Read by Compose itself, not by the file.
+# Read by Compose itself, not used in the file.
 OF_COMPOSE = {"COMPOSE_PROJECT_NAME"}
 SECRETS = {"PREFECT_DB_PASSWORD", "MLFLOW_DB_PASSWORD", "S3_ACCESS_KEY", "S3_SECRET_KEY"}
 WORKERS = ("worker-cpu", "worker-gpu")
 
 
 def compose_client() -> list[str] | None:
-    """A Compose that reads files without an engine: Docker's plugin, or Debian's docker-compose."""
+    """A Compose client that needs no engine to read a file: Docker's plugin, or Debian's docker-compose."""
     if shutil.which("docker") and subprocess.run(["docker", "compose", "version"], capture_output=True).returncode == 0:
         return ["docker", "compose"]
     return ["docker-compose"] if shutil.which("docker-compose") else None
@@ -94,9 +94,9 @@ def test_workers_share_no_volume() -> None:
 
 def test_workers_get_server_addresses_but_no_database() -> None:
     for worker in WORKERS:
-        told = set(SERVICES[worker]["environment"])
-        assert told >= {"PREFECT_API_URL", "MLFLOW_TRACKING_URI", "SFT_FLOW_STORE"}
-        assert not any("DB" in name or "DATABASE" in name for name in told)
+        names = set(SERVICES[worker]["environment"])
+        assert names >= {"PREFECT_API_URL", "MLFLOW_TRACKING_URI", "SFT_FLOW_STORE"}
+        assert not any("DB" in name or "DATABASE" in name for name in names)
 
 
 def test_worker_env_example_matches_compose_and_has_no_secret() -> None:

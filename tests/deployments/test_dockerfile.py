@@ -1,4 +1,4 @@
-"""The image: what goes in, in which order, and who runs it."""
+"""The Docker image: its content, the order of its layers, and its user."""
 
 import json
 import re
@@ -18,7 +18,7 @@ def arguments(instruction: str) -> list[str]:
 
 def allowed_in() -> set[str]:
     lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
-    assert "*" in lines, "what is not named stays out"
+    assert "*" in lines, "everything else is excluded"
     return {line.removeprefix("!") for line in lines if line.startswith("!")}
 
 
@@ -46,17 +46,17 @@ def test_image_uses_existing_extras_and_packages() -> None:
     assert extras
     for extra in extras[1].split(","):
         assert re.search(rf"^{extra} = \[", project, flags=re.MULTILINE), extra
-    stand_ins = re.search(r"mkdir ([\w ]+) &&", TEXT)
-    rooms = re.search(r"^packages = (\[.*\])$", project, flags=re.MULTILINE)
-    assert stand_ins and rooms
-    assert set(stand_ins[1].split()) == set(json.loads(rooms[1]))
+    placeholders = re.search(r"mkdir ([\w ]+) &&", TEXT)
+    packages = re.search(r"^packages = (\[.*\])$", project, flags=re.MULTILINE)
+    assert placeholders and packages
+    assert set(placeholders[1].split()) == set(json.loads(packages[1]))
 
 
 def test_image_context_has_what_is_copied_and_no_secret() -> None:
     allowed = allowed_in()
     sources = {shlex.split(argument)[0] for argument in arguments("COPY")} - {"."}
-    rooms = {"training_core", "tasks", "flows", "deployments", "samples", "configs", "README.md", "LICENSE"}
-    assert sources | rooms == allowed
+    project = {"training_core", "tasks", "flows", "deployments", "samples", "configs", "README.md", "LICENSE"}
+    assert sources | project == allowed
     assert all((ROOT / name).exists() for name in allowed)
     assert "**/*.env" in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
 

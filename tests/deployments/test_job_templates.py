@@ -1,4 +1,4 @@
-"""What workers start: judged by Prefect's own workers, by the server's rules, and by the schema of Kubernetes."""
+"""The job templates, checked with Prefect's own workers, the server's validation and the schema of Kubernetes."""
 
 import asyncio
 import copy
@@ -68,7 +68,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInEngine]:
 
 
 def run_container(gpu: bool) -> int:
-    """Have Prefect's worker run one container to its end, and return the exit code that it believes in."""
+    """Run one container with Prefect's worker, and return the exit code that the worker reports."""
     worker = DockerWorker(work_pool_name="any", test_mode=True)
     flow_run = FlowRun(id=uuid.uuid4(), flow_id=uuid.uuid4(), name="quick-run")
     return asyncio.run(worker.run(flow_run, job("docker", gpu))).status_code
@@ -134,8 +134,8 @@ def test_container_has_no_privileges(engine: StandInEngine) -> None:
 @pytest.mark.parametrize("gpu", [False, True])
 def test_container_of_the_gpu_pool_alone_gets_gpus(engine: StandInEngine, gpu: bool) -> None:
     run_container(gpu)
-    asked = engine.created[0]["HostConfig"].get("DeviceRequests")
-    assert [(device["Driver"], device["Count"]) for device in asked or []] == ([("nvidia", 1)] if gpu else [])
+    requested = engine.created[0]["HostConfig"].get("DeviceRequests")
+    assert [(device["Driver"], device["Count"]) for device in requested or []] == ([("nvidia", 1)] if gpu else [])
     assert engine.created[0]["Image"] == f"sft-flow:{'gpu' if gpu else 'cpu'}"
 
 
@@ -158,7 +158,7 @@ def test_container_keeps_prefects_home_on_its_volume(kind: PoolKind) -> None:
 def test_job_fits_the_schema_of_kubernetes(gpu: bool) -> None:
     checked = copy.deepcopy(manifest(gpu, memory_limit="32Gi", cpu_request="4", service_account_name="runner"))
     misplaced = {checked["spec"]["template"]["spec"].pop(name) for name in ("parallelism", "completions")}
-    assert misplaced == {1}, "Prefect's worker asks for these in the pod, where the API server ignores them"
+    assert misplaced == {1}, "Prefect's worker requires these in the pod, where the API server ignores them"
     kubernetes_validate.validate(checked, kubernetes_validate.latest_version(), strict=True)
 
 
@@ -202,7 +202,7 @@ def test_job_is_not_restarted_and_has_no_deadline() -> None:
     assert found["ttlSecondsAfterFinished"] > 0
     environment = found["template"]["spec"]["containers"][0]["env"]
     behaviour = [entry["value"] for entry in environment if entry["name"].endswith("SIGTERM_BEHAVIOR")]
-    assert behaviour == ["reschedule"], "an evicted run is to come back"
+    assert behaviour == ["reschedule"], "an evicted run must be rescheduled"
 
 
 def test_image_names_follow_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,6 +227,6 @@ def test_readme_tables_have_the_templates_defaults(kind: PoolKind, heading: str)
     for name, *cells in rows:
         for gpu, cell in zip((False, True), cells, strict=True):
             default = base_job_template(kind, gpu)["variables"]["properties"][name].get("default")
-            said = cell.strip("`")
+            shown = cell.strip("`")
             plain = default[0] if isinstance(default, list) and default else default
-            assert said == str(plain) if isinstance(plain, str | int) else bool(said) == bool(plain), name
+            assert shown == str(plain) if isinstance(plain, str | int) else bool(shown) == bool(plain), name

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(PROGRAMS is None, reason="Pos
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """Outside pytest's own folders, which PostgreSQL's user may not enter when root runs the tests."""
+    """Not in pytest's folders, to which PostgreSQL's user has no access when root runs the tests."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)

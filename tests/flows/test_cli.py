@@ -1,4 +1,4 @@
-"""The `sft-flow` command and the plain script reject bad input in one message, at once, and write nothing."""
+"""The `sft-flow` command and the script reject bad input with one message, and write nothing."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ COMMANDS = {
 
 BOTH = [
     pytest.param(COMMANDS["sft-flow"], id="sft-flow"),
-    pytest.param(COMMANDS["script"], id="script", marks=pytest.mark.slow),  # it imports torch whatever it is asked
+    pytest.param(COMMANDS["script"], id="script", marks=pytest.mark.slow),  # always imports torch
 ]
 
 
@@ -70,7 +70,7 @@ def test_run_with_unfit_rows_exits_with_2(tiny_base: Path, tmp_path: Path) -> No
         assert found.returncode == 2, found.stderr
         assert "2 of 2 lines cannot be used" in found.stderr
         assert "rows.jsonl:1: instruction: 5 is no text" in found.stderr
-        assert found.stderr.count("| Rows") == 1  # the log tells what is read, once
+        assert found.stderr.count("| Rows") == 1  # the log has the report once
         assert {path.name for path in (tmp_path / "runs").iterdir()} <= {"datasets", "prefect"}
 
 

@@ -1,4 +1,4 @@
-"""The settings as flow parameters: flat, in RunConfig's order, with its help, bounds and choices, from one home."""
+"""The settings as flow parameters: flat, in RunConfig's order, with its help, bounds and choices."""
 
 import dataclasses
 import inspect
@@ -77,10 +77,10 @@ def test_parameters_shadow_no_method_of_pydantic_models() -> None:
 
 
 def test_parameters_are_validated_by_prefect() -> None:
-    flow = Flow(body, name="probe")
-    judged = flow.validate_parameters({"learning_rate": "2e-4", "val_split": 0.2, "favourable_decisions": ["a"]})
-    assert (judged["learning_rate"], judged["val_split"]) == (2e-4, 0.2)
-    assert body(**judged) == RunConfig(learning_rate=2e-4, val_split=0.2, favourable_decisions=("a",))
+    flow = Flow(body, name="any")
+    validated = flow.validate_parameters({"learning_rate": "2e-4", "val_split": 0.2, "favourable_decisions": ["a"]})
+    assert (validated["learning_rate"], validated["val_split"]) == (2e-4, 0.2)
+    assert body(**validated) == RunConfig(learning_rate=2e-4, val_split=0.2, favourable_decisions=("a",))
     for wrong in ({"learning_rate": -1}, {"optim": "x"}, {"seed": 2**32}, {"model_name": ""}):
         with pytest.raises(Exception, match=next(iter(wrong))):
             flow.validate_parameters(wrong)
@@ -88,16 +88,16 @@ def test_parameters_are_validated_by_prefect() -> None:
 
 def test_parameters_of_the_function_precede_the_settings() -> None:
     @takes_settings
-    def judged(config: RunConfig, version: Annotated[str, Field(description="Whom.")] = "candidate") -> tuple[int, str]:
-        """Judge it."""
+    def further(config: RunConfig, version: Annotated[str, Field(description="Which.")] = "old") -> tuple[int, str]:
+        """Do it."""
         return config.seed, version
 
-    assert judged(seed=3) == (3, "candidate")
-    assert judged(version="7") == (42, "7")
-    first = parameter_schema(judged).model_dump()["properties"]["version"]
-    assert (first["position"], first["description"], first["default"]) == (0, "Whom.", "candidate")
+    assert further(seed=3) == (3, "old")
+    assert further(version="7") == (42, "7")
+    first = parameter_schema(further).model_dump()["properties"]["version"]
+    assert (first["position"], first["description"], first["default"]) == (0, "Which.", "old")
     with pytest.raises(SettingsError, match="versoin"):
-        judged(versoin="7")
+        further(versoin="7")
 
 
 def test_parameters_keep_the_functions_name_and_summary() -> None:

@@ -34,6 +34,16 @@ def test_tracking_run_is_one_per_fingerprint_after_a_kill(
     assert [given.dataset.digest for given in run.inputs.dataset_inputs] == [dataset.digest[:36]]
 
 
+def test_tracking_run_keeps_the_name_it_was_created_with(
+    config: RunConfig, dataset: DatasetRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "tracking_run_name", lambda _: "m samples.jsonl 2026-11-27")
+    run_id = tracking.open_tracking_run(config, "named", dataset, tmp_path)
+    monkeypatch.setattr(tracking, "tracking_run_name", lambda _: "m samples.jsonl 2026-11-28")
+    assert tracking.open_tracking_run(config, "named", dataset, tmp_path) == run_id
+    assert tracking.connect(config).get_run(run_id).info.run_name == "m samples.jsonl 2026-11-27"
+
+
 def test_tracking_stores_a_point_sent_twice_once(config: RunConfig, trained: TrainedRef) -> None:
     points = [Point(step, 3, 1000.0 + step, {"loss": 1.0 / step}) for step in (1, 2, 3)]
     tracking.send_points(config, trained.run.tracking_run_id, points[:2])
