@@ -142,9 +142,12 @@ def run_flow(config: RunConfig) -> None:
 
 
 def set_environment() -> None:
-    """Set defaults for libraries; variables that are set keep their values."""
+    """Set defaults for libraries; variables that are set keep their values. Servers on this machine are never reached
+    through an HTTP proxy."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    excluded = [os.environ[name] for name in ("no_proxy", "NO_PROXY") if os.environ.get(name)]
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join([*excluded, "127.0.0.1", "localhost"])
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # recommends a hub download
 
 

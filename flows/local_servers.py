@@ -24,6 +24,9 @@ _SERVICES_WITHOUT_WORK = (
 )
 
 
+_WAITING_CONNECTIONS = 2048  # uvicorn's own default
+
+
 @dataclass(frozen=True)
 class Server:
     """A started server; it answers at ``address`` once ``wait`` has returned."""
@@ -37,7 +40,8 @@ class Server:
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
         while time.monotonic() < deadline and self.process.poll() is None:
             with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{self.address}{self.health}", timeout=5).is_success:
+                # trust_env: an HTTP proxy of the environment cannot reach this machine's loopback address.
+                if httpx.get(f"{self.address}{self.health}", timeout=5, trust_env=False).is_success:
                     return self.address
             time.sleep(0.2)
         raise RuntimeError(f"the server at {self.address} did not start; exit code {self.process.poll()}")
@@ -53,11 +57,12 @@ def prefect_server(
     stops.
     """
     home.mkdir(parents=True, exist_ok=True)
-    port = free_port(preferred_port)
+    listener = listen(preferred_port)
+    address = _address(listener)
     environment = {
         "PREFECT_HOME": str(home),
-        "PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api",
-        "PREFECT_UI_URL": f"http://127.0.0.1:{port}",  # for links in notifications
+        "PREFECT_UI_API_URL": f"{address}/api",
+        "PREFECT_UI_URL": address,  # for links in notifications
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
@@ -65,29 +70,47 @@ def prefect_server(
         **({"PREFECT_API_DATABASE_CONNECTION_URL": database} if database else {}),
         **{f"PREFECT_SERVER_SERVICES_{name}_ENABLED": str(for_workers).lower() for name in _SERVICES_WITHOUT_WORK},
     }
-    command = ["uvicorn", "--factory", "prefect.server.api.server:create_app", "--log-level", "error"]
-    with running([*command, "--host", "127.0.0.1", "--port", str(port)], environment) as process:
-        yield Server(process, f"http://127.0.0.1:{port}", "/api/health")
+    command = ["uvicorn", "--factory", "prefect.server.api.server:create_app", "--log-level", "error", "--fd", "0"]
+    with running(command, environment, stdin=listener) as process:
+        yield Server(process, address, "/api/health")
 
 
 @contextlib.contextmanager
 def mlflow_server(tracking_uri: str, artifacts: Path, preferred_port: int = 5000) -> Iterator[Server]:
     """An MLflow server with its UI; clients upload and download artifacts through it."""
-    port = free_port(preferred_port)
+    listener = listen(preferred_port)
+    address = _address(listener)
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    command = ["mlflow", "server", "--backend-store-uri", tracking_uri, "--workers", "1"]
+    command = ["mlflow", "server", "--backend-store-uri", tracking_uri, "--workers", "1", "--uvicorn-opts", "--fd 0"]
     command += ["--artifacts-destination", artifacts.as_uri()]
-    with running([*command, "--host", "127.0.0.1", "--port", str(port)], environment) as process:
-        yield Server(process, f"http://127.0.0.1:{port}", "/health")
+    with running(command, environment, stdin=listener) as process:
+        yield Server(process, address, "/health")
+
+
+def listen(preferred_port: int) -> socket.socket:
+    """A socket on 127.0.0.1 that listens on the preferred port, or on any free one when that is in use.
+
+    A server gets it as its standard input, which MLflow's command passes on to the uvicorn that it starts. The port is
+    ours from the start, so no other server can answer in place of the one that is still starting.
+    """
+    for port in (preferred_port, 0):
+        with contextlib.suppress(OSError):
+            listener = socket.create_server(("127.0.0.1", port), backlog=_WAITING_CONNECTIONS)
+            # Connections inherit it. asyncio does not set it, since uvicorn --fd takes the socket for a Unix socket.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return listener
+    raise OSError("found no free port on 127.0.0.1")
+
+
+def _address(listener: socket.socket) -> str:
+    return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
 def free_port(preferred: int) -> int:
     """The preferred port where it is free, else any free one."""
     for port in (preferred, 0):
         with socket.socket() as listener, contextlib.suppress(OSError):
-            listener.setsockopt(
-                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-            )  # a port that was closed a moment ago is free
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port is free once its server has ended
             listener.bind(("127.0.0.1", port))
             return int(listener.getsockname()[1])
     raise OSError("no port is free on 127.0.0.1")
@@ -95,14 +118,21 @@ def free_port(preferred: int) -> int:
 
 @contextlib.contextmanager
 def running(
-    arguments: list[str], environment: dict[str, str], folder: Path | None = None
+    arguments: list[str],
+    environment: dict[str, str],
+    folder: Path | None = None,
+    stdin: socket.socket | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run ``python -m`` with these arguments until the body ends or this process dies."""
+    """Run ``python -m`` with these arguments until the body ends or this process dies. ``stdin`` is closed in this
+    process."""
     process = subprocess.Popen(
         [sys.executable, "-m", "flows.local_servers", str(os.getpid()), *arguments],
         env=os.environ | environment,
         cwd=folder,
+        stdin=stdin,
     )
+    if stdin:
+        stdin.close()  # so that nothing answers there when the child dies
     try:
         yield process
     finally:

@@ -61,7 +61,7 @@ def _memory_problems(config: RunConfig, dataset: DatasetRef) -> list[str]:
     """Compare a lower bound of the memory that the training needs, computed without a GPU, with the memory of the
     pool's GPUs. The training itself measures before its first step."""
     room = os.environ.get(GPU_MEMORY)
-    if room is None:
+    if not room:
         return []
     if not room.replace(".", "", 1).isdecimal():
         return [f"{GPU_MEMORY}: expected a number of GiB such as 80, got {room!r}"]
