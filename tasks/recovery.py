@@ -23,7 +23,8 @@ A run crashes again and again         Janitor and flow: MAX_ATTEMPTS        The 
 A frozen process wakes up, replaced   The process: POLL_SECONDS             The process ends
 ====================================  ====================================  ======================================
 
-A retry of a failed run, in the UI or with ``prefect flow-run retry``, resumes it from what is on disk and in the store.
+Automations and janitor act on runs of deployments. A command such as ``sft-flow run`` that was killed resumes when it
+is started again; a failed run resumes when it is retried in the UI or with ``prefect flow-run retry``.
 """
 
 import os

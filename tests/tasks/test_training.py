@@ -63,7 +63,8 @@ def test_open_run_rejects_a_worker_without_shared_servers(
     config: RunConfig, rows: DatasetRef, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(config, model_name=str(tiny_base))  # its size is read
-    monkeypatch.delenv(artifact_store.VARIABLE)
+    for name in (artifact_store.VARIABLE, "MLFLOW_TRACKING_URI"):
+        monkeypatch.setenv(name, "")  # counts as unset
     with pytest.raises(SettingsError) as rejected:
         open_run.fn(replace(config, train_on="train-flow/gpu"), replace(rows, base_digest="of other files"))
     assert "has other files on this machine" in str(rejected.value)
