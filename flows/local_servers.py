@@ -71,7 +71,8 @@ def prefect_server(
         **{f"PREFECT_SERVER_SERVICES_{name}_ENABLED": str(for_workers).lower() for name in _SERVICES_WITHOUT_WORK},
     }
     command = ["uvicorn", "--factory", "prefect.server.api.server:create_app", "--log-level", "error", "--fd", "0"]
-    with running(command, environment, stdin=listener) as process:
+    with listener, running(command, environment, stdin=listener.fileno()) as process:
+        listener.close()  # here, so that nothing answers on its port when the server dies
         yield Server(process, address, "/api/health")
 
 
@@ -83,7 +84,8 @@ def mlflow_server(tracking_uri: str, artifacts: Path, preferred_port: int = 5000
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     command = ["mlflow", "server", "--backend-store-uri", tracking_uri, "--workers", "1", "--uvicorn-opts", "--fd 0"]
     command += ["--artifacts-destination", artifacts.as_uri()]
-    with running(command, environment, stdin=listener) as process:
+    with listener, running(command, environment, stdin=listener.fileno()) as process:
+        listener.close()
         yield Server(process, address, "/health")
 
 
@@ -118,21 +120,15 @@ def free_port(preferred: int) -> int:
 
 @contextlib.contextmanager
 def running(
-    arguments: list[str],
-    environment: dict[str, str],
-    folder: Path | None = None,
-    stdin: socket.socket | None = None,
+    arguments: list[str], environment: dict[str, str], folder: Path | None = None, stdin: int | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run ``python -m`` with these arguments until the body ends or this process dies. ``stdin`` is closed in this
-    process."""
+    """Run ``python -m`` with these arguments until the body ends or this process dies."""
     process = subprocess.Popen(
         [sys.executable, "-m", "flows.local_servers", str(os.getpid()), *arguments],
         env=os.environ | environment,
         cwd=folder,
         stdin=stdin,
     )
-    if stdin:
-        stdin.close()  # so that nothing answers there when the child dies
     try:
         yield process
     finally:
