@@ -118,14 +118,14 @@ def _apply_queue(client: SyncPrefectClient, pool: str, queue: str, priority: int
 @client_errors_as_os_errors()
 def _apply_rows(url: str) -> Outcome:
     """Upload generated rows for the demo to where every worker can read them."""
-    files, place = fsspec.core.url_to_fs(url)
-    if files.exists(place):
+    filesystem, path = fsspec.core.url_to_fs(url)
+    if filesystem.exists(path):
         return "unchanged"
-    files.makedirs(place.rpartition("/")[0], exist_ok=True)
+    filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "samples.jsonl"
         write_rows(rows, DEMO_ROWS, DEMO_SEED, DEMO_BAD_SHARE)
-        files.put_file(str(rows), place)
+        filesystem.put_file(str(rows), path)
     return "created"
 
 
@@ -135,7 +135,7 @@ def _apply_deployment(client: SyncPrefectClient, deployment: RunnerDeployment) -
     except ObjectNotFound:
         return "created", _apply(client, deployment)
     _keep_switches(deployment, found)
-    if _facts(deployment, _schema(deployment)) == _facts(found, found.parameter_openapi_schema):
+    if _compared_fields(deployment, _schema(deployment)) == _compared_fields(found, found.parameter_openapi_schema):
         return "unchanged", found.id
     return "updated", _apply(client, deployment)
 
@@ -161,7 +161,9 @@ def _keep_switches(deployment: RunnerDeployment, found: DeploymentResponse) -> N
         schedule.active = switches.get(schedule.slug, schedule.active)
 
 
-def _facts(deployment: RunnerDeployment | DeploymentResponse, schema: dict[str, Any] | None) -> dict[str, Any]:
+def _compared_fields(
+    deployment: RunnerDeployment | DeploymentResponse, schema: dict[str, Any] | None
+) -> dict[str, Any]:
     return {
         "entrypoint": deployment.entrypoint,
         "description": deployment.description,

@@ -18,7 +18,7 @@ import httpx
 START_TIMEOUT_SECONDS = 180
 
 # Services for deployments and automations, which a server that runs for one command never has.
-_SERVICES_WITHOUT_WORK = (
+_DEPLOYMENT_SERVICES = (
     *("SCHEDULER", "LATE_RUNS", "PAUSE_EXPIRATIONS", "CANCELLATION_CLEANUP"),
     *("FOREMAN", "REPOSSESSOR", "TRIGGERS", "DB_VACUUM"),
 )
@@ -68,7 +68,7 @@ def prefect_server(
         "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
         "PREFECT_SERVER_SERVICES_EVENT_LOGGER_ENABLED": "false",
         **({"PREFECT_API_DATABASE_CONNECTION_URL": database} if database else {}),
-        **{f"PREFECT_SERVER_SERVICES_{name}_ENABLED": str(for_workers).lower() for name in _SERVICES_WITHOUT_WORK},
+        **{f"PREFECT_SERVER_SERVICES_{name}_ENABLED": str(for_workers).lower() for name in _DEPLOYMENT_SERVICES},
     }
     command = ["uvicorn", "--factory", "prefect.server.api.server:create_app", "--log-level", "error", "--fd", "0"]
     with listener, running(command, environment, stdin=listener.fileno()) as process:

@@ -45,7 +45,7 @@ def publish(folder: Path) -> FolderRef:
     digest = seal_digest(folder)
     if digest is None:
         raise FileNotFoundError(f"expected a complete folder to upload, but {folder} is incomplete or damaged")
-    url = _place("folders", digest[:16])
+    url = _store_url("folders", digest[:16])
     if url:
         _upload(folder, url)
     return FolderRef(str(folder), url, digest)
@@ -81,21 +81,21 @@ def save_progress(run_dir: Path, fingerprint: str, saved_step: int) -> int:
     """Upload the newest complete checkpoint after ``saved_step``, and the journal; returns the step of the newest
     checkpoint in the store. When a machine dies, another one resumes the training from there. Raises ``OSError`` when
     the store fails."""
-    url = _place("runs", fingerprint[:16])
+    url = _store_url("runs", fingerprint[:16])
     if url is None:
         return saved_step
     newest = _newest_step(run_dir)
     if newest <= saved_step:
         return saved_step
-    files, place = fsspec.core.url_to_fs(url)
-    files.makedirs(place, exist_ok=True)
+    filesystem, root = fsspec.core.url_to_fs(url)
+    filesystem.makedirs(root, exist_ok=True)
     # The journal first: a checkpoint without the points before it could not be resumed.
-    files.put_file(str(run_dir / "journal.jsonl"), f"{place}/journal.jsonl")
+    filesystem.put_file(str(run_dir / "journal.jsonl"), f"{root}/journal.jsonl")
     _upload(run_dir / "checkpoints" / f"checkpoint-{newest}", f"{url}/checkpoint-{newest}")
     for older in _stored_steps(url) - {newest}:
         if older < newest:
             with contextlib.suppress(FileNotFoundError):  # another machine with the same training deleted it
-                files.rm(f"{place}/checkpoint-{older}", recursive=True)
+                filesystem.rm(f"{root}/checkpoint-{older}", recursive=True)
     return newest
 
 
@@ -103,15 +103,15 @@ def save_progress(run_dir: Path, fingerprint: str, saved_step: int) -> int:
 def restore_progress(run_dir: Path, fingerprint: str) -> None:
     """Download the store's newest checkpoint and its journal, unless this machine has a checkpoint that is as new.
     Raises ``OSError`` when the store fails."""
-    url = _place("runs", fingerprint[:16])
+    url = _store_url("runs", fingerprint[:16])
     if url is None:
         return
     newest = max(_stored_steps(url), default=0)
     if newest <= _newest_step(run_dir):
         return
     run_dir.mkdir(parents=True, exist_ok=True)
-    files, place = fsspec.core.url_to_fs(url)
-    files.get_file(f"{place}/journal.jsonl", str(run_dir / "journal.jsonl"))
+    filesystem, root = fsspec.core.url_to_fs(url)
+    filesystem.get_file(f"{root}/journal.jsonl", str(run_dir / "journal.jsonl"))
     _download(f"{url}/checkpoint-{newest}", run_dir / "checkpoints" / f"checkpoint-{newest}")
     get_run_logger().info("Checkpoint %d downloaded from %s, where another machine uploaded it", newest, url)
 
@@ -122,29 +122,29 @@ def _newest_step(run_dir: Path) -> int:
 
 
 def _stored_steps(url: str) -> set[int]:
-    files, place = fsspec.core.url_to_fs(url)
-    return {step_of(Path(path).parent) or 0 for path in files.glob(f"{place}/checkpoint-*/{MANIFEST}")}
+    filesystem, root = fsspec.core.url_to_fs(url)
+    return {step_of(Path(path).parent) or 0 for path in filesystem.glob(f"{root}/checkpoint-*/{MANIFEST}")}
 
 
 def store_problems(needed: bool) -> list[str]:
     """Why folders cannot travel through the artifact store. Writes an empty file to it and deletes the file."""
-    url = _place(f"write-check-{uuid4()}")
+    url = _store_url(f"write-check-{uuid4()}")
     if url is None:
         fix = "set it to a URL that all workers reach, such as s3://bucket/sft-flow"
         return [f"{VARIABLE} is not set, and train_on names another pool; {fix}"] if needed else []
     try:
         with client_errors_as_os_errors():
-            files, place = fsspec.core.url_to_fs(url)
-            files.makedirs(place.rpartition("/")[0], exist_ok=True)
-            files.pipe_file(place, b"")
-            files.rm_file(place)
+            filesystem, root = fsspec.core.url_to_fs(url)
+            filesystem.makedirs(root.rpartition("/")[0], exist_ok=True)
+            filesystem.pipe_file(root, b"")
+            filesystem.rm_file(root)
     except (OSError, ValueError, ImportError) as error:
         fix = "set it to a URL that all workers can write to"
         return [f"{VARIABLE}: cannot write to {os.environ[VARIABLE]!r}: {error}; {fix}"]
     return []
 
 
-def _place(*parts: str) -> str | None:
+def _store_url(*parts: str) -> str | None:
     store = os.environ.get(VARIABLE)
     return "/".join([store.rstrip("/"), *parts]) if store else None
 
@@ -152,24 +152,24 @@ def _place(*parts: str) -> str | None:
 @client_errors_as_os_errors()
 def _upload(folder: Path, url: str) -> None:
     """All files, the manifest last: a folder without a manifest is incomplete and is not used."""
-    files, place = fsspec.core.url_to_fs(url)
-    if files.exists(f"{place}/{MANIFEST}"):
+    filesystem, root = fsspec.core.url_to_fs(url)
+    if filesystem.exists(f"{root}/{MANIFEST}"):
         return
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     for name in sorted(names, key=lambda name: name == MANIFEST):
-        target = f"{place}/{name}"
-        files.makedirs(target.rpartition("/")[0], exist_ok=True)
-        files.put_file(str(folder / name), target)
+        target = f"{root}/{name}"
+        filesystem.makedirs(target.rpartition("/")[0], exist_ok=True)
+        filesystem.put_file(str(folder / name), target)
 
 
 @client_errors_as_os_errors()
 def _download(url: str, folder: Path) -> None:
     """``folder`` appears only when all files are there."""
-    files, place = fsspec.core.url_to_fs(url)
-    if not files.exists(f"{place}/{MANIFEST}"):
+    filesystem, root = fsspec.core.url_to_fs(url)
+    if not filesystem.exists(f"{root}/{MANIFEST}"):
         raise FileNotFoundError(f"the folder {url} is missing or incomplete; run again what writes it")
     with complete_folder(folder, seal_it=False) as draft:
-        for path in files.find(place):
-            target = draft / path.removeprefix(place).lstrip("/")
+        for path in filesystem.find(root):
+            target = draft / path.removeprefix(root).lstrip("/")
             target.parent.mkdir(parents=True, exist_ok=True)
-            files.get_file(path, str(target))
+            filesystem.get_file(path, str(target))

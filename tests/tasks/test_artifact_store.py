@@ -64,11 +64,11 @@ def write(folder: Path, content: str) -> None:
 
 
 def rewrite(url: str, name: str, content: bytes | None) -> None:
-    files, place = fsspec.core.url_to_fs(f"{url}/{name}")
+    filesystem, path = fsspec.core.url_to_fs(f"{url}/{name}")
     if content is None:
-        files.rm_file(place)
+        filesystem.rm_file(path)
     else:
-        files.pipe_file(place, content)
+        filesystem.pipe_file(path, content)
 
 
 def test_published_folder_opens_on_another_machine(url: str, folder: Path, there: RunConfig) -> None:
@@ -113,16 +113,16 @@ def test_partial_upload_is_rejected_and_completed_later(url: str, folder: Path, 
 def test_failed_upload_is_completed_by_publishing_again(
     url: str, folder: Path, there: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files, _ = fsspec.core.url_to_fs(url)
-    put_file = type(files).put_file
+    filesystem, _ = fsspec.core.url_to_fs(url)
+    put_file = type(filesystem).put_file
 
-    def fail(files: AbstractFileSystem, source: str, target: str) -> None:
+    def fail(filesystem: AbstractFileSystem, source: str, target: str) -> None:
         if source.endswith("b.bin"):
             raise ConnectionError
-        put_file(files, source, target)
+        put_file(filesystem, source, target)
 
     with monkeypatch.context() as connection, pytest.raises(ConnectionError):
-        connection.setattr(type(files), "put_file", fail)
+        connection.setattr(type(filesystem), "put_file", fail)
         publish(folder)
     ref = publish(folder)
     assert (open_folder(ref, there) / "inner" / "b.bin").read_text() == "weights"
@@ -175,8 +175,8 @@ def test_checkpoint_upload_deletes_older_ones(url: str, progress: Path) -> None:
     save_progress(progress, FINGERPRINT, 0)
     write(progress / "checkpoints" / "checkpoint-12", "step 12")
     assert save_progress(progress, FINGERPRINT, 10) == 12
-    files, place = fsspec.core.url_to_fs(f"{url}/runs/{FINGERPRINT[:16]}")
-    assert {Path(path).name for path in files.ls(place, detail=False)} == {"checkpoint-12", "journal.jsonl"}
+    filesystem, path = fsspec.core.url_to_fs(f"{url}/runs/{FINGERPRINT[:16]}")
+    assert {Path(path).name for path in filesystem.ls(path, detail=False)} == {"checkpoint-12", "journal.jsonl"}
 
 
 def test_checkpoint_of_this_machine_is_kept_when_newer(url: str, progress: Path) -> None:
@@ -204,8 +204,8 @@ def test_checkpoint_stays_local_without_a_store(progress: Path, monkeypatch: pyt
 
 def test_store_check_passes_and_leaves_no_file(url: str) -> None:
     assert store_problems(needed=True) == []
-    files, place = fsspec.core.url_to_fs(url)
-    assert files.find(place) == []
+    filesystem, path = fsspec.core.url_to_fs(url)
+    assert filesystem.find(path) == []
 
 
 @pytest.mark.parametrize("wrong", ["file:///proc/none", "nosuch://place", "/dev/null"])
@@ -226,9 +226,9 @@ def test_store_raises_os_error_for_its_clients_errors(
 ) -> None:
     ref = publish(folder)
     shutil.rmtree(folder)
-    files = type(fsspec.core.url_to_fs(url)[0])
+    filesystem = type(fsspec.core.url_to_fs(url)[0])
     for method in ("put_file", "get_file", "exists", "glob"):
-        monkeypatch.setattr(files, method, unreachable)
+        monkeypatch.setattr(filesystem, method, unreachable)
     for action in (
         lambda: publish(progress / "checkpoints" / "checkpoint-2"),
         lambda: open_folder(ref, there),
