@@ -1,4 +1,4 @@
-"""Everything on the Prefect server, created or updated: ``python -m deployments.deploy``; twice changes nothing."""
+"""Creates or updates everything on the Prefect server: ``python -m deployments.deploy``; idempotent."""
 
 import os
 import sys
@@ -25,7 +25,7 @@ from deployments.topology import Pool, automations, deployments, pools
 from flows.cli import DEMO_BAD_SHARE, DEMO_ROWS, DEMO_SEED
 from samples.cases import write_rows
 from tasks.artifact_store import VARIABLE as STORE
-from tasks.artifact_store import store_problems
+from tasks.artifact_store import client_errors_as_os_errors, store_problems
 
 POOL_KIND, NOTIFY = "SFT_FLOW_POOL_KIND", "SFT_FLOW_NOTIFY"
 
@@ -35,23 +35,23 @@ _AUTOMATION_FIELDS = ("name", "description", "enabled", "trigger", "actions")
 
 
 def main() -> None:
-    """Apply the topology and say of each thing whether it was created, updated or is unchanged."""
+    """Deploy the topology; prints for each object whether it was created, updated or is unchanged."""
     kind, store = os.environ.get(POOL_KIND, "process"), os.environ.get(STORE, "")
     kinds = typing.get_args(PoolKind)
     problems = [
-        *([] if PREFECT_API_URL.value() else ["PREFECT_API_URL is not set: name the API of your Prefect server"]),
+        *([] if PREFECT_API_URL.value() else ["PREFECT_API_URL is not set; set it to the API of your Prefect server"]),
         *store_problems(needed=True),
-        *([] if kind in kinds else [f"{POOL_KIND}: {kind!r} is no kind of pool; use one of {', '.join(kinds)}"]),
+        *([] if kind in kinds else [f"{POOL_KIND}: expected one of {', '.join(kinds)}, got {kind!r}"]),
     ]
     if problems:
         sys.exit("\n".join(["Nothing was deployed:", *(f"  - {problem}" for problem in problems)]))
     try:
-        _tell(typing.cast(PoolKind, kind), store)
-    except (ValueError, OSError, ImportError, httpx.HTTPError) as error:  # users' mistakes, stores, servers
+        _deploy_and_print(typing.cast(PoolKind, kind), store)
+    except (ValueError, OSError, ImportError, httpx.HTTPError) as error:  # wrong input, the store, the server
         sys.exit(f"Deployed only in part: {error}")
 
 
-def _tell(kind: PoolKind, store: str) -> None:
+def _deploy_and_print(kind: PoolKind, store: str) -> None:
     console = Console(highlight=False)
     with get_client(sync_client=True) as client:
         for outcome, what, name in deploy(client, kind, store, os.environ.get(NOTIFY)):
@@ -61,11 +61,12 @@ def _tell(kind: PoolKind, store: str) -> None:
 def deploy(
     client: SyncPrefectClient, kind: PoolKind, store: str, notify: str | None = None
 ) -> Iterator[tuple[Outcome, str, str]]:
-    """Bring pools, demo rows, deployments and automations to what the topology says; yields what happened to each.
+    """Create or update pools, demo rows, deployments and automations; yields outcome, kind and name of each.
 
-    ``notify`` names a notification block, such as ``slack-webhook/team``. Raises ``ValueError`` when there is none.
+    ``notify`` is the name of a notification block, such as ``slack-webhook/team``. Raises ``ValueError`` when there is
+    no such block, or when a pool of another kind has the name of one of ours.
     """
-    block = _block_id(client, notify) if notify else None  # before anything is touched
+    block = _block_id(client, notify) if notify else None  # first, so that nothing is deployed when it is missing
     for pool in pools(kind):
         yield _apply_pool(client, pool), "pool", pool.name
         for queue, priority in pool.queues.items():
@@ -85,7 +86,7 @@ def _block_id(client: SyncPrefectClient, name: str) -> UUID:
     try:
         return client.read_block_document_by_name(block, kind).id
     except ObjectNotFound as error:
-        raise ValueError(f"{NOTIFY}: there is no block {name!r}; make one in the Prefect UI, under Blocks") from error
+        raise ValueError(f"{NOTIFY}: found no block {name!r}; create it in the Prefect UI, under Blocks") from error
 
 
 def _apply_pool(client: SyncPrefectClient, pool: Pool) -> Outcome:
@@ -95,7 +96,7 @@ def _apply_pool(client: SyncPrefectClient, pool: Pool) -> Outcome:
         client.create_work_pool(WorkPoolCreate(name=pool.name, type=pool.kind, base_job_template=pool.template))
         return "created"
     if found.type != pool.kind:
-        raise ValueError(f"pool {pool.name} is of kind {found.type}, not {pool.kind}: delete it first, or rename it")
+        raise ValueError(f"pool {pool.name}: expected kind {pool.kind}, found {found.type}; delete or rename the pool")
     if found.base_job_template == pool.template:
         return "unchanged"
     client.update_work_pool(pool.name, WorkPoolUpdate(base_job_template=pool.template))
@@ -114,16 +115,17 @@ def _apply_queue(client: SyncPrefectClient, pool: str, queue: str, priority: int
     return "updated"
 
 
+@client_errors_as_os_errors()
 def _apply_rows(url: str) -> Outcome:
-    """The demo's rows, of the project's own making, where every worker can read them."""
-    files, place = fsspec.core.url_to_fs(url)
-    if files.exists(place):
+    """Upload generated rows for the demo to where every worker can read them."""
+    filesystem, path = fsspec.core.url_to_fs(url)
+    if filesystem.exists(path):
         return "unchanged"
-    files.makedirs(place.rpartition("/")[0], exist_ok=True)
+    filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "samples.jsonl"
         write_rows(rows, DEMO_ROWS, DEMO_SEED, DEMO_BAD_SHARE)
-        files.put_file(str(rows), place)
+        filesystem.put_file(str(rows), path)
     return "created"
 
 
@@ -133,7 +135,7 @@ def _apply_deployment(client: SyncPrefectClient, deployment: RunnerDeployment) -
     except ObjectNotFound:
         return "created", _apply(client, deployment)
     _keep_switches(deployment, found)
-    if _facts(deployment, _schema(deployment)) == _facts(found, found.parameter_openapi_schema):
+    if _compared_fields(deployment, _schema(deployment)) == _compared_fields(found, found.parameter_openapi_schema):
         return "unchanged", found.id
     return "updated", _apply(client, deployment)
 
@@ -141,7 +143,7 @@ def _apply_deployment(client: SyncPrefectClient, deployment: RunnerDeployment) -
 def _apply(client: SyncPrefectClient, deployment: RunnerDeployment) -> UUID:
     applied = deployment.apply()
     assert isinstance(applied, UUID)  # a coroutine only where the caller is one
-    # The client drops the part of the schema that has the server reject parameters of other names.
+    # The client drops the part of the schema that makes the server reject unknown parameters.
     schema = {"parameter_openapi_schema": _schema(deployment)}
     client.request("PATCH", "/deployments/{id}", path_params={"id": applied}, json=schema)
     return applied
@@ -149,17 +151,19 @@ def _apply(client: SyncPrefectClient, deployment: RunnerDeployment) -> UUID:
 
 def _schema(deployment: RunnerDeployment) -> dict[str, Any]:
     parts = deployment._parameter_openapi_schema.model_dump() | {"additionalProperties": False}
-    return {name: part for name, part in parts.items() if part not in ([], {})}  # the server keeps no empty part
+    return {name: part for name, part in parts.items() if part not in ([], {})}  # the server drops empty parts
 
 
 def _keep_switches(deployment: RunnerDeployment, found: DeploymentResponse) -> None:
-    """Whether a schedule is on is decided in the UI, and stays."""
+    """A schedule that was switched on or off in the UI stays so."""
     switches = {schedule.slug: schedule.active for schedule in found.schedules}
     for schedule in deployment.schedules or []:
         schedule.active = switches.get(schedule.slug, schedule.active)
 
 
-def _facts(deployment: RunnerDeployment | DeploymentResponse, schema: dict[str, Any] | None) -> dict[str, Any]:
+def _compared_fields(
+    deployment: RunnerDeployment | DeploymentResponse, schema: dict[str, Any] | None
+) -> dict[str, Any]:
     return {
         "entrypoint": deployment.entrypoint,
         "description": deployment.description,
@@ -179,8 +183,8 @@ def _apply_automation(client: SyncPrefectClient, automation: AutomationCore) -> 
     if found is None:
         client.create_automation(automation)
         return "created"
-    # An empty description has to be named, for the client sends only what was set.
-    automation = automation.model_copy(update={"enabled": found.enabled, "description": automation.description})
+    # Whether it is switched on is decided in the UI.
+    automation = automation.model_copy(update={"enabled": found.enabled})
     wanted, present = (a.model_dump(include=set(_AUTOMATION_FIELDS)) for a in (automation, found))
     if wanted == present:
         return "unchanged"

@@ -1,4 +1,4 @@
-"""What a worker starts for a flow run: Prefect's own job template of its kind, and only what we need besides."""
+"""Base job templates of the work pools: Prefect's own template for each kind of pool, plus what sft-flow needs."""
 
 import os
 from pathlib import Path
@@ -8,21 +8,21 @@ import yaml
 from prefect.workers.base import BaseWorker
 
 from flows.cli import ENVIRONMENT
+from tasks.recovery import HEARTBEAT
 
 PoolKind = Literal["process", "docker", "kubernetes"]
 Changes = tuple[dict[str, Any], dict[str, dict[str, Any]]]
 
 KUBERNETES_JOB = Path(__file__).parent / "kubernetes_job.yaml"
-# The image's; a test holds Dockerfile, docker and Kubernetes together.
+# As in the Dockerfile; a test compares Dockerfile, docker and Kubernetes.
 WORK_FOLDER = "/work"
 USER = 10001
 
-HEARTBEAT_SECONDS = 30
-RUN_ENVIRONMENT = {**ENVIRONMENT, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)}
-# A worker hands its own Prefect settings on, and its home is a folder that a container does not have.
+RUN_ENVIRONMENT = {**ENVIRONMENT, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT.seconds)}
+# A worker passes its own Prefect settings on, and its home is a folder that the container does not have.
 CONTAINER_ENVIRONMENT = {**RUN_ENVIRONMENT, "PREFECT_HOME": f"{WORK_FOLDER}/.prefect"}
 
-# What a container gets from the environment of the worker that starts it; the server never sees the values.
+# Variables that a container gets from its worker's environment; the server never has their values.
 FROM_THE_WORKER = (
     *("MLFLOW_TRACKING_URI", "SFT_FLOW_STORE", "HF_TOKEN"),
     *("AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
@@ -31,7 +31,7 @@ FROM_THE_WORKER = (
 
 
 def base_job_template(kind: PoolKind, gpu: bool) -> dict[str, Any]:
-    """The base job template of a work pool; the pools of CPU and GPU differ in defaults only.
+    """The base job template of a work pool; the CPU and the GPU pool differ in defaults only.
 
     Images are ``$SFT_FLOW_IMAGE:cpu`` and ``:gpu``, by default ``sft-flow``. Raises ``ValueError`` when the package of
     the kind's worker is not installed.
@@ -51,11 +51,11 @@ def base_job_template(kind: PoolKind, gpu: bool) -> dict[str, Any]:
 def _process(_gpu: bool) -> Changes:
     return {}, {
         "env": {"default": RUN_ENVIRONMENT},
-        # A process that is killed is noticed at once only when no child of it holds the worker's pipe.
+        # A worker that streams output notices a killed process only when no child of it holds the pipe open.
         "stream_output": {"default": False},
         "working_dir": {
             "default": ".",
-            "description": "Folder that a run's relative paths start from; '.': where the worker was started.",
+            "description": "Folder that relative paths refer to; '.' is the folder where the worker was started.",
         },
     }
 
@@ -76,12 +76,12 @@ def _docker(gpu: bool) -> Changes:
         "env": {"default": CONTAINER_ENVIRONMENT | {name: f"{{{{ ${name} }}}}" for name in FROM_THE_WORKER}},
         "image": {"default": _image(gpu)},
         "volumes": {"default": [f"sft-flow-{_side(gpu)}:{WORK_FOLDER}"]},
-        # The worker reads how a container ended after its output has; of one that is not followed, or is removed by
-        # then, it believes exit code 0, and that a killed run went well.
+        # The worker reads the exit code when the output has ended. Without output, or when the container removed
+        # itself, it takes 0, and a killed run for a success.
         "stream_output": {"default": True},
         "auto_remove": {"default": False},
         "shm_size": _variable("Shared memory", "string", "Size of /dev/shm.", "8g" if gpu else "1g"),
-        "device_requests": _variable("GPUs", "array", "As docker-py takes them; count -1: all of the machine.", gpus),
+        "device_requests": _variable("GPUs", "array", "As in docker-py; count -1: all GPUs of the machine.", gpus),
     }
 
 
@@ -95,9 +95,9 @@ def _kubernetes(gpu: bool) -> Changes:
         "secret_name": _variable("Secret", "string", "Secret whose keys become environment variables.", "sft-flow"),
         "volume_claim": _variable("Volume claim", "string", "Claim mounted at /work.", f"sft-flow-{_side(gpu)}"),
         "shm_size": _variable("Shared memory", "string", "Size of /dev/shm.", "8Gi" if gpu else "1Gi"),
-        "gpus": _variable("GPUs", "integer", "Number of nvidia.com/gpu of one run.", 1 if gpu else None),
-        "node_selector": _variable("Node selector", "object", "Labels of nodes that may run it.", {}),
-        "tolerations": _variable("Tolerations", "array", "Taints of nodes that do not matter.", tolerations),
+        "gpus": _variable("GPUs", "integer", "Limit of nvidia.com/gpu for one run.", 1 if gpu else None),
+        "node_selector": _variable("Node selector", "object", "Labels that a node must have.", {}),
+        "tolerations": _variable("Tolerations", "array", "Taints of nodes that the pod tolerates.", tolerations),
     }
 
 
@@ -110,6 +110,6 @@ def _image(gpu: bool) -> str:
 
 
 def _variable(title: str, kind: str, description: str, default: object) -> dict[str, Any]:
-    """A variable's schema; without a default what refers to it is left out."""
+    """The schema of a template variable; without a default, the parts of the job that use it are left out."""
     schema = {"title": title, "type": kind, "description": description}
     return schema if default is None else schema | {"default": default}

@@ -1,6 +1,6 @@
-"""A private PostgreSQL for the servers of one machine: started for a command and gone with it, its data kept.
+"""A PostgreSQL for the servers of one machine: it runs as long as the command that starts it, and keeps its data.
 
-With SQLite, two workers and automations now and then find the database locked, and lose events.
+With SQLite and two workers the database is sometimes locked, and events are lost.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ _SETTINGS = {
     "max_connections": "200",
     "log_min_messages": "panic",
 }
-_SERVER_USER = "postgres"  # PostgreSQL rejects to run as root
+_SERVER_USER = "postgres"  # PostgreSQL does not run as root
 
 
 @dataclass(frozen=True)
 class Postgres:
-    """A running PostgreSQL that trusts whoever reaches it on this machine."""
+    """A running PostgreSQL that accepts all connections from this machine without a password."""
 
     port: int
 
@@ -37,22 +37,23 @@ class Postgres:
 
 
 def find_postgres() -> Path | None:
-    """The folder of PostgreSQL's programs, ``None`` where it is not installed."""
+    """The folder of PostgreSQL's programs, or ``None`` when it is not installed."""
     on_path = shutil.which("initdb")
     newest_first = sorted(_DEBIAN.glob("*/bin/initdb"), key=lambda path: -int(path.parts[-3]))
     found = Path(on_path) if on_path else next(iter(newest_first), None)
     return found.resolve().parent if found else None
 
 
-def may_enter(folder: Path) -> bool:
-    """Whether PostgreSQL could keep its data there; run by root it is a user who may not enter all."""
+def is_accessible(folder: Path) -> bool:
+    """Whether PostgreSQL can keep its data there. Started by root it runs as another user, who needs access to all
+    parent folders."""
     existing = [parent for parent in (folder, *folder.parents) if parent.exists()]
     return os.getuid() != 0 or all(parent.stat().st_mode & stat.S_IXOTH for parent in existing)
 
 
 @contextlib.contextmanager
 def postgres(programs: Path, folder: Path, databases: tuple[str, ...]) -> Iterator[Postgres]:
-    """Run PostgreSQL on ``folder``, made when missing, with these databases."""
+    """Run PostgreSQL with these databases and its data in ``folder``; creates what is missing."""
     owner = _SERVER_USER if os.getuid() == 0 else None
     if not (folder / "PG_VERSION").exists():
         _create_cluster(programs, folder, owner)
@@ -83,13 +84,13 @@ def _create_cluster(programs: Path, folder: Path, owner: str | None) -> None:
 
 def _wait(programs: Path, port: int, process: subprocess.Popen[bytes]) -> None:
     ready = [str(programs / "pg_isready"), "--host", "127.0.0.1", "--port", str(port), "--timeout", "1", "--quiet"]
-    while subprocess.run(ready, check=False).returncode:  # it waits by itself
+    while subprocess.run(ready, check=False).returncode:  # it waits up to a second itself
         if process.poll() is not None:
             raise RuntimeError(f"PostgreSQL did not start; exit code {process.poll()}")
 
 
 def _create(programs: Path, port: int, database: str) -> None:
-    """The database, made when missing, with the extension that Prefect's migrations ask for."""
+    """Create the database, unless it exists, with the extension that Prefect's migrations need."""
     server = ["--host", "127.0.0.1", "--port", str(port), "--username", _SERVER_USER]
     psql = [str(programs / "psql"), *server, "--no-psqlrc", "--quiet", "--tuples-only", "--no-align"]
     known = subprocess.run(

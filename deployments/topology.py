@@ -14,23 +14,19 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.schedules import Cron, Schedule
 from prefect.types.entrypoint import EntrypointType
 
-from deployments.job_templates import HEARTBEAT_SECONDS, PoolKind, base_job_template
+from deployments.job_templates import PoolKind, base_job_template
 from flows.cli import DEMO_CONFIG, ROOT
 from flows.janitor_flow import janitor_flow
 from flows.reevaluate_flow import reevaluate_flow
 from flows.sft_flow import NOTHING_NEW, sft_flow
 from flows.train_flow import train_flow
-from tasks.janitor import JANITOR_PERIOD
 from tasks.promotion import PROMOTED
+from tasks.recovery import CRASHED_RUN_RESUMES_AFTER, JANITOR_PERIOD, SILENT_RUN_CRASHES_AFTER
 from training_core.config import read_settings_file
 
 WEEKLY = Cron("0 3 * * 1", timezone="UTC", active=False, slug="weekly")
 OFTEN = Cron(f"*/{JANITOR_PERIOD.seconds // 60} * * * *", timezone="UTC", slug="often")
 ROWS_UPDATED = "rows.updated"
-
-# A machine is given up after three heartbeats; a crashed run that nothing has moved for a minute is resumed.
-SILENT_RUN_CRASHES_AFTER = timedelta(seconds=3 * HEARTBEAT_SECONDS)
-CRASHED_RUN_RESUMES_AFTER = timedelta(seconds=60)
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,7 @@ class Pool:
 
 
 def pools(kind: PoolKind) -> list[Pool]:
-    """A pool for what needs no GPU, and one whose workers each have one and take one run at a time."""
+    """One pool for work without a GPU, and one whose workers have a GPU each and take one run at a time."""
     return [
         Pool("cpu", kind, base_job_template(kind, gpu=False), {}),
         Pool("gpu", kind, base_job_template(kind, gpu=True), {"urgent": 1, "default": 2}),
@@ -73,7 +69,7 @@ def _deployment(
     parameters: dict[str, Any] | None = None,
     schedule: Schedule | None = None,
 ) -> RunnerDeployment:
-    # A worker has the code installed, so the module's name is all it needs: no storage, no pull step.
+    # Workers have the code installed, so a module path is enough: no storage, no pull step.
     return flow.to_deployment(  # type: ignore[return-value]  # a coroutine only where the caller is one
         name,
         work_pool_name=pool,
@@ -84,17 +80,18 @@ def _deployment(
 
 
 def automations(ids: Mapping[str, UUID], notify: UUID | None) -> list[AutomationCore]:
-    """What happens without anybody looking, given the ids of the deployments and of a notification block."""
+    """All automations, given the ids of the deployments and of a notification block."""
     resumable = [ids[name] for name in ids if not name.startswith("janitor-flow/")]
     found = [crash_silent_runs(resumable), resume_crashed_runs(resumable), train_on_new_rows(ids["sft-flow/qwen"])]
     return [*found, *(notifications(resumable, notify) if notify else [])]
 
 
 def crash_silent_runs(deployment_ids: list[UUID]) -> AutomationCore:
-    """A run whose heartbeats stop without an end has crashed, whoever was there to say so."""
+    """Mark a run as Crashed when its heartbeats stop before it reaches a final state."""
     states = ("Completed", NOTHING_NEW, "Failed", "Cancelled", "Crashed", "AwaitingRetry")
     return AutomationCore(
-        name="sft-flow: a silent run has crashed",
+        name="sft-flow: crash silent runs",
+        description="Marks a run as Crashed when its heartbeats stop: its machine is dead or frozen.",
         trigger=EventTrigger(
             **_runs_of(deployment_ids),
             after={"prefect.flow-run.heartbeat"},
@@ -113,10 +110,11 @@ def crash_silent_runs(deployment_ids: list[UUID]) -> AutomationCore:
 
 
 def resume_crashed_runs(deployment_ids: list[UUID]) -> AutomationCore:
-    """A crashed run is scheduled again; it goes on from what is on disk. The worker may report a crash twice, so
-    nothing is done before a minute has passed."""
+    """Schedule a crashed run again; it resumes from its last checkpoint. Waits first: a worker may report one crash
+    twice."""
     return AutomationCore(
-        name="sft-flow: a crashed run is resumed",
+        name="sft-flow: resume crashed runs",
+        description="Schedules a crashed run again; it resumes from its last checkpoint.",
         trigger=EventTrigger(
             **_runs_of(deployment_ids),
             after={"prefect.flow-run.Crashed"},
@@ -131,25 +129,26 @@ def resume_crashed_runs(deployment_ids: list[UUID]) -> AutomationCore:
 
 
 def train_on_new_rows(deployment_id: UUID) -> AutomationCore:
-    """New rows start a run: ``prefect event emit rows.updated --resource-id rows``.
+    """Start a run on an event: ``prefect event emit rows.updated --resource-id rows``.
 
-    With ``--payload '{"dataset_path": "s3://…"}'`` on rows that lie elsewhere; all else is as deployed.
+    ``--payload '{"dataset_path": "s3://…"}'`` names other rows; all other settings are those of the deployment.
     """
     changed = '{{ ({"dataset_path": event.payload.dataset_path} if event.payload.dataset_path else {}) | tojson }}'
     return AutomationCore(
-        name="sft-flow: new rows are trained on",
+        name="sft-flow: train on new rows",
+        description="Starts sft-flow/qwen on the event rows.updated; its payload may name another dataset_path.",
         trigger=EventTrigger(expect={ROWS_UPDATED}, posture=Posture.Reactive, threshold=1, within=timedelta(0)),
         actions=[RunDeployment(source="selected", deployment_id=deployment_id, parameters=_rendered(changed))],
     )
 
 
 def _rendered(template: str) -> dict[str, Any]:
-    """Parameters that the server renders, as JSON, when the action is taken."""
+    """Parameters that the server renders, as JSON, when the action runs."""
     return {"__prefect_kind": "json", "value": {"__prefect_kind": "jinja", "template": template}}
 
 
 def notifications(deployment_ids: list[UUID], block: UUID) -> list[AutomationCore]:
-    """Failure and promotion, sent through a notification block."""
+    """Send failures and promotions through a notification block."""
     name, url = "{{ flow_run.name }}", "{{ flow_run|ui_url }}"
     failed: ActionTypes = SendNotification(
         block_document_id=block, subject=f"sft-flow: {name} failed", body="{{ flow_run.state.message }}\n" + url
@@ -159,7 +158,8 @@ def notifications(deployment_ids: list[UUID], block: UUID) -> list[AutomationCor
     )
     return [
         AutomationCore(
-            name="sft-flow: failures are told",
+            name="sft-flow: notify of failures",
+            description="Sends the name, message and URL of a failed run.",
             trigger=EventTrigger(
                 **_runs_of(deployment_ids),
                 expect={"prefect.flow-run.Failed"},
@@ -171,7 +171,8 @@ def notifications(deployment_ids: list[UUID], block: UUID) -> list[AutomationCor
             actions=[failed],
         ),
         AutomationCore(
-            name="sft-flow: promotions are told",
+            name="sft-flow: notify of promotions",
+            description="Sends the verdict on a version that became champion.",
             trigger=EventTrigger(expect={PROMOTED}, posture=Posture.Reactive, threshold=1, within=timedelta(0)),
             actions=[promoted],
         ),

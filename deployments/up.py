@@ -14,7 +14,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from rich.console import Console
 
 from deployments.deploy import NOTIFY, Outcome, deploy
-from deployments.postgres import find_postgres, may_enter, postgres
+from deployments.postgres import find_postgres, is_accessible, postgres
 from flows.cli import set_environment
 from flows.local_servers import Server, mlflow_server, prefect_server, running
 from tasks.artifact_store import VARIABLE as STORE
@@ -25,7 +25,7 @@ DATABASE = "PREFECT_API_DATABASE_CONNECTION_URL"
 
 TRY = "prefect deployment run sft-flow/demo --watch"
 
-# A parent waits beside its training, so runs of the CPU pool are many and idle; a GPU takes one at a time.
+# Concurrent runs of each pool's worker: on the CPU pool most runs only wait for a training; a GPU trains one at a time.
 WORKERS = {"cpu": 10, "gpu": 1}
 
 console = Console(highlight=False)
@@ -33,15 +33,15 @@ console = Console(highlight=False)
 
 @dataclass(frozen=True)
 class Servers:
-    """The servers of a set-up, and where folders travel."""
+    """The servers of a set-up and the URL of its artifact store."""
 
     prefect: Server
     mlflow: Server
     database: str | None
     store: str
 
-    def facts(self) -> dict[str, str]:
-        """All that a worker has to know."""
+    def worker_environment(self) -> dict[str, str]:
+        """The environment variables that a worker needs."""
         return {
             "PREFECT_API_URL": f"{self.prefect.address}/api",
             "MLFLOW_TRACKING_URI": self.mlflow.address,
@@ -50,23 +50,23 @@ class Servers:
 
 
 def main() -> None:
-    """Servers, pools, deployments and workers until Ctrl-C; then nothing of it is left but ``output_dir``."""
+    """Run servers and workers until Ctrl-C; only ``output_dir`` is left then."""
     config = read_settings(config_from_command_line(sys.argv[1:], "python -m deployments.up"))
     set_environment()
-    os.environ.pop("MLFLOW_TRACKING_URI", None)  # this set-up has a server of its own
+    os.environ.pop("MLFLOW_TRACKING_URI", None)  # this set-up starts its own server
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell that starts jobs with & has the first ignored
         signal.signal(number, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt), team(Path(config.output_dir).resolve()) as found:
         console.print(f"Prefect  {found.prefect.address}")
         console.print(f"MLflow   {found.mlflow.address}/#/experiments?workflowType=machine_learning")
         console.print(f"Try      PREFECT_API_URL={found.prefect.address}/api {TRY}", soft_wrap=True)
-        console.print("Ctrl-C ends all of it.")
+        console.print("Ctrl-C stops everything.")
         signal.pause()
 
 
 @contextlib.contextmanager
 def team(home: Path) -> Iterator[Servers]:
-    """Servers, everything deployed, and a worker for each pool."""
+    """Start the servers, deploy everything, and start a worker for each pool."""
     with servers(home) as found, contextlib.ExitStack() as workers:
         for outcome, what, name in deploy_to(found):
             console.print(f"{outcome:10} {what:11} {name}", markup=False, soft_wrap=True)
@@ -77,7 +77,7 @@ def team(home: Path) -> Iterator[Servers]:
 
 @contextlib.contextmanager
 def servers(home: Path) -> Iterator[Servers]:
-    """A Prefect and an MLflow server over what lies in ``home``."""
+    """A Prefect and an MLflow server with their data in ``home``."""
     with contextlib.ExitStack() as stack:
         database = stack.enter_context(prefect_database(home))
         prefect = stack.enter_context(prefect_server(home / "prefect", database=database, for_workers=True))
@@ -90,15 +90,15 @@ def servers(home: Path) -> Iterator[Servers]:
 
 @contextlib.contextmanager
 def prefect_database(home: Path) -> Iterator[str | None]:
-    """The server's database: the one the environment names, else a PostgreSQL of our own; ``None``: SQLite."""
+    """The URL of Prefect's database: that of the environment, else of a PostgreSQL started here; ``None``: SQLite."""
     programs = find_postgres()
-    if DATABASE in os.environ:
+    if os.environ.get(DATABASE):
         yield os.environ[DATABASE]
-    elif programs and may_enter(home):
+    elif programs and is_accessible(home):
         with postgres(programs, home / "postgres", ("prefect",)) as server:
             yield server.url("prefect", "asyncpg")
     else:
-        console.print("No PostgreSQL here; SQLite will do for one machine, and now and then lose an event")
+        console.print("PostgreSQL is not installed; using SQLite, which may lose events when it is busy")
         yield None
 
 
@@ -110,11 +110,11 @@ def deploy_to(found: Servers) -> Iterator[tuple[Outcome, str, str]]:
 
 @contextlib.contextmanager
 def worker(pool: str, home: Path, found: Servers) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker of a pool in a folder of its own; with the others it shares nothing but URLs."""
+    """A worker of a pool, in its own folder; workers share only the servers and the artifact store."""
     folder = home / pool
     folder.mkdir(parents=True, exist_ok=True)
     command = ["prefect", "worker", "start", "--pool", pool, "--type", "process", "--limit", str(WORKERS[pool])]
-    with running(command, found.facts() | {"PREFECT_HOME": str(folder / "prefect")}, folder) as process:
+    with running(command, found.worker_environment() | {"PREFECT_HOME": str(folder / "prefect")}, folder) as process:
         yield process
 
 

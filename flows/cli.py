@@ -1,4 +1,4 @@
-"""The `sft-flow` command: `check`, `run`, `demo` and `ui` on one machine, with no server to set up."""
+"""The `sft-flow` command: `check`, `run`, `demo` and `ui` on one machine; starts the servers that it needs."""
 
 import contextlib
 import logging
@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from flows.local_servers import mlflow_server, prefect_server
-from tasks.startup import garbage_left_alone
+from tasks.startup import paused_garbage_collection
 from training_core.config import RunConfig, SettingsError, config_from_command_line, read_settings
 from training_core.dataset.report import DataReport
 from training_core.rows.strict_json import DataError
@@ -22,13 +22,13 @@ ROOT = Path(__file__).parent.parent
 DEMO_CONFIG = ROOT / "configs" / "demo.yaml"
 DEMO_ROWS, DEMO_SEED, DEMO_BAD_SHARE = 1300, 7, 0.02
 USAGE = """usage:
-  sft-flow check ROWS [--config FILE.yaml] [--setting …]   what is right and wrong with the rows, without training;
-                                                           exit code 0: fit to train on, 1: not fit
-  sft-flow run  [--config FILE.yaml] [--setting value …]   fine-tune, judge, register (all settings: run --help)
-  sft-flow demo [--setting value …]                        the same on sample rows and a tiny base model
-  sft-flow ui   [--output_dir DIR]                         open the Prefect and the MLflow UI on what was made
+  sft-flow check ROWS [--config FILE.yaml] [--setting …]   report on the rows without training; exit code 0: fit to
+                                                           train on, 1: not fit
+  sft-flow run  [--config FILE.yaml] [--setting value …]   fine-tune, evaluate, register (all settings: run --help)
+  sft-flow demo [--setting value …]                        the same with sample rows and a tiny base model
+  sft-flow ui   [--output_dir DIR]                         serve the Prefect and MLflow UIs of earlier runs
 
-Settings that cannot be used end every command with exit code 2, and so do rows that are not fit in run and demo.
+Every command exits with code 2 when settings are invalid; run and demo also when rows are not fit to train on.
 """
 
 # Libraries read these when they are imported.
@@ -40,7 +40,7 @@ ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    # Threads that wait by spinning take the core from the server beside them: measured, a step cost ten times as much.
+    # Threads that wait actively take the core from the server on the same machine: a step then took ten times as long.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 
@@ -48,10 +48,8 @@ console = Console()
 
 
 def main() -> None:
-    """Exit with 0 when all went well, 1 when checked rows are unfit, 2 when settings cannot be used or rows not run on.
-
-    Other failures travel.
-    """
+    """Exit with 0 on success, with 1 when ``check`` finds rows unfit, with 2 when settings are invalid or rows unfit to
+    train on. Other errors are raised."""
     name, *arguments = sys.argv[1:] or ["--help"]
     command = {"check": check, "run": run, "demo": demo, "ui": ui}.get(name)
     if command is None:
@@ -74,13 +72,13 @@ def check(arguments: Sequence[str]) -> None:
     setup_logging()
     validate_args(config)
     folder, report = report_on_rows(config)
-    _show(report, folder)
+    _print_report(report, folder)
     require_known_favourable_decisions(report, config)
     sys.exit(1 if report.failures else 0)
 
 
-def _show(report: DataReport, folder: Path) -> None:
-    """The tables, where more is, and the verdict last, where the eye is."""
+def _print_report(report: DataReport, folder: Path) -> None:
+    """Tables, then the paths of the report's files, then the verdict."""
     from training_core.dataset.tables import data_grids, verdict, with_short_names
 
     for grid in data_grids(report):
@@ -93,7 +91,7 @@ def _show(report: DataReport, folder: Path) -> None:
 
 
 def report_on_rows(config: RunConfig) -> tuple[Path, DataReport]:
-    """Prepare the rows as the flow's first task does, and return their folder and the report on them."""
+    """Build the dataset as the flow's first task does; returns its folder and the report on its rows."""
     from training_core.data_loader import prepare_data
     from training_core.dataset.store import load_report
     from training_core.model_setup import fetch_tokenizer
@@ -103,12 +101,12 @@ def report_on_rows(config: RunConfig) -> tuple[Path, DataReport]:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Run `sft-flow` with the settings of the command line."""
+    """Run the flow with the settings of the command line."""
     run_flow(read_settings(config_from_command_line(arguments, "sft-flow run")))
 
 
 def demo(arguments: Sequence[str]) -> None:
-    """Run `sft-flow` on sample rows and the tiny base model, both of the project's own making."""
+    """Run the flow with generated sample rows and the tiny base model that comes with the project."""
     from samples.cases import write_rows
 
     config = read_settings(config_from_command_line(["--config", str(DEMO_CONFIG), *arguments], "sft-flow demo"))
@@ -122,41 +120,44 @@ def demo(arguments: Sequence[str]) -> None:
 
 
 def run_flow(config: RunConfig) -> None:
-    """Run the flow in this process and print what came out."""
+    """Run the flow in this process and print its results."""
     set_environment()
-    with garbage_left_alone():
+    with paused_garbage_collection():
         from training_core.utils import setup_logging, validate_args
 
     setup_logging()
     validate_args(config)
-    with prefect_api(Path(config.output_dir)) as wait:  # the server starts while all else is loaded
-        with garbage_left_alone():
+    with prefect_api(Path(config.output_dir)) as wait:  # the server starts during the imports
+        with paused_garbage_collection():
             from training_core.dataset.store import require_fit_rows, require_known_favourable_decisions
         report = report_on_rows(config)[1]
-        require_fit_rows(report)  # rows that are unfit end the run here, in one message
+        require_fit_rows(report)  # here, so that unfit rows end the command with one message
         require_known_favourable_decisions(report, config)
         # Prefect reads its environment when it is imported.
-        with garbage_left_alone():
-            from flows.console import run_and_show
+        with paused_garbage_collection():
+            from flows.console import run_and_print
 
         wait()
-        run_and_show(config)
+        run_and_print(config)
 
 
 def set_environment() -> None:
-    """Quiet libraries and threads that share a core; what is set already stays."""
+    """Set defaults for libraries; variables that are set keep their values. Servers on this machine are never reached
+    through an HTTP proxy."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    excluded = [os.environ[name] for name in ("no_proxy", "NO_PROXY") if os.environ.get(name)]
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join([*excluded, "127.0.0.1", "localhost"])
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # recommends a hub download
 
 
 @contextlib.contextmanager
 def prefect_api(output_dir: Path) -> Iterator[Callable[[], object]]:
-    """Point Prefect to the server of `PREFECT_API_URL`, or to one that lives as long as this process.
+    """Use the server of `PREFECT_API_URL`, or start one that runs as long as this process.
 
     Yields a function that waits until the server answers.
     """
-    if "PREFECT_API_URL" in os.environ:
+    if os.environ.get("PREFECT_API_URL"):
         yield lambda: None
         return
     home = output_dir.resolve() / "prefect"
@@ -166,7 +167,7 @@ def prefect_api(output_dir: Path) -> Iterator[Callable[[], object]]:
 
 
 def ui(arguments: Sequence[str]) -> None:
-    """Serve both UIs on what was made in `output_dir`, until Ctrl-C."""
+    """Serve both UIs of the runs in `output_dir`, until Ctrl-C."""
     config = read_settings(config_from_command_line(arguments, "sft-flow ui"))
     from tasks.tracking import tracking_uri
 
@@ -174,6 +175,6 @@ def ui(arguments: Sequence[str]) -> None:
     with prefect_server(home) as prefect, mlflow_server(tracking_uri(config), home.parent / "mlartifacts") as mlflow:
         console.print(f"Prefect: {prefect.wait()}/runs")
         console.print(f"MLflow:  {mlflow.wait()}/#/experiments?workflowType=machine_learning")
-        console.print("Ctrl-C ends both.")
+        console.print("Ctrl-C stops both.")
         with contextlib.suppress(KeyboardInterrupt):
             signal.pause()

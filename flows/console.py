@@ -1,4 +1,4 @@
-"""A run in this very process, and what it prints when it is done."""
+"""A run in this process, and what it prints at the end."""
 
 import logging
 import time
@@ -17,43 +17,43 @@ from training_core.config import RunConfig
 console = Console(highlight=False)
 
 
-def run_and_show(config: RunConfig) -> None:
-    """Run the flow with these settings; end with the tables, the verdict, and where to look."""
+def run_and_print(config: RunConfig) -> None:
+    """Run the flow with these settings, then print its tables, its verdict, and where its results are."""
     _quieten_libraries()
     started = time.monotonic()
     try:
         outcome: FinishedRun | ModelVersionRef = sft_flow(**vars(config))
     finally:
-        APILogWorker.drain_all(timeout=10)  # the server may be gone when this process ends
+        APILogWorker.drain_all(timeout=10)  # the server may have stopped when this process ends
     took = timedelta(seconds=round(time.monotonic() - started))
     if isinstance(outcome, ModelVersionRef):
         lines = _nothing_new(config, outcome, took)
     else:
-        lines = _show(config, outcome, took)
+        lines = _finished(config, outcome, took)
     for line in [*lines, f"UIs      sft-flow ui --output_dir {config.output_dir}"]:
         console.print(line, markup=False, soft_wrap=True)
 
 
 def _quieten_libraries() -> None:
-    """Silence what nobody who reads a run's output can act on."""
+    """Hide messages that a user cannot act on."""
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     # Renamed for transformers 6; the ranges in pyproject.toml end before it.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
-    # An input example would load the base model a second time; the signature is given instead.
+    # With an input example MLflow would load the base model a second time; the signature is given instead.
     warnings.filterwarnings("ignore", message=r"[\s\S]*input example was not provided", module=r"mlflow\.")
 
 
 def _nothing_new(config: RunConfig, version: ModelVersionRef, took: timedelta) -> list[str]:
     return [
-        f"Nothing new: {version.name} version {version.version} comes from these very rows and settings ({took})",
+        f"Nothing new: {version.name} version {version.version} was trained with the same rows and settings ({took})",
         f"Verdict  {version.verdict}",
         f"Model    models:/{version.name}/{version.version} in {tracking_uri(config)}",
     ]
 
 
-def _show(config: RunConfig, finished: FinishedRun, took: timedelta) -> list[str]:
-    """Print the tables; returns the lines that end the output."""
+def _finished(config: RunConfig, finished: FinishedRun, took: timedelta) -> list[str]:
+    """Print the tables; returns the lines after them."""
     version, trained = finished.version, finished.trained
     for grid in run_grids(config, finished.dataset, trained):
         console.print(grid.terminal())
@@ -61,5 +61,5 @@ def _show(config: RunConfig, finished: FinishedRun, took: timedelta) -> list[str
         f"{version.name} version {version.version} {version.verdict} ({took})",
         f"Adapter  {trained.adapter.path}",
         f"Model    models:/{version.name}@candidate in {tracking_uri(config)}, run {trained.run.tracking_run_id}",
-        f"Rejected  {finished.dataset.folder.path}/rejected.jsonl",
+        f"Rejected {finished.dataset.folder.path}/rejected.jsonl",
     ]

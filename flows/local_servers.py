@@ -1,4 +1,4 @@
-"""Servers for one machine: started for a command, and gone with it however the command ends, SIGKILL included."""
+"""Servers for one machine. They stop with the process that started them, also when that is killed by SIGKILL."""
 
 import contextlib
 import os
@@ -17,16 +17,19 @@ import httpx
 
 START_TIMEOUT_SECONDS = 180
 
-# They serve deployments and automations, which a server that goes with its command never has.
-_SERVICES_WITHOUT_WORK = (
+# Services for deployments and automations, which a server that runs for one command never has.
+_DEPLOYMENT_SERVICES = (
     *("SCHEDULER", "LATE_RUNS", "PAUSE_EXPIRATIONS", "CANCELLATION_CLEANUP"),
     *("FOREMAN", "REPOSSESSOR", "TRIGGERS", "DB_VACUUM"),
 )
 
 
+_WAITING_CONNECTIONS = 2048  # uvicorn's own default
+
+
 @dataclass(frozen=True)
 class Server:
-    """A server that was started; it answers at ``address`` once ``wait`` has returned."""
+    """A started server; it answers at ``address`` once ``wait`` has returned."""
 
     process: subprocess.Popen[bytes]
     address: str
@@ -37,7 +40,8 @@ class Server:
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
         while time.monotonic() < deadline and self.process.poll() is None:
             with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{self.address}{self.health}", timeout=5).is_success:
+                # trust_env: an HTTP proxy of the environment cannot reach this machine's loopback address.
+                if httpx.get(f"{self.address}{self.health}", timeout=5, trust_env=False).is_success:
                     return self.address
             time.sleep(0.2)
         raise RuntimeError(f"the server at {self.address} did not start; exit code {self.process.poll()}")
@@ -49,56 +53,81 @@ def prefect_server(
 ) -> Iterator[Server]:
     """A Prefect server with its UI and its database: SQLite in ``home`` unless a URL is given.
 
-    Prefect's own temporary server outlives a killed parent and goes on holding the database; this one does not.
+    Prefect's own temporary server keeps running, and keeps the database open, when its parent is killed; this one
+    stops.
     """
     home.mkdir(parents=True, exist_ok=True)
-    port = free_port(preferred_port)
+    listener = listen(preferred_port)
+    address = _address(listener)
     environment = {
         "PREFECT_HOME": str(home),
-        "PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api",
-        "PREFECT_UI_URL": f"http://127.0.0.1:{port}",  # stands in what it sends to people
+        "PREFECT_UI_API_URL": f"{address}/api",
+        "PREFECT_UI_URL": address,  # for links in notifications
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
         "PREFECT_SERVER_SERVICES_EVENT_LOGGER_ENABLED": "false",
         **({"PREFECT_API_DATABASE_CONNECTION_URL": database} if database else {}),
-        **{f"PREFECT_SERVER_SERVICES_{name}_ENABLED": str(for_workers).lower() for name in _SERVICES_WITHOUT_WORK},
+        **{f"PREFECT_SERVER_SERVICES_{name}_ENABLED": str(for_workers).lower() for name in _DEPLOYMENT_SERVICES},
     }
-    command = ["uvicorn", "--factory", "prefect.server.api.server:create_app", "--log-level", "error"]
-    with running([*command, "--host", "127.0.0.1", "--port", str(port)], environment) as process:
-        yield Server(process, f"http://127.0.0.1:{port}", "/api/health")
+    command = ["uvicorn", "--factory", "prefect.server.api.server:create_app", "--log-level", "error", "--fd", "0"]
+    with listener, running(command, environment, stdin=listener.fileno()) as process:
+        listener.close()  # here, so that nothing answers on its port when the server dies
+        yield Server(process, address, "/api/health")
 
 
 @contextlib.contextmanager
 def mlflow_server(tracking_uri: str, artifacts: Path, preferred_port: int = 5000) -> Iterator[Server]:
-    """An MLflow server with its UI over a store on this machine; clients reach artifacts through it."""
-    port = free_port(preferred_port)
+    """An MLflow server with its UI; clients upload and download artifacts through it."""
+    listener = listen(preferred_port)
+    address = _address(listener)
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    command = ["mlflow", "server", "--backend-store-uri", tracking_uri, "--workers", "1"]
+    command = ["mlflow", "server", "--backend-store-uri", tracking_uri, "--workers", "1", "--uvicorn-opts", "--fd 0"]
     command += ["--artifacts-destination", artifacts.as_uri()]
-    with running([*command, "--host", "127.0.0.1", "--port", str(port)], environment) as process:
-        yield Server(process, f"http://127.0.0.1:{port}", "/health")
+    with listener, running(command, environment, stdin=listener.fileno()) as process:
+        listener.close()
+        yield Server(process, address, "/health")
+
+
+def listen(preferred_port: int) -> socket.socket:
+    """A socket on 127.0.0.1 that listens on the preferred port, or on any free one when that is in use.
+
+    A server gets it as its standard input, which MLflow's command passes on to the uvicorn that it starts. The port is
+    ours from the start, so no other server can answer in place of the one that is still starting.
+    """
+    for port in (preferred_port, 0):
+        with contextlib.suppress(OSError):
+            listener = socket.create_server(("127.0.0.1", port), backlog=_WAITING_CONNECTIONS)
+            # Connections inherit it. asyncio does not set it, since uvicorn --fd takes the socket for a Unix socket.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return listener
+    raise OSError("found no free port on 127.0.0.1")
+
+
+def _address(listener: socket.socket) -> str:
+    return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
 def free_port(preferred: int) -> int:
     """The preferred port where it is free, else any free one."""
     for port in (preferred, 0):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that has just ended is no hindrance
-            probe.bind(("127.0.0.1", port))
-            return int(probe.getsockname()[1])
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port is free once its server has ended
+            listener.bind(("127.0.0.1", port))
+            return int(listener.getsockname()[1])
     raise OSError("no port is free on 127.0.0.1")
 
 
 @contextlib.contextmanager
 def running(
-    arguments: list[str], environment: dict[str, str], folder: Path | None = None
+    arguments: list[str], environment: dict[str, str], folder: Path | None = None, stdin: int | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A Python module and its arguments, running until the body ends or this process does."""
+    """Run ``python -m`` with these arguments until the body ends or this process dies."""
     process = subprocess.Popen(
         [sys.executable, "-m", "flows.local_servers", str(os.getpid()), *arguments],
         env=os.environ | environment,
         cwd=folder,
+        stdin=stdin,
     )
     try:
         yield process

@@ -1,4 +1,4 @@
-"""Flow parameters made from RunConfig: flat, in its order, with its help, bounds and choices."""
+"""Flow parameters generated from RunConfig: flat, in its order, with its help, bounds and choices."""
 
 import inspect
 from collections.abc import Callable
@@ -14,17 +14,17 @@ Result = TypeVar("Result")
 
 
 def takes_settings(body: Callable[..., Result]) -> Callable[..., Result]:
-    """Let a function of a ``RunConfig`` be called with the settings as flat keyword arguments.
+    """Make a function of a ``RunConfig`` take the settings as flat keyword arguments.
 
-    Prefect derives a flow's form, its validation and its API from signature and docstring; both are derived from
-    RunConfig here, so that ``-p learning_rate=1e-4`` changes one setting and keeps a deployment's others. What else the
-    function takes, each with a default and annotated with its help, goes before the settings.
+    Prefect generates a flow's form, validation and API from its signature and docstring. Both are generated from
+    RunConfig here, so ``-p learning_rate=1e-4`` changes one setting and keeps a deployment's others. Further parameters
+    of the function come before the settings; each needs a default and an annotation with its help.
     """
 
     @wraps(body)
     def with_flat_settings(**given: Any) -> Result:
-        besides = {name: given.pop(name) for name in others.keys() & given.keys()}
-        return body(read_settings(given), **besides)
+        further = {name: given.pop(name) for name in others.keys() & given.keys()}
+        return body(read_settings(given), **further)
 
     others = _other_parameters(body)
     infos = others | settings_info()
@@ -43,6 +43,6 @@ def _other_parameters(body: Callable[..., Any]) -> dict[str, FieldInfo]:
 def _parameter(name: str, info: FieldInfo) -> inspect.Parameter:
     annotation = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
     if info.annotation == str | None:
-        # The form asks first which of the two it is to be, and shows these titles; the help says what empty means.
+        # The form shows these titles as tabs; the setting's help says what empty means.
         annotation = Annotated[str, *info.metadata, Field(title="text")] | Annotated[None, Field(title="empty")]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=info.default, annotation=annotation)

@@ -1,4 +1,4 @@
-"""A registered adapter judged again: on new held-out rows, or against a champion that came after it."""
+"""Evaluates a registered adapter again: on new held-out rows, or against a newer champion."""
 
 from typing import Annotated
 
@@ -14,26 +14,28 @@ from tasks.refs import FinishedRun, TrainedRef
 from tasks.registration import fetch_registered, record_evaluation
 from tasks.registry import CANDIDATE
 from tasks.reporting import publish_report
+from tasks.run_names import name_by_fingerprint, name_by_model
 from tasks.training import load_model
 from training_core.config import RunConfig
 from training_core.utils import setup_logging
 
-Version = Annotated[str, Field(description="Version to judge: its number or an alias in the model registry.")]
+Version = Annotated[str, Field(description="Version to evaluate: its number or an alias in the model registry.")]
 
 
-@flow(name="reevaluate-flow")
+@flow(name="reevaluate-flow", flow_run_name=name_by_model)
 @takes_settings
 def reevaluate_flow(config: RunConfig, version: Version = CANDIDATE) -> FinishedRun:
-    """Judge a registered adapter anew and promote it if it has earned that by now; nothing is trained."""
+    """Evaluate a registered adapter again and promote it to champion if it is significantly better; trains nothing."""
     limit_attempts()
     setup_logging()
     validate_data(config)
     dataset = build_dataset(config)
     registered = fetch_registered(config, version, dataset)
+    name_by_fingerprint(config, registered.run.fingerprint)
     loaded = load_model(config, registered.run)
     report = evaluate(loaded, config, registered.run, registered.adapter, dataset)
     trained = TrainedRef(registered.run, registered.adapter, report)
-    judged = record_evaluation(config, trained)
-    judged = promote(config, dataset, judged, report)
-    publish_report(config, dataset, trained, judged)
-    return FinishedRun(dataset, trained, judged)
+    evaluated = record_evaluation(config, trained)
+    decided = promote(config, dataset, evaluated, report)
+    publish_report(config, dataset, trained, decided)
+    return FinishedRun(dataset, trained, decided)

@@ -1,4 +1,4 @@
-"""Rows in, a registered adapter out."""
+"""The whole workflow: from rows to a registered adapter."""
 
 from prefect import State, flow
 from prefect.states import Completed
@@ -12,24 +12,27 @@ from tasks.recovery import limit_attempts
 from tasks.refs import FinishedRun, ModelVersionRef
 from tasks.registration import register_adapter
 from tasks.reporting import publish_report
+from tasks.run_names import name_by_fingerprint, name_by_model
 from tasks.train_on_pool import train_on_pool
 from training_core.config import RunConfig
+from training_core.training.fingerprint import run_fingerprint
 from training_core.utils import setup_logging
 
 NOTHING_NEW = "NothingNew"
 
 
-@flow(name="sft-flow")
+@flow(name="sft-flow", flow_run_name=name_by_model)
 @takes_settings
 def sft_flow(config: RunConfig) -> FinishedRun | State[ModelVersionRef]:
-    """Fine-tune an adapter on rows, judge it, register it, and promote it if it has earned that.
+    """Fine-tune an adapter on rows, evaluate and register it, and promote it to champion if it is significantly better.
 
-    When the registry holds the outcome already, the run is over at once, in a state called NothingNew.
+    When the registry has the result of the same rows and settings, the run ends at once in the state NothingNew.
     """
     limit_attempts()
     setup_logging()
     validate_data(config)
     dataset = build_dataset(config)
+    name_by_fingerprint(config, run_fingerprint(config, dataset.digest, dataset.base_digest))
     preflight(config, dataset)
     finished = find_finished(config, dataset)
     if finished:
@@ -42,6 +45,6 @@ def sft_flow(config: RunConfig) -> FinishedRun | State[ModelVersionRef]:
 
 
 def nothing_new(version: ModelVersionRef) -> State[ModelVersionRef]:
-    """The state of a run that had nothing to do, and what it would have ended with."""
-    found = f"{version.name} version {version.version} comes from these very rows and settings"
+    """The final state of a run that found its result in the registry; its data is that version."""
+    found = f"{version.name} version {version.version} was trained with the same rows and settings"
     return Completed(name=NOTHING_NEW, message=f"nothing new: {found} ({version.verdict})", data=version)

@@ -1,7 +1,8 @@
-"""Folders that travel between machines: published under a URL, fetched where they are missing, checked on arrival."""
+"""Folders that travel between machines through the artifact store: uploaded, downloaded where missing, and verified."""
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -9,7 +10,6 @@ import fsspec
 from filelock import FileLock
 from prefect import get_run_logger
 
-from tasks.recovery import Attempt
 from tasks.refs import FolderRef
 from training_core.config import RunConfig
 from training_core.folders import MANIFEST, complete_folder, seal_digest
@@ -18,27 +18,46 @@ from training_core.training.checkpoints import step_of
 VARIABLE = "SFT_FLOW_STORE"
 
 
-def publish(folder: Path) -> FolderRef:
-    """Put a sealed folder where other machines find it; without a store it is found on this machine only.
+@contextlib.contextmanager
+def client_errors_as_os_errors() -> Iterator[None]:
+    """Turn errors that only a store's client knows into ``OSError``.
 
-    The store is the URL in ``SFT_FLOW_STORE``, of any kind that fsspec knows (``s3://…``, ``gs://…``, a shared path).
-    Folders lie there by the digest of their manifest, so publishing twice changes nothing.
+    fsspec documents no error types. Its own errors are ``OSError``, ``ValueError`` (unknown protocol) and
+    ``ImportError`` (protocol whose package is not installed), and pass unchanged. The packages behind s3://, gs:// and
+    others let errors of botocore, aiohttp or google-auth through, which derive from ``Exception`` directly; these
+    packages are optional, so their types cannot be imported here.
+    """
+    try:
+        yield
+    except (OSError, ValueError, ImportError):
+        raise
+    except Exception as error:  # the one exception to the rule, for the reason above
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def publish(folder: Path) -> FolderRef:
+    """Upload a sealed folder to the artifact store; without a store it can be opened on this machine only.
+
+    The store is the URL in ``SFT_FLOW_STORE``, with any protocol that fsspec knows (``s3://…``, ``gs://…``, a shared
+    path). A folder's name there is the digest of its manifest, so publishing twice changes nothing. Raises
+    ``FileNotFoundError`` when the folder is incomplete or damaged, and ``OSError`` when the store fails.
     """
     digest = seal_digest(folder)
     if digest is None:
-        raise FileNotFoundError(f"{folder} is incomplete or damaged and cannot be published")
-    url = _place("folders", digest[:16])
+        raise FileNotFoundError(f"expected a complete folder to upload, but {folder} is incomplete or damaged")
+    url = _store_url("folders", digest[:16])
     if url:
         _upload(folder, url)
     return FolderRef(str(folder), url, digest)
 
 
 def open_folder(ref: FolderRef, config: RunConfig) -> Path:
-    """The folder on this machine: where it was made, or fetched from the store.
+    """The path of the folder on this machine: where it was written, or where it is downloaded to from the store.
 
-    Nothing outside this side's own ``output_dir`` is looked at: the other side's disk is another machine's.
+    Only paths in this worker's own ``output_dir`` are used: the same path may be another folder on another machine.
 
-    Raises ``FileNotFoundError`` when it is neither here nor in the store, or when what comes is not what was published.
+    Raises ``FileNotFoundError`` when the folder is neither here nor in the store, or when the store's files are not
+    those that were published, and ``OSError`` when the store fails.
     """
     own = Path(config.output_dir).resolve()
     fetched = own / "fetched" / ref.digest[:16]
@@ -46,50 +65,55 @@ def open_folder(ref: FolderRef, config: RunConfig) -> Path:
         if folder.is_relative_to(own) and seal_digest(folder) == ref.digest:
             return folder
     if ref.url is None:
-        fix = f"set {VARIABLE} to a URL that all workers reach"
-        raise FileNotFoundError(f"{ref.path} is not here or damaged, and was published nowhere; {fix}")
+        fix = f"set {VARIABLE} to a URL that all workers reach, and run again"
+        raise FileNotFoundError(f"{ref.path} is missing or damaged on this machine and was not uploaded; {fix}")
     fetched.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(fetched.with_name(f".{fetched.name}.lock")):  # several workers may share a folder
         if seal_digest(fetched) != ref.digest:
             _download(ref.url, fetched)
     if seal_digest(fetched) != ref.digest:
-        raise FileNotFoundError(f"{ref.url} does not hold the folder that was published there")
+        raise FileNotFoundError(f"the files at {ref.url} are not those that were published; delete it and run again")
     return fetched
 
 
+@client_errors_as_os_errors()
 def save_progress(run_dir: Path, fingerprint: str, saved_step: int) -> int:
-    """Copy the newest complete checkpoint after ``saved_step`` and the journal to the store; returns the step that is
-    safe now. A training whose machine is gone goes on from there on another."""
-    url = _place("runs", fingerprint[:16])
+    """Upload the newest complete checkpoint after ``saved_step``, and the journal; returns the step of the newest
+    checkpoint in the store. When a machine dies, another one resumes the training from there. Raises ``OSError`` when
+    the store fails."""
+    url = _store_url("runs", fingerprint[:16])
     if url is None:
         return saved_step
     newest = _newest_step(run_dir)
     if newest <= saved_step:
         return saved_step
-    files, place = fsspec.core.url_to_fs(url)
-    files.makedirs(place, exist_ok=True)
-    files.put_file(str(run_dir / "journal.jsonl"), f"{place}/journal.jsonl")  # first: the checkpoint stands on it
+    filesystem, root = fsspec.core.url_to_fs(url)
+    filesystem.makedirs(root, exist_ok=True)
+    # The journal first: a checkpoint without the points before it could not be resumed.
+    filesystem.put_file(str(run_dir / "journal.jsonl"), f"{root}/journal.jsonl")
     _upload(run_dir / "checkpoints" / f"checkpoint-{newest}", f"{url}/checkpoint-{newest}")
     for older in _stored_steps(url) - {newest}:
         if older < newest:
-            with contextlib.suppress(FileNotFoundError):  # another machine that trains the same was faster
-                files.rm(f"{place}/checkpoint-{older}", recursive=True)
+            with contextlib.suppress(FileNotFoundError):  # another machine with the same training deleted it
+                filesystem.rm(f"{root}/checkpoint-{older}", recursive=True)
     return newest
 
 
+@client_errors_as_os_errors()
 def restore_progress(run_dir: Path, fingerprint: str) -> None:
-    """Fetch the store's newest checkpoint and its journal where this machine has none as new."""
-    url = _place("runs", fingerprint[:16])
+    """Download the store's newest checkpoint and its journal, unless this machine has a checkpoint that is as new.
+    Raises ``OSError`` when the store fails."""
+    url = _store_url("runs", fingerprint[:16])
     if url is None:
         return
     newest = max(_stored_steps(url), default=0)
     if newest <= _newest_step(run_dir):
         return
     run_dir.mkdir(parents=True, exist_ok=True)
-    files, place = fsspec.core.url_to_fs(url)
-    files.get_file(f"{place}/journal.jsonl", str(run_dir / "journal.jsonl"))
+    filesystem, root = fsspec.core.url_to_fs(url)
+    filesystem.get_file(f"{root}/journal.jsonl", str(run_dir / "journal.jsonl"))
     _download(f"{url}/checkpoint-{newest}", run_dir / "checkpoints" / f"checkpoint-{newest}")
-    get_run_logger().info("Checkpoint %d fetched from %s: another machine trained this far", newest, url)
+    get_run_logger().info("Checkpoint %d downloaded from %s, where another machine uploaded it", newest, url)
 
 
 def _newest_step(run_dir: Path) -> int:
@@ -98,50 +122,54 @@ def _newest_step(run_dir: Path) -> int:
 
 
 def _stored_steps(url: str) -> set[int]:
-    files, place = fsspec.core.url_to_fs(url)
-    return {step_of(Path(path).parent) or 0 for path in files.glob(f"{place}/checkpoint-*/{MANIFEST}")}
+    filesystem, root = fsspec.core.url_to_fs(url)
+    return {step_of(Path(path).parent) or 0 for path in filesystem.glob(f"{root}/checkpoint-*/{MANIFEST}")}
 
 
 def store_problems(needed: bool) -> list[str]:
-    """Why folders could not travel. Writes an empty file into the store, and deletes it."""
-    url = _place(f"probe-{uuid4()}")
+    """Why folders cannot travel through the artifact store. Writes an empty file to it and deletes the file."""
+    url = _store_url(f"write-check-{uuid4()}")
     if url is None:
-        fix = "give it a URL that all workers reach, such as s3://bucket/sft-flow"
+        fix = "set it to a URL that all workers reach, such as s3://bucket/sft-flow"
         return [f"{VARIABLE} is not set, and train_on names another pool; {fix}"] if needed else []
-    with Attempt() as attempt:
-        files, place = fsspec.core.url_to_fs(url)
-        files.makedirs(place.rpartition("/")[0], exist_ok=True)
-        files.pipe_file(place, b"")
-        files.rm_file(place)
-    fix = "name a URL that all workers write to"
-    problem = f"{VARIABLE}: {os.environ[VARIABLE]!r} cannot be written: {attempt.told}; {fix}"
-    return [problem] if attempt.error else []
+    try:
+        with client_errors_as_os_errors():
+            filesystem, root = fsspec.core.url_to_fs(url)
+            filesystem.makedirs(root.rpartition("/")[0], exist_ok=True)
+            filesystem.pipe_file(root, b"")
+            filesystem.rm_file(root)
+    except (OSError, ValueError, ImportError) as error:
+        fix = "set it to a URL that all workers can write to"
+        return [f"{VARIABLE}: cannot write to {os.environ[VARIABLE]!r}: {error}; {fix}"]
+    return []
 
 
-def _place(*parts: str) -> str | None:
+def _store_url(*parts: str) -> str | None:
     store = os.environ.get(VARIABLE)
     return "/".join([store.rstrip("/"), *parts]) if store else None
 
 
+@client_errors_as_os_errors()
 def _upload(folder: Path, url: str) -> None:
-    """All files, the manifest last: a folder without one does not count."""
-    files, place = fsspec.core.url_to_fs(url)
-    if files.exists(f"{place}/{MANIFEST}"):
+    """All files, the manifest last: a folder without a manifest is incomplete and is not used."""
+    filesystem, root = fsspec.core.url_to_fs(url)
+    if filesystem.exists(f"{root}/{MANIFEST}"):
         return
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     for name in sorted(names, key=lambda name: name == MANIFEST):
-        target = f"{place}/{name}"
-        files.makedirs(target.rpartition("/")[0], exist_ok=True)
-        files.put_file(str(folder / name), target)
+        target = f"{root}/{name}"
+        filesystem.makedirs(target.rpartition("/")[0], exist_ok=True)
+        filesystem.put_file(str(folder / name), target)
 
 
+@client_errors_as_os_errors()
 def _download(url: str, folder: Path) -> None:
-    """The folder appears whole or not at all."""
-    files, place = fsspec.core.url_to_fs(url)
-    if not files.exists(f"{place}/{MANIFEST}"):
-        raise FileNotFoundError(f"{url} is not in the store, or not complete")
+    """``folder`` appears only when all files are there."""
+    filesystem, root = fsspec.core.url_to_fs(url)
+    if not filesystem.exists(f"{root}/{MANIFEST}"):
+        raise FileNotFoundError(f"the folder {url} is missing or incomplete; run again what writes it")
     with complete_folder(folder, seal_it=False) as draft:
-        for path in files.find(place):
-            target = draft / path.removeprefix(place).lstrip("/")
+        for path in filesystem.find(root):
+            target = draft / path.removeprefix(root).lstrip("/")
             target.parent.mkdir(parents=True, exist_ok=True)
-            files.get_file(path, str(target))
+            filesystem.get_file(path, str(target))

@@ -8,7 +8,7 @@ from typing import Any
 import mlflow
 import pandas as pd
 
-from tasks.startup import garbage_left_alone
+from tasks.startup import paused_garbage_collection
 from training_core.evaluation.generation import logit_gap
 
 # What rounding may do to a near tie; answers of another model are ahead by 1.5 in the median (tiny base, no adapter).
@@ -24,7 +24,7 @@ def compare(model_uri: str, sample_file: Path) -> str:
     """
     probe = json.loads(sample_file.read_text(encoding="utf-8"))
     rows = pd.DataFrame([as_input(json.loads(record)) for record in probe["records"]])
-    with garbage_left_alone():
+    with paused_garbage_collection():
         served = mlflow.pyfunc.load_model(model_uri, model_config={"max_new_tokens": probe["max_new_tokens"]})
     adapter = served.unwrap_python_model()
     if adapter.loaded.precision.reason == probe["precision"]:

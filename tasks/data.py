@@ -1,10 +1,10 @@
-"""Tasks from files of rows to a folder of encoded rows."""
+"""Tasks from files of rows to a dataset: a folder of encoded rows."""
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
 from tasks.artifact_store import publish
-from tasks.recovery import is_transient
+from tasks.recovery import NETWORK
 from tasks.refs import DatasetRef
 from training_core.config import RunConfig
 from training_core.data_loader import prepare_data
@@ -21,24 +21,27 @@ from training_core.training.fingerprint import digest_rows
 from training_core.utils import validate_args
 
 
-@task(retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=is_transient)
+@task(task_run_name="validate {config.dataset_path}", **NETWORK)
 def validate_data(config: RunConfig) -> None:
-    """Reject settings and rows that cannot be trained on, with every problem at once; the report is an artifact.
+    """Reject settings and rows that cannot be trained on, with all problems at once; the report is an artifact.
 
-    Retried because rows and the base model's tokenizer may have to come over the network.
+    Retried because rows and the base model's tokenizer may be downloaded. Raises ``SettingsError`` and ``DataError``.
     """
     validate_args(config)
     folder = prepare_data(config, fetch_tokenizer(config.model_name, config.cache_dir))
     report = load_report(folder)
-    text = f"{as_markdown(report)}\n\nAs a page: `{folder / PAGE_FILE}`"
+    text = f"{as_markdown(report)}\n\nThe same as a page: `{folder / PAGE_FILE}`"
     create_markdown_artifact(text, key="sft-flow-rows", description=verdict(report))
     require_fit_rows(report)
     require_known_favourable_decisions(report, config)
 
 
-@task(retries=2, retry_delay_seconds=[5, 30], retry_condition_fn=is_transient)
+@task(task_run_name="build dataset from {config.dataset_path}", **NETWORK)
 def build_dataset(config: RunConfig) -> DatasetRef:
-    """The folder of encoded rows, found or made anew."""
+    """Encode the rows, or reuse the dataset that was built from the same rows and settings, and publish it.
+
+    Retried because the base model may be downloaded and the dataset is uploaded to the artifact store.
+    """
     base = fetch_base_model(config.model_name, config.cache_dir)
     folder = prepare_data(config, base)
     data = load_training_data(folder)

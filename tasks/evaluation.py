@@ -6,7 +6,7 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.artifact_store import open_folder, publish
-from tasks.recovery import is_transient
+from tasks.recovery import SCORING
 from tasks.refs import DatasetRef, EvalReport, FolderRef, RegisteredRef, RunRef
 from tasks.registry import fetch_champion
 from training_core.config import RunConfig
@@ -23,7 +23,7 @@ from training_core.model_setup import LoadedModel, load_adapted_model
 from training_core.training.adapter import load_leakage_keys
 
 
-@task(cache_policy=NO_CACHE, retries=1, retry_delay_seconds=10, retry_condition_fn=is_transient)
+@task(task_run_name="evaluate {run.fingerprint:.6}", cache_policy=NO_CACHE, **SCORING)
 def evaluate(
     loaded: LoadedModel, config: RunConfig, run: RunRef, adapter: FolderRef, dataset: DatasetRef
 ) -> EvalReport:

@@ -1,8 +1,8 @@
-"""What the automations do at once, done again from the state of things: an event that was lost is not missed."""
+"""Recovers runs whose events were lost: the automations act on events, the janitor reads the states of all runs."""
 
 import itertools
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from uuid import UUID
 
 from prefect import get_run_logger, task
@@ -19,30 +19,30 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventResourceFilter
 from prefect.states import AwaitingRetry, Cancelled, Crashed, Failed
 
-from tasks.recovery import MOST_ATTEMPTS
+from tasks.recovery import (
+    JANITOR_CRASHES_AFTER,
+    JANITOR_RESUMES_AFTER,
+    MAX_ATTEMPTS,
+    NETWORK,
+    PENDING_RUN_RESUMES_AFTER,
+)
 
 FLOWS = ("sft-flow", "train-flow", "reevaluate-flow")
 STATES = ("Running", "Cancelling", "Crashed", "Pending", "Submitting", "AwaitingRetry")
 
-# Longer than the automations take, so that these are only seen to when an event was lost.
-SILENT_FOR = timedelta(minutes=4)
-CRASHED_FOR = timedelta(minutes=3)
-PENDING_FOR = timedelta(minutes=30)  # an image may have to be pulled
-JANITOR_PERIOD = timedelta(minutes=5)
-
 
 @dataclass(frozen=True)
-class Abandoned:
-    """A run that nobody looks after, and the state it is to have."""
+class StuckRun:
+    """A run that no process or automation will continue, and the state it gets."""
 
     run_id: UUID
     name: str
-    seen: UUID | None
-    state: State
+    seen_state: UUID | None
+    new_state: State
 
 
-@task
-def find_abandoned() -> list[Abandoned]:
+@task(task_run_name="find stuck runs", **NETWORK)
+def find_stuck_runs() -> list[StuckRun]:
     """Runs of deployments that are silent, crashed or pending for too long."""
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(
@@ -53,36 +53,38 @@ def find_abandoned() -> list[Abandoned]:
             ),
             limit=200,
         )
-        judged = [(run, judge(run, _last_heartbeat(client, run), _crashes(client, run))) for run in runs]
-    return [Abandoned(run.id, run.name, run.state_id, state) for run, state in judged if state]
+        states = [(run, state_if_stuck(run, _last_heartbeat(client, run), _crashes(client, run))) for run in runs]
+    return [StuckRun(run.id, run.name, run.state_id, state) for run, state in states if state]
 
 
-@task
-def settle(abandoned: Abandoned) -> None:
-    """Give the run the state it is to have, unless it has moved on meanwhile."""
+@task(task_run_name="recover {stuck.name}", **NETWORK)
+def recover_run(stuck: StuckRun) -> None:
+    """Set the new state, unless the run has changed since it was read."""
     with get_client(sync_client=True) as client:
-        if client.read_flow_run(abandoned.run_id).state_id != abandoned.seen:
+        if client.read_flow_run(stuck.run_id).state_id != stuck.seen_state:
             return
-        client.set_flow_run_state(abandoned.run_id, abandoned.state, force=True)
-    get_run_logger().warning("Run %s is now %s: %s", abandoned.name, abandoned.state.name, abandoned.state.message)
+        client.set_flow_run_state(stuck.run_id, stuck.new_state, force=True)
+    get_run_logger().warning("Run %s is now %s: %s", stuck.name, stuck.new_state.name, stuck.new_state.message)
 
 
-def judge(run: FlowRun, last_heartbeat: datetime | None, crashes: int, now: datetime | None = None) -> State | None:
-    """The state that an abandoned run is to have; ``None`` of one that is in good hands."""
+def state_if_stuck(
+    run: FlowRun, last_heartbeat: datetime | None, crashes: int, now: datetime | None = None
+) -> State | None:
+    """The state that a stuck run gets; ``None`` for a run that is not stuck. The periods are in ``tasks.recovery``."""
     assert run.state
     now = now or datetime.now(UTC)
     age = now - run.state.timestamp
-    silent = now - max(run.state.timestamp, last_heartbeat or run.state.timestamp) > SILENT_FOR
+    silent = now - max(run.state.timestamp, last_heartbeat or run.state.timestamp) > JANITOR_CRASHES_AFTER
     if run.state.is_running() and silent:
-        return Crashed(message=f"no heartbeat in {SILENT_FOR}")
+        return Crashed(message=f"no heartbeat in {JANITOR_CRASHES_AFTER}")
     if run.state.is_cancelling() and silent:
-        return Cancelled(message=f"cancelled, and no heartbeat in {SILENT_FOR}")
-    if (run.state.is_crashed() or run.state.name == "AwaitingRetry") and crashes > MOST_ATTEMPTS:
-        return Failed(message=f"crashed {crashes} times; its log says how far it came")
-    if run.state.is_crashed() and age > CRASHED_FOR:
+        return Cancelled(message=f"cancelled; its machine sent no heartbeat in {JANITOR_CRASHES_AFTER}")
+    if (run.state.is_crashed() or run.state.name == "AwaitingRetry") and crashes > MAX_ATTEMPTS:
+        return Failed(message=f"crashed {crashes} times; its log shows how far it came")
+    if run.state.is_crashed() and age > JANITOR_RESUMES_AFTER:
         return AwaitingRetry(message="resumed")
-    if run.state.is_pending() and age > PENDING_FOR:
-        return AwaitingRetry(message=f"no worker started it in {PENDING_FOR}")
+    if run.state.is_pending() and age > PENDING_RUN_RESUMES_AFTER:
+        return AwaitingRetry(message=f"its worker did not start it in {PENDING_RUN_RESUMES_AFTER}")
     return None
 
 
@@ -91,7 +93,7 @@ def _last_heartbeat(client: SyncPrefectClient, run: FlowRun) -> datetime | None:
         EventFilter(
             event=EventNameFilter(name=["prefect.flow-run.heartbeat"]),
             resource=EventResourceFilter(id=[f"prefect.flow-run.{run.id}"]),
-            occurred=EventOccurredFilter(since=datetime.now(UTC) - 2 * SILENT_FOR),
+            occurred=EventOccurredFilter(since=datetime.now(UTC) - 2 * JANITOR_CRASHES_AFTER),
         ),
         limit=1,
     )
@@ -99,6 +101,6 @@ def _last_heartbeat(client: SyncPrefectClient, run: FlowRun) -> datetime | None:
 
 
 def _crashes(client: SyncPrefectClient, run: FlowRun) -> int:
-    """How often it crashed; a worker may report one crash twice."""
+    """How many times the run crashed; a worker may report one crash twice."""
     crashed = [state.is_crashed() for state in client.read_flow_run_states(run.id)]
     return sum(now and not before for before, now in itertools.pairwise([False, *crashed]))

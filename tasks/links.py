@@ -1,4 +1,4 @@
-"""Each UI leads to the other: a training's page in MLflow to its flow run in Prefect, and back."""
+"""Links from an MLflow run to its Prefect flow run, and back."""
 
 from prefect.artifacts import create_link_artifact
 from prefect.runtime import flow_run
@@ -9,7 +9,8 @@ from training_core.config import RunConfig
 
 
 def link_both_ways(config: RunConfig, tracking_run_id: str) -> None:
-    """Let the tracking run name the flow run that uses it now, and Prefect show its page where it has one."""
+    """Put a link to the current flow run into the MLflow run's description, and one to the MLflow run, where it has a
+    page, into Prefect's artifacts."""
     root = flow_run.root_flow_run_id
     description = f"[Prefect flow run {root}]({url_for('flow-run', root)})"
     tag_run(config, tracking_run_id, {FLOW_RUN_TAG: root, DESCRIPTION_TAG: description})

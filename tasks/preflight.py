@@ -1,4 +1,4 @@
-"""The task that looks, before a GPU is asked for, whether all that the run will need is there."""
+"""Checks before a GPU is requested that everything the run will need is there."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import WorkPoolStatus
 from prefect.exceptions import ObjectNotFound
 
 from tasks.artifact_store import open_folder, store_problems
-from tasks.recovery import is_transient
+from tasks.recovery import NETWORK
 from tasks.refs import DatasetRef
 from tasks.tracking import tracking_problems
 from training_core.config import RunConfig, SettingsError
@@ -27,11 +27,11 @@ _GIB = 2**30
 _BYTES_ON_A_GPU = 2  # a value in bf16 or fp16
 
 
-@task(retries=1, retry_delay_seconds=5, retry_condition_fn=is_transient)
+@task(task_run_name="check servers, disk and memory", **NETWORK)
 def preflight(config: RunConfig, dataset: DatasetRef) -> None:
-    """Raise ``SettingsError`` with all that would end this run hours later.
+    """Raise ``SettingsError`` with all problems that would end this run hours later.
 
-    Rows and the base model were looked at when the rows were prepared. Retried once because servers are asked.
+    Rows and base model were checked when the dataset was built. Retried because Prefect's server is asked.
     """
     problems = [
         *tracking_problems(config),
@@ -45,49 +45,50 @@ def preflight(config: RunConfig, dataset: DatasetRef) -> None:
 
 
 def disk_problems(config: RunConfig, *, trained_here: bool) -> list[str]:
-    """Why ``output_dir`` cannot take what a run leaves there, on the machine that trains or on another."""
+    """Why the disk of ``output_dir`` is too small for a run, on the machine that trains or on the other one."""
     base = fetch_tokenizer(config.model_name, config.cache_dir)
     needed = bytes_of_a_run(config, base, trained_here=trained_here)
     Path(config.output_dir).mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(config.output_dir).free
     if needed <= free:
         return []
-    fix = "make room, lower save_total_limit, or name a folder on another disk"
-    return [f"output_dir: {config.output_dir!r} has {free / _GIB:.1f} GiB left of {needed / _GIB:.1f} needed; {fix}"]
+    fix = "delete files, lower save_total_limit, or use a folder on another disk"
+    found = f"expected {needed / _GIB:.1f} GiB free on the disk of {config.output_dir!r}, found {free / _GIB:.1f}"
+    return [f"output_dir: {found}; {fix}"]
 
 
 def _memory_problems(config: RunConfig, dataset: DatasetRef) -> list[str]:
-    """What the training needs at least, reckoned without a GPU, against the memory of the pool's GPUs; the training
-    itself measures before its first step."""
+    """Compare a lower bound of the memory that the training needs, computed without a GPU, with the memory of the
+    pool's GPUs. The training itself measures before its first step."""
     room = os.environ.get(GPU_MEMORY)
-    if room is None:
+    if not room:
         return []
     if not room.replace(".", "", 1).isdecimal():
-        return [f"{GPU_MEMORY}: {room!r} is no number of GiB, such as 80"]
+        return [f"{GPU_MEMORY}: expected a number of GiB such as 80, got {room!r}"]
     data = load_training_data(open_folder(dataset.folder, config))
     heaviest = make_batches(data.train, data.held_out, config).train.heaviest_size()
     base = fetch_tokenizer(config.model_name, config.cache_dir)
     architecture = json.loads((base / "config.json").read_text(encoding="utf-8"))
     needed = estimate_memory(architecture, config, heaviest, _BYTES_ON_A_GPU).total
-    get_run_logger().info("The training needs at least %.1f of %s GiB of a GPU's memory", needed, room)
+    get_run_logger().info("The training needs at least %.1f of a GPU's %s GiB memory", needed, room)
     if needed <= float(room):
         return []
-    return [f"{GPU_MEMORY}: GPUs have {room} GiB, and at least {needed:.1f} are needed: {memory_fix(config)}"]
+    return [f"{GPU_MEMORY}: GPUs have {room} GiB, the training needs at least {needed:.1f}; {memory_fix(config)}"]
 
 
 def _pool_problems(train_on: str, queue_hours: float) -> list[str]:
-    """A pool without a worker is no problem: one may come while the training waits, and the log tells."""
+    """A pool without a worker is no problem, only a warning: a worker may start while the training waits."""
     with get_client(sync_client=True) as client:
         try:
             pool = client.read_deployment_by_name(train_on).work_pool_name
         except ObjectNotFound:
-            fix = "python -m deployments.deploy makes train-flow/gpu; empty: train in this very process"
-            return [f"train_on: there is no deployment {train_on!r} on {client.api_url}; {fix}"]
+            fix = "create train-flow/gpu with python -m deployments.deploy, or leave train_on empty to train here"
+            return [f"train_on: found no deployment {train_on!r} on {client.api_url}; {fix}"]
         if pool is None:
-            return [f"train_on: {train_on!r} has no work pool, so no worker would ever take its runs; deploy it to one"]
+            return [f"train_on: {train_on!r} has no work pool, so no worker can take its runs; deploy it to a pool"]
         status = client.read_work_pool(pool).status
     if status is not WorkPoolStatus.READY:
         state = "is paused" if status is WorkPoolStatus.PAUSED else "has no worker online"
         fix = f"resume it, or start one: prefect worker start --pool {pool}"
-        get_run_logger().warning("Pool %s %s: training waits up to %g hours; %s", pool, state, queue_hours, fix)
+        get_run_logger().warning("Pool %s %s: the training waits up to %g hours; %s", pool, state, queue_hours, fix)
     return []

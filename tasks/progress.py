@@ -1,4 +1,4 @@
-"""Shows a training from outside: a thread of its own reads the journal, so that no server can stall a step."""
+"""Reports a running training from threads of their own, so that a slow server or store delays no training step."""
 
 import contextvars
 import threading
@@ -9,29 +9,32 @@ from datetime import timedelta
 from pathlib import Path
 from uuid import UUID
 
+import httpx
 from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.exceptions import PrefectException
 from prefect.runtime import flow_run
 
 from tasks.artifact_store import save_progress
-from tasks.recovery import Attempt, end_when_replaced
+from tasks.recovery import POLL_SECONDS, end_when_replaced
 from tasks.refs import RunRef
 from tasks.tracking import send_points
 from training_core.config import RunConfig
 from training_core.training.journal import Point, read_journal
 
-POLL_SECONDS = 5
+# What Prefect's client, MLflow's client (see ``send_points``) and the artifact store raise when they cannot be reached.
+_EXPECTED_ERRORS = (httpx.HTTPError, PrefectException, OSError)
 
-_TOLD = {
+_FORMATS = {
     "loss": "loss {:.4g}",
     "eval_loss": "held-out loss {:.4g}",
     "tokens_per_second": "{:,.0f} tokens before sharing/s",
-    "peak_memory_gib": "{:.2f} GiB at most",
+    "peak_memory_gib": "{:.2f} GiB peak memory",
 }
 
 
 @dataclass
-class _Follower:
+class _Reporter:
     config: RunConfig
     run: RunRef
     attempt: tuple[str, int]
@@ -40,19 +43,19 @@ class _Follower:
     artifact: UUID | None = None
 
     def catch_up(self) -> None:
-        """Send what is new since the last look."""
+        """Send the points that are new since the last call."""
         points = read_journal(Path(self.run.path) / "journal.jsonl")
         send_points(self.config, self.run.tracking_run_id, points[self.sent :])
         if len(points) > self.sent:
             self._show_progress(points)
         self.sent = len(points)
 
-    def save(self) -> None:
-        """Bring a new checkpoint to safety."""
+    def upload_checkpoint(self) -> None:
+        """Upload the newest checkpoint unless the artifact store has it."""
         self.saved_step = save_progress(Path(self.run.path), self.run.fingerprint, self.saved_step)
 
-    def watch(self) -> None:
-        """End with the run, and show what is new."""
+    def report(self) -> None:
+        """End this process if its run was taken over, else send new points."""
         end_when_replaced(*self.attempt)
         self.catch_up()
 
@@ -68,45 +71,46 @@ class _Follower:
 
 @contextmanager
 def follow_journal(config: RunConfig, run: RunRef) -> Iterator[None]:
-    """While the body trains: its curve in MLflow, its progress in Prefect, its checkpoints in the store; and its end
-    when the run has been given to another process.
+    """While the body trains, send its curve to MLflow, its progress to Prefect and its checkpoints to the artifact
+    store, and end the process when its run was taken over by another.
 
-    A look that fails, in whatever way, is told and tried again at the next one; after the body all points and the last
-    checkpoint must arrive. Raises what the client of the server or the store raises when they do not.
+    What fails is logged and repeated after ``POLL_SECONDS``. When the body is done, all points and the last checkpoint
+    are sent once more, and this time errors are raised: ``httpx.HTTPError`` or ``PrefectException`` from Prefect,
+    ``ConnectionError`` from MLflow, ``OSError`` from the store.
     """
-    follower, finished = _Follower(config, run, (flow_run.id, flow_run.run_count)), threading.Event()
-    # Apart, so that a store that fails in a way of its own cannot keep a replaced process alive.
-    threads = [_again_and_again(look, finished) for look in (follower.watch, follower.save)]
+    reporter, finished = _Reporter(config, run, (flow_run.id, flow_run.run_count)), threading.Event()
+    # Two threads, so that a slow upload does not keep a replaced process alive.
+    threads = [_repeat(action, finished) for action in (reporter.report, reporter.upload_checkpoint)]
     try:
         yield
     finally:
         finished.set()
         for thread in threads:
             thread.join()
-    follower.catch_up()
-    follower.save()
+    reporter.catch_up()
+    reporter.upload_checkpoint()
 
 
-def _again_and_again(look: Callable[[], None], finished: threading.Event) -> threading.Thread:
-    def follow() -> None:
+def _repeat(action: Callable[[], None], finished: threading.Event) -> threading.Thread:
+    def loop() -> None:
         while not finished.wait(POLL_SECONDS):
-            with Attempt() as attempt:
-                look()
-            if attempt.error:
-                get_run_logger().warning("Not this time, training goes on: %s", attempt.told)
+            try:
+                action()
+            except _EXPECTED_ERRORS as error:
+                get_run_logger().warning("Training continues; will try again: %s: %s", type(error).__name__, error)
 
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(follow,), daemon=True)
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(loop,), daemon=True)
     thread.start()
     return thread
 
 
 def describe_progress(points: list[Point]) -> str:
-    """Where a training is, when it will be done at its pace, its latest losses, its speed and memory."""
+    """Step, time left at the current speed, latest losses, speed and peak memory, as one line."""
     last = points[-1]
     latest = {name: value for point in points for name, value in point.values.items()}
-    told = [form.format(latest[name]) for name, form in _TOLD.items() if name in latest]
+    values = [form.format(latest[name]) for name, form in _FORMATS.items() if name in latest]
     place = f"Step {last.step} of {last.of_steps}"
-    if "seconds_per_step" in latest:  # not before the first loss; the held-out loss may come earlier
+    if "seconds_per_step" in latest:  # from the first loss on; the held-out loss may be there before
         left = latest["seconds_per_step"] * (last.of_steps - last.step)
         place += f", about {timedelta(seconds=round(left))} left"
-    return f"{place}: {', '.join(told)}"
+    return f"{place}: {', '.join(values)}"

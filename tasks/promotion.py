@@ -8,6 +8,7 @@ from prefect import get_run_logger, task
 from prefect.events import emit_event
 
 from tasks.artifact_store import open_folder
+from tasks.recovery import NETWORK
 from tasks.refs import DatasetRef, EvalReport, ModelVersionRef
 from tasks.registry import CHAMPION, find_version, named_version, point_alias, tag_version
 from training_core.code_digest import code_digest
@@ -22,7 +23,7 @@ PROMOTED = "sft-flow.promoted"
 _DECISION_KEY_TAG, _VERDICT_TAG = "sft_flow.decision_key", "sft_flow.verdict"
 
 
-@task(retries=3, retry_delay_seconds=[5, 30, 120])
+@task(task_run_name="find finished version", **NETWORK)
 def find_finished(config: RunConfig, dataset: DatasetRef) -> ModelVersionRef | None:
     """The version that this run would end with, when it has been trained and judged before: nothing is new then.
 
@@ -38,7 +39,7 @@ def find_finished(config: RunConfig, dataset: DatasetRef) -> ModelVersionRef | N
     return ModelVersionRef(config.registered_model_name, number, champion == number, found.tags[_VERDICT_TAG])
 
 
-@task(retries=3, retry_delay_seconds=[5, 30, 120])
+@task(task_run_name="promote version {version.version}", **NETWORK)
 def promote(config: RunConfig, dataset: DatasetRef, version: ModelVersionRef, report: EvalReport) -> ModelVersionRef:
     """Make the version champion when it has earned it, say why or why not, and remember that this is decided."""
     current = _champion(config)

@@ -1,62 +1,121 @@
-"""What is tried again and what is not: failures, runs that die again and again, runs given to another process."""
+"""What happens when something fails or dies: every retry, delay, period and limit of sft-flow is in this file.
+
+====================================  ====================================  ======================================
+What happens                          Who acts, and when                    What follows
+====================================  ====================================  ======================================
+A server, store or the hub fails      The task: NETWORK                     The task is retried, three times
+Prefect fails during the wait for a   The task: WAITING                     The same; errors of the training are
+training on another pool                                                    not retried here
+Scoring fails                         The task: SCORING                     The task is retried once
+Training fails                        train-flow: TRAINING                  It loads the model again and continues
+                                                                            from the last checkpoint, twice
+A machine dies or freezes             Automation: SILENT_RUN_CRASHES_AFTER  The run is Crashed
+- and its event was lost              Janitor: JANITOR_CRASHES_AFTER        The same
+A run is Crashed                      Automation:                           The run is AwaitingRetry, and resumes
+                                      CRASHED_RUN_RESUMES_AFTER             on any worker of its pool
+- and its event was lost              Janitor: JANITOR_RESUMES_AFTER        The same
+A training stays Crashed              sft-flow:                             The waiting run fails
+                                      CRASHED_TRAINING_ENDS_AFTER
+A worker took a run, never started    Janitor: PENDING_RUN_RESUMES_AFTER    The run is AwaitingRetry
+No worker takes a training            sft-flow: setting max_queue_hours     The training is Cancelled, the waiting
+                                                                            run fails
+A run crashes again and again         Janitor and flow: MAX_ATTEMPTS        The run fails
+A frozen process wakes up, replaced   The process: POLL_SECONDS             The process ends
+====================================  ====================================  ======================================
+
+Automations and janitor act on runs of deployments. A command such as ``sft-flow run`` that was killed resumes when it
+is started again; a failed run resumes when it is retried in the UI or with ``prefect flow-run retry``.
+"""
 
 import os
-from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypedDict
 from uuid import UUID
 
-from prefect import State, get_run_logger
+import httpx
+from prefect import State, Task, get_run_logger
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import TaskRun
 from prefect.logging.handlers import APILogWorker
 from prefect.runtime import flow_run
+from prefect.tasks import RetryConditionCallable
 
-MOST_ATTEMPTS = 8
+# A flow run sends a heartbeat in this interval; three missed ones are a dead machine.
+HEARTBEAT = timedelta(seconds=30)
+SILENT_RUN_CRASHES_AFTER = 3 * HEARTBEAT
+# A process worker reports one crash twice, about 6 s apart; a run resumed in between would crash again.
+CRASHED_RUN_RESUMES_AFTER = timedelta(seconds=60)
+
+# The janitor waits until the automations have had time to act, so it acts only where an event was lost.
+AUTOMATION_DELAY = timedelta(minutes=2)
+JANITOR_PERIOD = timedelta(minutes=5)
+JANITOR_CRASHES_AFTER = SILENT_RUN_CRASHES_AFTER + AUTOMATION_DELAY
+JANITOR_RESUMES_AFTER = CRASHED_RUN_RESUMES_AFTER + AUTOMATION_DELAY
+PENDING_RUN_RESUMES_AFTER = timedelta(minutes=30)  # pulling an image may take most of it
+
+# The second period is for a janitor run that is late, or that died with its worker.
+CRASHED_TRAINING_ENDS_AFTER = JANITOR_RESUMES_AFTER + 2 * JANITOR_PERIOD
+
+# Starts of one run, whatever ended each of them.
+MAX_ATTEMPTS = 8
+
+# Between two reads of a training's journal, of its own state, or of the state of a training on another pool.
+POLL_SECONDS = 5
 
 
-@dataclass
-class Attempt:
-    """Keeps the error that its body raises, of whatever type: the clients of stores and servers have types of their
-    own, and those of optional packages cannot be named here."""
+class TaskRetries(TypedDict):
+    """The part of Prefect's ``@task`` that says what is retried."""
 
-    error: Exception | None = None
-
-    def __enter__(self) -> "Attempt":
-        return self
-
-    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> bool:
-        if isinstance(error, Exception):  # what ends a process passes
-            self.error = error
-        return self.error is not None
-
-    @property
-    def told(self) -> str:
-        """The error with its type, for some have no words."""
-        return f"{type(self.error).__name__}: {self.error}"
+    retries: int
+    retry_delay_seconds: list[float]
+    retry_condition_fn: RetryConditionCallable
 
 
-def is_transient(_task: object, _run: object, state: State[Any]) -> bool:
-    """Whether a failure is worth another try: what the network did, not what settings and rows are."""
+class FlowRetries(TypedDict):
+    """The part of Prefect's ``@flow`` that says what is retried."""
+
+    retries: int
+    retry_delay_seconds: int
+
+
+def is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Whether a failure may be gone at the next try: what servers did, not what settings and rows are."""
     return not isinstance(state.data, ValueError)
 
 
+def _is_server_error(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    return isinstance(state.data, httpx.HTTPError)
+
+
+# For a task that uses servers, stores or the hub.
+NETWORK: TaskRetries = {"retries": 3, "retry_delay_seconds": [5, 30, 120], "retry_condition_fn": is_transient}
+# For the task that waits for a training, which has retries of its own.
+WAITING: TaskRetries = {**NETWORK, "retry_condition_fn": _is_server_error}
+# Scoring may take an hour, so it is not repeated often.
+SCORING: TaskRetries = {"retries": 1, "retry_delay_seconds": [10], "retry_condition_fn": is_transient}
+# For the flow that trains: a model that failed half-way cannot be trained further.
+TRAINING: FlowRetries = {"retries": 2, "retry_delay_seconds": 10}
+
+
 def limit_attempts() -> None:
-    """Raises ``RuntimeError`` when this run has been started too often; crashes and retries both count."""
-    if flow_run.run_count > MOST_ATTEMPTS:
+    """Raise ``RuntimeError`` when this run has been started too often; crashes and retries both count."""
+    if flow_run.run_count > MAX_ATTEMPTS:
         raise RuntimeError(
-            f"this run has been started {MOST_ATTEMPTS} times without coming to an end; its log says how far it came. "
-            "A new run with the same settings goes on from the last checkpoint"
+            f"this run has been started {MAX_ATTEMPTS} times and never finished; its log shows how far it came. "
+            "A new run with the same settings continues from the last checkpoint"
         )
 
 
 def end_when_replaced(run_id: str, run_count: int) -> None:
-    """End this process, silently, when its run is no longer its own.
+    """End this process when another process has taken over its run, or the run has ended.
 
-    A machine that froze long enough to be given up, and woke, must neither work beside its replacement nor report a
-    state for it: exit code 0 tells a worker nothing. Raises ``httpx.HTTPError`` when the server does not answer.
+    A machine that froze until its run was resumed elsewhere, and then woke up, must not train next to its replacement,
+    and must not report a state: a worker reports none for exit code 0. Raises ``httpx.HTTPError`` when the server does
+    not answer, and ``prefect.exceptions.ObjectNotFound`` when the run was deleted.
     """
     with get_client(sync_client=True) as client:
         now = client.read_flow_run(UUID(run_id))
     if now.run_count != run_count or not (now.state and (now.state.is_running() or now.state.is_cancelling())):
-        get_run_logger().error("This run goes on elsewhere or is over (%s); this process ends", now.state)
+        get_run_logger().error("This run continues elsewhere or has ended (%s); this process ends", now.state)
         APILogWorker.drain_all(timeout=5)
-        os._exit(0 if now.deployment_id else 1)  # without a deployment there is no worker, but somebody who waits
+        os._exit(0 if now.deployment_id else 1)  # without a deployment there is no worker, but a shell that waits

@@ -1,12 +1,12 @@
-"""What travels between stages: where a thing is, what it was made from, how to know it is the right one."""
+"""References that travel between tasks and machines: where something is, and the digests that identify it."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class FolderRef:
-    """A sealed folder: its path on the machine that made it, the URL where others fetch it (see
-    ``tasks.artifact_store``), and the digest of its manifest."""
+    """A sealed folder: its path on the machine that wrote it, its URL in the artifact store (``None`` without a store,
+    see ``tasks.artifact_store``), and the digest of its manifest."""
 
     path: str
     url: str | None
@@ -16,7 +16,7 @@ class FolderRef:
 @dataclass(frozen=True)
 class DatasetRef:
     """Encoded rows; ``digest`` is over the training rows' token ids and labels, ``base_digest`` over the files of the
-    base model they were encoded for."""
+    base model whose tokenizer encoded them."""
 
     folder: FolderRef
     digest: str
@@ -28,7 +28,7 @@ class DatasetRef:
 @dataclass(frozen=True)
 class RunRef:
     """A training: its fingerprint (see ``training_core.training.fingerprint``), its folder on the machine that trains,
-    the digest of its base model's files, its run in the tracking server."""
+    the digest of its base model's files, and the id of its MLflow run."""
 
     fingerprint: str
     path: str
@@ -38,10 +38,10 @@ class RunRef:
 
 @dataclass(frozen=True)
 class EvalReport:
-    """A folder of predictions, scores and pictures, and the few numbers that decisions read.
+    """A folder of predictions, scores and pictures, and the few numbers that are shown with a version.
 
-    ``accuracy`` and ``false_approvals`` map model or baseline to a share of all ``rows``; ``champion`` is the number
-    of the version that took part as such.
+    ``accuracy`` and ``false_approvals`` map a model or baseline to a share of all held-out ``rows``; ``champion`` is
+    the version number of the champion that was evaluated, if there was one.
     """
 
     folder: FolderRef
@@ -53,7 +53,7 @@ class EvalReport:
 
 @dataclass(frozen=True)
 class RegisteredRef:
-    """A version of the registry, on this machine: its number, its training, its adapter, its base model's folder."""
+    """A registered version, downloaded to this machine: its number, training, adapter, and base model's folder."""
 
     version: str
     run: RunRef
@@ -63,7 +63,7 @@ class RegisteredRef:
 
 @dataclass(frozen=True)
 class TrainedRef:
-    """What the GPU stage hands back."""
+    """The result of ``train-flow``."""
 
     run: RunRef
     adapter: FolderRef
@@ -72,7 +72,7 @@ class TrainedRef:
 
 @dataclass(frozen=True)
 class ModelVersionRef:
-    """A version in the model registry; ``champion`` tells whether it may answer customers, ``verdict`` why."""
+    """A version in the model registry; ``champion``: whether it is the champion, ``verdict``: why or why not."""
 
     name: str
     version: str
@@ -82,7 +82,7 @@ class ModelVersionRef:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """All that a run leaves behind."""
+    """The result of ``sft-flow`` and ``reevaluate-flow``."""
 
     dataset: DatasetRef
     trained: TrainedRef

@@ -9,10 +9,10 @@ from pathlib import Path
 from prefect import get_run_logger, task
 
 from tasks.artifact_store import open_folder
-from tasks.recovery import is_transient
+from tasks.recovery import NETWORK
 from tasks.refs import DatasetRef, EvalReport, ModelVersionRef, RegisteredRef, TrainedRef
 from tasks.registry import CANDIDATE, fetch_version, find_or_create_version, named_version, point_alias
-from tasks.tracking import log_results, takes_results, tracking_uri
+from tasks.tracking import is_active, log_results, tracking_uri
 from training_core.config import RunConfig, SettingsError
 from training_core.evaluation.comparison import load_left_out, load_scores
 from training_core.evaluation.report import score_grid
@@ -20,7 +20,7 @@ from training_core.evaluation.report import score_grid
 CHECK_TIMEOUT_SECONDS = 1800
 
 
-@task(retries=3, retry_delay_seconds=[5, 30, 120], retry_condition_fn=is_transient)
+@task(task_run_name="register adapter", **NETWORK)
 def register_adapter(config: RunConfig, trained: TrainedRef) -> ModelVersionRef:
     """Register the adapter once, show that it answers in a fresh process as in memory, and call it candidate.
 
@@ -36,7 +36,7 @@ def register_adapter(config: RunConfig, trained: TrainedRef) -> ModelVersionRef:
     return ModelVersionRef(config.registered_model_name, version, champion=False, verdict="not judged")
 
 
-@task(retries=3, retry_delay_seconds=[5, 30, 120], retry_condition_fn=is_transient)
+@task(task_run_name="download version {name}", **NETWORK)
 def fetch_registered(config: RunConfig, name: str, dataset: DatasetRef) -> RegisteredRef:
     """The files of the version with this number or alias, to be judged on rows encoded for its base.
 
@@ -46,7 +46,7 @@ def fetch_registered(config: RunConfig, name: str, dataset: DatasetRef) -> Regis
     version = named_version(config, name)
     if version is None:
         raise SettingsError([f"version: {config.registered_model_name} has no version or alias {name!r} to judge"])
-    if not takes_results(config, version.run_id):
+    if not is_active(config, version.run_id):
         fix = f"bring it back: mlflow runs restore --run-id {version.run_id}"
         raise SettingsError([f"version: the tracking run of version {version.version} was deleted; {fix}"])
     registered = fetch_version(config, version)
@@ -56,7 +56,7 @@ def fetch_registered(config: RunConfig, name: str, dataset: DatasetRef) -> Regis
     return registered
 
 
-@task(retries=3, retry_delay_seconds=[5, 30, 120])
+@task(task_run_name="record evaluation", **NETWORK)
 def record_evaluation(config: RunConfig, trained: TrainedRef) -> ModelVersionRef:
     """Add the scores to the run of the training, and open the version's description with them."""
     log_results(config, trained.run.tracking_run_id, trained.report)

@@ -19,7 +19,7 @@ from training_core.grid import Grid
 from training_core.trainer import SUMMARY_FILE
 
 
-@task
+@task(task_run_name="publish report")
 def publish_report(config: RunConfig, dataset: DatasetRef, trained: TrainedRef, version: ModelVersionRef) -> None:
     """Put tables, pictures and the verdict into one artifact of the run."""
     report = open_folder(trained.report.folder, config)

@@ -1,4 +1,4 @@
-"""MLflow's tracking server: one run per run fingerprint, with its settings, rows, curve and scores."""
+"""MLflow's tracking server: one MLflow run per run fingerprint, with its settings, rows, curve and scores."""
 
 import json
 import os
@@ -14,6 +14,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.tracking import MlflowClient
 
 from tasks.refs import DatasetRef, EvalReport
+from tasks.run_names import tracking_run_name
 from training_core.config import RunConfig
 from training_core.folders import complete_file
 from training_core.training.journal import Point
@@ -33,7 +34,7 @@ def tracking_uri(config: RunConfig) -> str:
         return uri
     store = Path(config.output_dir).resolve() / "mlflow.db"
     store.parent.mkdir(parents=True, exist_ok=True)
-    # A store that two processes create at once, or one killed half-way, is broken for good.
+    # MLflow leaves a SQLite file that no process can use when two create it at once, or when one is killed meanwhile.
     with FileLock(store.with_suffix(".lock")):
         if not store.exists():
             with complete_file(store) as draft:
@@ -42,49 +43,52 @@ def tracking_uri(config: RunConfig) -> str:
 
 
 def connect(config: RunConfig) -> MlflowClient:
-    """A client of the tracking server and the registry. Nothing global is set: MLflow would put it into the
-    environment, and the next run in this process would take it for the user's wish."""
+    """A client of the tracking server and the registry. Does not call ``mlflow.set_tracking_uri``, which would set
+    ``MLFLOW_TRACKING_URI`` for all later runs in this process."""
     uri = tracking_uri(config)
     return MlflowClient(uri, registry_uri=uri)
 
 
 def tracking_problems(config: RunConfig) -> list[str]:
-    """Why the tracking server or its registry would not take what this run makes. Asks, and writes nothing."""
+    """Why results could not be written to the tracking server or its registry. Only reads."""
     uri = tracking_uri(config)
     try:
         if uri.startswith("http"):
-            httpx.get(f"{uri}/health", timeout=_HEALTH_CHECK_SECONDS)  # MLflow's own client would try for minutes
+            httpx.get(f"{uri}/health", timeout=_HEALTH_CHECK_SECONDS)  # MLflow's own client retries for minutes
         experiment = connect(config).get_experiment_by_name(EXPERIMENT)
         connect(config).search_model_versions(f"name = '{config.registered_model_name}'", max_results=1)
     except (httpx.TransportError, MlflowException) as error:
-        return [f"MLFLOW_TRACKING_URI: {uri!r} cannot take {config.registered_model_name!r}: {error}"]
+        fix = "start the server, correct the URL or choose another registered_model_name"
+        return [f"MLFLOW_TRACKING_URI: {uri!r} cannot register {config.registered_model_name!r}: {error}; {fix}"]
     if experiment and experiment.lifecycle_stage != LifecycleStage.ACTIVE:
         fix = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
-        return [f"MLFLOW_TRACKING_URI: in {uri!r} experiment {EXPERIMENT!r} is deleted; bring it back: {fix}"]
+        return [f"MLFLOW_TRACKING_URI: experiment {EXPERIMENT!r} in {uri!r} is deleted; restore it: {fix}"]
     return []
 
 
 def open_tracking_run(config: RunConfig, fingerprint: str, dataset: DatasetRef, rows: Path) -> str:
-    """The id of the one run of this fingerprint, created with its parameters and dataset when it is new."""
+    """The id of the one MLflow run of this fingerprint; created with its parameters and dataset when it is missing."""
     client = connect(config)
     experiment = experiment_id(client, config)
     found = client.search_runs([experiment], f"tags.`{FINGERPRINT_TAG}` = '{fingerprint}'", order_by=["start_time ASC"])
-    tags = {FINGERPRINT_TAG: fingerprint, "mlflow.runName": fingerprint[:12]}
+    tags = {FINGERPRINT_TAG: fingerprint, "mlflow.runName": tracking_run_name(config)}
     run = found[0] if found else client.create_run(experiment, tags=tags)
     known = run.data.params
     params = {name: str(value)[:_LONGEST_PARAM] for name, value in asdict(config).items() if name not in known}
     client.log_batch(run.info.run_id, params=[Param(name, value) for name, value in params.items()])
     if not run.inputs.dataset_inputs:
         client.log_inputs(run.info.run_id, [_dataset_input(config, dataset)])
-    if "data/rejected.jsonl" not in {file.path for file in client.list_artifacts(run.info.run_id, "data")}:  # the last
+    if "data/rejected.jsonl" not in {
+        file.path for file in client.list_artifacts(run.info.run_id, "data")
+    }:  # logged last
         client.log_dict(run.info.run_id, asdict(config), "run_config.json")
         client.log_artifact(run.info.run_id, str(rows / "report.json"), "data")
         client.log_artifact(run.info.run_id, str(rows / "rejected.jsonl"), "data")
     return str(run.info.run_id)
 
 
-def takes_results(config: RunConfig, run_id: str) -> bool:
-    """Whether a run is still there to be written to: somebody may have deleted it."""
+def is_active(config: RunConfig, run_id: str) -> bool:
+    """Whether results can be logged to an MLflow run: ``False`` when it was deleted."""
     return bool(connect(config).get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE)
 
 
@@ -94,7 +98,7 @@ def tag_run(config: RunConfig, run_id: str, tags: Mapping[str, str]) -> None:
 
 
 def run_page(config: RunConfig, run_id: str) -> str | None:
-    """Where the tracking server shows a run; ``None`` where a file takes the server's place."""
+    """The URL of a run's page; ``None`` when there is no server but a SQLite file."""
     uri, experiment = tracking_uri(config), connect(config).get_run(run_id).info.experiment_id
     if not uri.startswith(("http://", "https://")):
         return None
@@ -104,7 +108,7 @@ def run_page(config: RunConfig, run_id: str) -> str | None:
 def send_points(config: RunConfig, run_id: str, points: Sequence[Point]) -> None:
     """Log points of the curve with the times they were measured at; sending a point twice changes nothing.
 
-    Raises ``ConnectionError`` when the tracking server does not take them.
+    Raises ``ConnectionError`` when the tracking server does not store them.
     """
     metrics = [
         Metric(name, value, round(point.time * 1000), point.step)
@@ -116,13 +120,13 @@ def send_points(config: RunConfig, run_id: str, points: Sequence[Point]) -> None
         try:
             client.log_batch(run_id, metrics=metrics[start : start + _LARGEST_BATCH])
         except MlflowException as error:
-            raise ConnectionError(f"the tracking server did not take the curve: {error}") from error
+            raise ConnectionError(f"the tracking server did not store the loss curve: {error}") from error
 
 
 def log_results(config: RunConfig, run_id: str, report: EvalReport) -> None:
-    """Log scores, predictions and pictures to the training's run and close it.
+    """Log scores, predictions and pictures to the training's MLflow run and end it.
 
-    Every evaluation of an adapter has a folder of its own there, and its scores the time at which they were measured.
+    Each evaluation of an adapter has its own artifact folder, and scores are logged with the time of their evaluation.
     """
     client, scores_file = connect(config), Path(report.folder.path) / "scores.json"
     measured_at = round(scores_file.stat().st_mtime * 1000)
@@ -139,7 +143,8 @@ def log_results(config: RunConfig, run_id: str, report: EvalReport) -> None:
 
 
 def experiment_id(client: MlflowClient, config: RunConfig) -> str:
-    """That of all runs, created when it is not there; without a server, artifacts go to ``output_dir``."""
+    """The id of the experiment of all runs, created when missing; without a server its artifacts go to
+    ``output_dir``."""
     found = client.get_experiment_by_name(EXPERIMENT)
     if found:
         return str(found.experiment_id)

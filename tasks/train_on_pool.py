@@ -1,14 +1,13 @@
-"""The training on another pool: started once, waited for through outages, resumed after a crash."""
+"""Training on another work pool: started once, waited for through server outages, resumed after a crash."""
 
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import httpx
-from prefect import State, get_run_logger, task
+from prefect import get_run_logger, task
 from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
@@ -20,46 +19,38 @@ from prefect.runtime import flow_run
 from prefect.states import AwaitingRetry, Cancelled, Cancelling
 from pydantic import TypeAdapter
 
-from tasks.janitor import CRASHED_FOR, JANITOR_PERIOD
-from tasks.recovery import end_when_replaced
+from tasks.recovery import CRASHED_TRAINING_ENDS_AFTER, POLL_SECONDS, WAITING, end_when_replaced
 from tasks.refs import DatasetRef, TrainedRef
+from tasks.run_names import run_name
 from training_core.config import RunConfig
-
-POLL_SECONDS = 5
-# In this time a crashed run is resumed: after 60 s by an automation or, should its event be lost, by the janitor
-GRACE = CRASHED_FOR + 2 * JANITOR_PERIOD
+from training_core.training.fingerprint import run_fingerprint
 
 _RESULT = "train-flow-result"
 
 
-def _server_failed(_task: object, _run: object, state: State[Any]) -> bool:
-    """The training has retries of its own; only what the server did is tried again."""
-    return isinstance(state.data, httpx.HTTPError)
-
-
-@task(retries=3, retry_delay_seconds=[5, 30, 120], retry_condition_fn=_server_failed)
+@task(task_run_name="wait for {config.train_on}", **WAITING)
 def train_on_pool(config: RunConfig, dataset: DatasetRef) -> TrainedRef:
-    """Let the deployment ``train_on`` train, and return what it hands back.
+    """Run the deployment ``config.train_on``, wait for it, and return its result.
 
-    The training is keyed on this very flow run and its rows: whoever asks again, after whatever died, gets the same.
-    Raises ``RuntimeError`` when it ended without a result, and ``TimeoutError`` when no worker took it in
-    ``max_queue_hours``.
+    The idempotency key is this flow run and the rows, so a retry of this task, also in another process, finds the
+    training that was started before. Raises ``RuntimeError`` when the training ended without a result, and
+    ``TimeoutError`` when no worker took it in ``max_queue_hours``.
     """
     child = _start_or_find(config, dataset)
-    get_run_logger().info("Training %s waits for a worker of its pool", child.name)
+    get_run_logger().info("Training %s waits for a worker of pool %s", child.name, child.work_pool_name)
     try:
         child = _wait(child.id, timedelta(hours=config.max_queue_hours))
     except TerminationSignal:
         _cancel_if_cancelled(child.id)
         raise
     if not (child.state and child.state.is_completed()):
-        raise RuntimeError(f"training {child.name} ended as {child.state}; its log says why. A retry resumes it")
+        raise RuntimeError(f"training {child.name} ended as {child.state}; its log shows why. A retry resumes it")
     return _read_result(child.id)
 
 
-def hand_back(trained: TrainedRef) -> None:
-    """Leave the result where the waiting flow finds it: both sides share the Prefect server, and no result storage."""
-    Artifact(type="result", key=_RESULT, data=asdict(trained), description="What the training made").create()
+def return_result(trained: TrainedRef) -> None:
+    """Store the result as an artifact for the waiting flow: the workers share the Prefect server, and no disk."""
+    Artifact(type="result", key=_RESULT, data=asdict(trained), description="References to adapter and scores").create()
 
 
 def _start_or_find(config: RunConfig, dataset: DatasetRef) -> FlowRun:
@@ -68,7 +59,8 @@ def _start_or_find(config: RunConfig, dataset: DatasetRef) -> FlowRun:
         config.train_on,
         parameters={"config": asdict(config), "dataset": asdict(dataset)},
         timeout=0,
-        # The folder is named after what rows are made from: rows that changed meanwhile are another training.
+        flow_run_name=run_name(config, run_fingerprint(config, dataset.digest, dataset.base_digest)),
+        # The folder's name is a digest of the rows: when they change between two retries, the training is a new one.
         idempotency_key=f"{flow_run.id}:{Path(dataset.folder.path).name}",
     )
     assert isinstance(child, FlowRun)  # a coroutine only where the caller is one
@@ -79,45 +71,44 @@ def _start_or_find(config: RunConfig, dataset: DatasetRef) -> FlowRun:
 
 
 def _cancel_if_cancelled(child_id: UUID) -> None:
-    """Cancel the training when this run is being cancelled; when only its machine goes away, the training goes on."""
+    """Cancel the training when this run is being cancelled. A worker that shuts down does not end the training."""
     with get_client(sync_client=True) as client:
         own = client.read_flow_run(UUID(flow_run.id))
         if own.state and own.state.is_cancelling():
             client.set_flow_run_state(child_id, Cancelling())
 
 
-def _cancel(run_id: UUID) -> None:
-    """Of a run that no worker has: nobody would use what it trains."""
+def _cancel_queued(run_id: UUID) -> None:
     with get_client(sync_client=True) as client:
-        client.set_flow_run_state(run_id, Cancelled(message="no worker took it in time"), force=True)
+        client.set_flow_run_state(run_id, Cancelled(message="no worker took it in max_queue_hours"), force=True)
 
 
 def _wait(run_id: UUID, longest_queue: timedelta) -> FlowRun:
-    """The run when it is over. One that crashed counts as over after a grace in which it may be resumed."""
+    """The run once it has ended. A crashed run has ended when neither automation nor janitor resumed it in time."""
     own, child = (flow_run.id, flow_run.run_count), None
-    while child is None or not _is_over(child):
+    while child is None or not _has_ended(child):
         time.sleep(POLL_SECONDS if child else 0)
         try:
             end_when_replaced(*own)
             with get_client(sync_client=True) as client:
                 child = client.read_flow_run(run_id)
         except httpx.HTTPError as error:
-            get_run_logger().warning("The server does not answer, the training goes on: %s", error)
+            get_run_logger().warning("The Prefect server does not answer; the training continues: %s", error)
             time.sleep(POLL_SECONDS)
             continue
         if child.state and child.state.is_scheduled() and datetime.now(UTC) - child.state.timestamp > longest_queue:
-            _cancel(run_id)
+            _cancel_queued(run_id)
             raise TimeoutError(
-                f"no worker took training {child.name} in {longest_queue}; start one for pool {child.work_pool_name}, "
-                "or raise max_queue_hours, and retry this run"
+                f"no worker took training {child.name} in {longest_queue}; start a worker for pool "
+                f"{child.work_pool_name} or raise max_queue_hours, and retry this run"
             )
     return child
 
 
-def _is_over(run: FlowRun) -> bool:
+def _has_ended(run: FlowRun) -> bool:
     if run.state is None or not run.state.is_final():
         return False
-    return not run.state.is_crashed() or datetime.now(UTC) - run.state.timestamp > GRACE
+    return not run.state.is_crashed() or datetime.now(UTC) - run.state.timestamp > CRASHED_TRAINING_ENDS_AFTER
 
 
 def _read_result(run_id: UUID) -> TrainedRef:

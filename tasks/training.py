@@ -1,4 +1,4 @@
-"""Tasks from a base model to a saved adapter. The live model passes between them inside one process only."""
+"""Tasks from a base model to a saved adapter. They run in one process, and the loaded model passes between them."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from tasks.artifact_store import open_folder, publish, restore_progress, store_p
 from tasks.links import link_both_ways
 from tasks.preflight import disk_problems
 from tasks.progress import follow_journal
-from tasks.recovery import is_transient
+from tasks.recovery import NETWORK
 from tasks.refs import DatasetRef, FolderRef, RunRef
 from tasks.registry import ADAPTER_TAG, fetch_champion, fetch_version, find_version
 from tasks.tracking import open_tracking_run, send_points
@@ -33,13 +33,13 @@ from training_core.training.fingerprint import run_fingerprint
 from training_core.training.journal import read_journal
 
 
-@task(retries=3, retry_delay_seconds=[5, 30, 120], retry_condition_fn=is_transient)
+@task(task_run_name="open run", **NETWORK)
 def open_run(config: RunConfig, dataset: DatasetRef) -> RunRef:
-    """Find or create the folder and the tracking run of this run fingerprint; the folder goes on where another
-    machine left it, and an adapter that is registered already is taken as it is.
+    """Find or create the folder and the MLflow run of this run fingerprint.
 
-    Retried because the base model and the tracking server are reached over the network. Raises ``SettingsError`` for
-    what would end the run after its training.
+    The folder gets the newest checkpoint of the artifact store; when the adapter is registered already, the registry's
+    files are used. Retried because the base model may be downloaded and the tracking server is asked. Raises
+    ``SettingsError`` for problems that would end the run after its training.
     """
     if config.train_on:
         _require_worker_setup(config, dataset)
@@ -59,39 +59,39 @@ def open_run(config: RunConfig, dataset: DatasetRef) -> RunRef:
 
 
 def _require_worker_setup(config: RunConfig, dataset: DatasetRef) -> None:
-    """What preflight saw to on the machine that prepared the rows, and a way back for what is trained."""
+    """The checks of preflight that depend on the machine, repeated on the machine that trains."""
     problems = [*store_problems(needed=True), *disk_problems(config, trained_here=True)]
-    if "MLFLOW_TRACKING_URI" not in os.environ:
-        problems.append("MLFLOW_TRACKING_URI is not set for this worker; give it the server that all workers use")
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        problems.append("MLFLOW_TRACKING_URI is not set for this worker; set it to the server that all workers use")
     if digest_base_model(fetch_base_model(config.model_name, config.cache_dir)) != dataset.base_digest:
-        what = f"model_name: {config.model_name!r} has other files here than where the rows were prepared"
-        problems.append(f"{what}; copy the folder anew, or let all workers fetch the same revision")
+        what = f"model_name: {config.model_name!r} has other files on this machine than where the dataset was built"
+        problems.append(f"{what}; copy the folder again, or let all workers download the same revision")
     if problems:
         raise SettingsError(problems)
 
 
 def _require_unseen_rows(config: RunConfig, fingerprint: str, rows: Path) -> None:
-    """A champion that loads, and held-out rows that it was not trained on."""
+    """Raise ``SettingsError`` when the champion cannot be loaded or was trained on all held-out rows."""
     champion = fetch_champion(config, but_not=fingerprint)
     if champion:
         known = load_leakage_keys(Path(champion.adapter.path))
         unseen_by_all([known], load_training_data(rows).held_out, config)
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
+@task(task_run_name="load model", cache_policy=NO_CACHE, persist_result=False)
 def load_model(config: RunConfig, run: RunRef) -> LoadedModel:
-    """The four-bit base with this run's finished adapter, or with a fresh one to be trained."""
+    """The four-bit base model with this run's finished adapter, or with a new adapter to train."""
     adapter = _adapter_folder(run)
     if seal_digest(adapter):
         return load_adapted_model(fetch_base_model(config.model_name, config.cache_dir), adapter)
     return load_model_and_tokenizer(config)
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
+@task(task_run_name="fine-tune on all GPUs", cache_policy=NO_CACHE, persist_result=False)
 def finetune_on_all_gpus(config: RunConfig, run: RunRef, dataset: DatasetRef) -> None:
-    """Train in a process on each GPU, up to the last checkpoint, where ``finetune`` finds the adapter.
+    """Train with one process per GPU, up to the last checkpoint, from which ``finetune`` loads the adapter.
 
-    Before a model is loaded, for that would take the room of one of these processes.
+    Runs before this process loads a model, which would take the memory that one of these processes needs.
     """
     if not seal_digest(_adapter_folder(run)):
         rows = open_folder(dataset.folder, config)
@@ -99,24 +99,24 @@ def finetune_on_all_gpus(config: RunConfig, run: RunRef, dataset: DatasetRef) ->
             train_on_devices(config, rows, Path(run.path), torch.cuda.device_count())
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
+@task(task_run_name="fine-tune {run.fingerprint:.6}", cache_policy=NO_CACHE, persist_result=False)
 def finetune(loaded: LoadedModel, config: RunConfig, run: RunRef, dataset: DatasetRef) -> None:
-    """Train from the last complete checkpoint; nothing to do when the adapter is finished.
+    """Train from the last complete checkpoint; does nothing when the adapter is finished.
 
-    Not retried by itself: a half-trained model must be loaded anew, so the flow is retried as a whole.
+    Has no retries: a model that failed half-way must be loaded again, so ``train-flow`` is retried as a whole.
     """
     journal = Path(run.path) / "journal.jsonl"
     if seal_digest(_adapter_folder(run)):
         send_points(config, run.tracking_run_id, read_journal(journal))
-        get_run_logger().info("Adapter reused: %s was trained before from the same settings, rows and base", run.path)
+        get_run_logger().info("Adapter reused: %s was trained with the same settings, rows and base model", run.path)
         return
     with follow_journal(config, run):
         train_model(loaded, load_training_data(open_folder(dataset.folder, config)), config, Path(run.path))
 
 
-@task(cache_policy=NO_CACHE)
+@task(task_run_name="save adapter", cache_policy=NO_CACHE)
 def save_adapter(loaded: LoadedModel, config: RunConfig, run: RunRef, dataset: DatasetRef) -> FolderRef:
-    """Write the adapter folder, unless it is there already and complete, and publish it."""
+    """Write the adapter folder, unless it is complete already, and publish it."""
     folder = _adapter_folder(run)
     if not seal_digest(folder):
         data = load_training_data(open_folder(dataset.folder, config))

@@ -1,4 +1,4 @@
-"""What all tests share: no network, no home folder, a tiny base model, sample rows, and untouched loggers."""
+"""Shared by all tests: no network, no home folder, a tiny base model, sample rows, and restored loggers."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="sft-flow-prefect-")
 
 
 @pytest.fixture(autouse=True)
-def _loggers_stay_as_they_were() -> Iterator[None]:
+def _restored_loggers() -> Iterator[None]:
     loggers = [logging.getLogger(), logging.getLogger("training_core")]
     before = [(logger, logger.level, logger.handlers[:], logger.propagate) for logger in loggers]
     yield
@@ -28,7 +28,7 @@ def _loggers_stay_as_they_were() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny untrained Qwen2 base with a tokenizer of its own."""
+    """The folder of a tiny untrained Qwen2 base model with its own tokenizer."""
     import torch
 
     from samples.cases import generate_rows
@@ -55,7 +55,7 @@ def sample_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def prefect_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The API of a real Prefect server with all of its services."""
+    """The API URL of a real Prefect server with all its services."""
     from flows.local_servers import prefect_server
 
     with prefect_server(tmp_path_factory.mktemp("prefect"), preferred_port=0, for_workers=True) as server:
@@ -64,7 +64,7 @@ def prefect_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def prefect_api(prefect_address: str) -> Iterator[str]:
-    """The same, and what this process does goes there."""
+    """The same URL, as the API of this process."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     with temporary_settings({PREFECT_API_URL: prefect_address}):

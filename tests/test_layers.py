@@ -1,4 +1,4 @@
-"""Imports go one way: deployments → flows → tasks → training_core ← samples; benchmarks measure all from above."""
+"""Imports go one way: deployments → flows → tasks → training_core ← samples; benchmarks import from all."""
 
 import ast
 import importlib.metadata
@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "flows": {"training_core", "samples", "tasks"},
     "deployments": {"training_core", "samples", "tasks", "flows"},
 }
-# Inside training_core, from below to above: a module imports from its own room and from those before it.
+# Inside training_core, lowest first: a module imports from its own package and from those before it.
 ORDER = (
     *(
         "config",
@@ -55,13 +55,13 @@ def imports_of(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative imports hide the arrows between rooms"
+            assert node.level == 0, f"{path}: relative imports hide which package is imported"
             found.add(str(node.module).partition(".")[0])
     return found
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)
-def test_a_room_imports_only_from_rooms_below_it(room: str) -> None:
+def test_packages_import_only_from_packages_below(room: str) -> None:
     modules = modules_of(room)
     assert modules
     for module in modules:
@@ -69,40 +69,40 @@ def test_a_room_imports_only_from_rooms_below_it(room: str) -> None:
         assert other_rooms <= MAY_IMPORT[room], f"{module.relative_to(ROOT)} imports {other_rooms - MAY_IMPORT[room]}"
 
 
-def core_room(module: str) -> str:
-    """The room, or the module at the door, of a dotted name in training_core."""
+def core_package(module: str) -> str:
+    """The package, or top-level module, of a dotted name in training_core."""
     return module.removeprefix("training_core.").partition(".")[0]
 
 
-def test_rooms_of_the_core_import_in_their_order() -> None:
+def test_core_packages_import_in_their_order() -> None:
     rooms = {path.stem for path in (ROOT / "training_core").iterdir() if path.stem not in ("__init__", "__pycache__")}
-    assert rooms <= {*ORDER, "README"}, "give a new room its place in ORDER"
+    assert rooms <= {*ORDER, "README"}, "add a new package to ORDER"
     for path in modules_of("training_core"):
-        own = core_room(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        own = core_package(".".join(path.relative_to(ROOT).with_suffix("").parts))
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and str(node.module).startswith("training_core"):
-                rooms_named = [node.module] if node.module != "training_core" else [alias.name for alias in node.names]
-                for room in map(core_room, map(str, rooms_named)):
-                    assert ORDER.index(room) <= ORDER.index(own), f"{path.relative_to(ROOT)} imports {room}"
+                imported = [node.module] if node.module != "training_core" else [alias.name for alias in node.names]
+                for package in map(core_package, map(str, imported)):
+                    assert ORDER.index(package) <= ORDER.index(own), f"{path.relative_to(ROOT)} imports {package}"
 
 
-def test_a_room_says_what_it_is_for_and_exports_nothing() -> None:
+def test_core_packages_have_a_docstring_and_no_exports() -> None:
     for path in (ROOT / "training_core").glob("*/__init__.py"):
         (sentence,) = ast.parse(path.read_text(encoding="utf-8")).body
         assert isinstance(sentence, ast.Expr), path
 
 
 @pytest.mark.parametrize("room", ["training_core", "samples", "benchmarks"])
-def test_the_core_knows_no_orchestrator_and_no_tracker(room: str) -> None:
+def test_core_imports_no_prefect_and_no_mlflow(room: str) -> None:
     for module in [*modules_of(room), ROOT / "train_qlora_sft.py"]:
         assert not imports_of(module) & {"prefect", "mlflow"}, module
 
 
-def test_the_plain_script_stands_on_the_core_alone() -> None:
+def test_script_imports_only_the_core() -> None:
     assert imports_of(ROOT / "train_qlora_sft.py") & MAY_IMPORT.keys() == {"training_core"}
 
 
-def test_mlflow_is_imported_where_the_registry_is_and_nowhere_else() -> None:
+def test_mlflow_is_imported_in_few_modules() -> None:
     importers = {
         module.relative_to(ROOT).as_posix()
         for room in MAY_IMPORT
@@ -112,8 +112,8 @@ def test_mlflow_is_imported_where_the_registry_is_and_nowhere_else() -> None:
     assert importers <= MLFLOW_IMPORTERS
 
 
-def test_every_package_that_is_imported_is_declared() -> None:
-    """What another package happens to bring along today may be gone tomorrow."""
+def test_dependencies_are_all_declared() -> None:
+    """A package that only another one depends on may be missing after an update."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     needed = {room: [*project["dependencies"]] for room in MAY_IMPORT}
     needed["benchmarks"] += [line for extra in project["optional-dependencies"].values() for line in extra]
@@ -126,7 +126,7 @@ def test_every_package_that_is_imported_is_declared() -> None:
                 assert brought_by & declared, f"{module.relative_to(ROOT)} imports {name}"
 
 
-def test_no_module_is_named_like_a_package_that_it_could_hide() -> None:
+def test_module_names_hide_no_installed_package() -> None:
     installed = {
         name
         for name, distributions in importlib.metadata.packages_distributions().items()

@@ -1,4 +1,4 @@
-"""The public promise: these names stand in exactly these modules."""
+"""The public names: these modules promise these names."""
 
 import dataclasses
 import importlib
@@ -30,13 +30,13 @@ PROMISE = {
 
 
 @pytest.mark.parametrize(("module", "name"), [(module, name) for module, names in PROMISE.items() for name in names])
-def test_a_promised_name_can_be_had_from_its_module(module: str, name: str) -> None:
-    """Where its definition lies is our own affair."""
+def test_public_name_is_in_its_module(module: str, name: str) -> None:
+    """It may be defined in another module."""
     assert getattr(importlib.import_module(module), name).__module__.startswith("training_core.")
 
 
-def test_utils_is_no_attic() -> None:
-    """Its public functions are the six that are promised."""
+def test_utils_has_only_its_public_functions() -> None:
+    """Utilities with a subject belong to the package of that subject."""
     utils = importlib.import_module("training_core.utils")
     functions = {
         name
@@ -46,7 +46,7 @@ def test_utils_is_no_attic() -> None:
     assert functions == set(PROMISE["training_core.utils"])
 
 
-def test_optimisers_and_schedules_on_offer_exist_in_transformers() -> None:
+def test_optimiser_and_schedule_choices_exist_in_transformers() -> None:
     from transformers import SchedulerType
     from transformers.training_args import OptimizerNames
 

@@ -1,4 +1,4 @@
-"""One team for all tests that need one: it takes most of a minute to start."""
+"""One team set-up for all tests that need one: it takes most of a minute to start."""
 
 import tempfile
 from collections.abc import Iterator
@@ -11,8 +11,8 @@ from deployments.up import Servers, team
 
 @pytest.fixture(scope="session")
 def home() -> Iterator[Path]:
-    """The folder below which each worker has one of its own; outside pytest's folders, which PostgreSQL's user may not
-    enter when root runs the tests."""
+    """The parent of all workers' folders. Not in pytest's folders, to which PostgreSQL's user has no access when root
+    runs the tests."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)

@@ -1,4 +1,4 @@
-"""What happens without anybody looking, on a real Prefect server: rows start runs, failures and promotions are told."""
+"""Automations on a real Prefect server: new rows start runs; failures and promotions send notifications."""
 
 import json
 import os
@@ -33,19 +33,19 @@ Found = TypeVar("Found")
 
 @contextmanager
 def inbox() -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """The URL of a server that keeps what is posted to it, and what it has got so far."""
+    """The URL of a server that stores the messages posted to it, and these messages."""
     messages: list[dict[str, str]] = []
 
-    class Keep(BaseHTTPRequestHandler):
+    class Inbox(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             messages.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(204)
             self.end_headers()
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Nothing: tests are quiet."""
+            """Keep the tests' output short."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Keep)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Inbox)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}", messages
@@ -55,7 +55,7 @@ def inbox() -> Iterator[tuple[str, list[dict[str, str]]]]:
 
 @pytest.fixture(scope="module")
 def messages(prefect_address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, str]]]:
-    """What arrives at the notification block of a server on which everything is deployed."""
+    """The messages sent through the notification block of a server on which everything is deployed."""
     store = tmp_path_factory.mktemp("store").as_uri()
     with inbox() as (url, received), temporary_settings({PREFECT_API_URL: prefect_address}):
         text = {"subject": "{{subject}}", "body": "{{body}}"}
@@ -72,9 +72,9 @@ def client(messages: list[dict[str, str]], prefect_api: str) -> Iterator[SyncPre
         yield found
 
 
-def wait_for(look: Callable[[], Found | None], what: str, seconds: float = 60) -> Found:
+def wait_for(find: Callable[[], Found | None], what: str, seconds: float = 60) -> Found:
     deadline = time.monotonic() + seconds
-    while not (found := look()):
+    while not (found := find()):
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
         time.sleep(0.2)
     return found
@@ -86,42 +86,42 @@ def runs_of(client: SyncPrefectClient, deployment: str) -> list[FlowRun]:
 
 
 def started_by(client: SyncPrefectClient, payload: dict[str, str]) -> FlowRun:
-    """The run that new rows start, told by Prefect's own command."""
+    """The run that an event starts which is emitted by Prefect's own command."""
     known = {run.id for run in runs_of(client, "sft-flow/qwen")}
     command = [sys.executable, "-m", "prefect", "event", "emit", ROWS_UPDATED, "--resource-id", "rows"]
     given = ["--payload", json.dumps(payload)] if payload else []
-    told = os.environ | {"PREFECT_API_URL": str(PREFECT_API_URL.value())}
-    subprocess.run([*command, *given], env=told, check=True, timeout=120, capture_output=True)
+    environment = os.environ | {"PREFECT_API_URL": str(PREFECT_API_URL.value())}
+    subprocess.run([*command, *given], env=environment, check=True, timeout=120, capture_output=True)
     return wait_for(
         lambda: next((run for run in runs_of(client, "sft-flow/qwen") if run.id not in known), None), "a run"
     )
 
 
-def test_new_rows_start_a_run_with_all_settings_as_deployed(client: SyncPrefectClient) -> None:
+def test_event_of_new_rows_starts_the_deployed_run(client: SyncPrefectClient) -> None:
     deployed = client.read_deployment_by_name("sft-flow/qwen").parameters
     assert started_by(client, {}).parameters == deployed
 
 
-def test_new_rows_elsewhere_start_a_run_on_them(client: SyncPrefectClient) -> None:
+def test_event_with_a_path_starts_a_run_on_it(client: SyncPrefectClient) -> None:
     deployed = client.read_deployment_by_name("sft-flow/qwen").parameters
     place = 's3://rows/a "quoted" name.jsonl'
     assert started_by(client, {"dataset_path": place}).parameters == deployed | {"dataset_path": place}
 
 
-def test_a_failure_is_told_with_the_run_its_reason_and_its_address(
+def test_notification_of_a_failure_names_run_reason_and_url(
     client: SyncPrefectClient, messages: list[dict[str, str]]
 ) -> None:
     run = client.create_flow_run_from_deployment(client.read_deployment_by_name("sft-flow/demo").id)
     client.set_flow_run_state(run.id, Failed(message="the rows are not fit"), force=True)
-    (told,) = wait_for(lambda: [m for m in messages if "failed" in m["subject"]], "a message")
-    assert told["subject"] == f"sft-flow: {run.name} failed"
-    assert "the rows are not fit" in told["body"]
-    assert str(run.id) in told["body"] and "http" in told["body"]
+    (message,) = wait_for(lambda: [m for m in messages if "failed" in m["subject"]], "a message")
+    assert message["subject"] == f"sft-flow: {run.name} failed"
+    assert "the rows are not fit" in message["body"]
+    assert str(run.id) in message["body"] and "http" in message["body"]
 
 
-def test_a_promotion_is_told_with_its_verdict(client: SyncPrefectClient, messages: list[dict[str, str]]) -> None:
+def test_notification_of_a_promotion_has_its_verdict(client: SyncPrefectClient, messages: list[dict[str, str]]) -> None:
     emit_event(
         PROMOTED, resource={"prefect.resource.id": "sft-flow.model.m.3"}, payload={"verdict": "m version 3 wins"}
     )
-    (told,) = wait_for(lambda: [m for m in messages if "champion" in m["subject"]], "a message")
-    assert told["body"] == "m version 3 wins"
+    (message,) = wait_for(lambda: [m for m in messages if "champion" in m["subject"]], "a message")
+    assert message["body"] == "m version 3 wins"

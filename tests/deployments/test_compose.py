@@ -1,4 +1,4 @@
-"""The team's machine: nothing starts without secrets, none is written down, and the sides share no folder."""
+"""compose.yaml: it requires secrets and contains none, and its workers share no volume."""
 
 import os
 import re
@@ -22,14 +22,14 @@ def example(name: str) -> dict[str, str]:
 
 
 EXAMPLE = example(".env.example")
-# Read by Compose itself, not by the file.
+# Read by Compose itself, not used in the file.
 OF_COMPOSE = {"COMPOSE_PROJECT_NAME"}
 SECRETS = {"PREFECT_DB_PASSWORD", "MLFLOW_DB_PASSWORD", "S3_ACCESS_KEY", "S3_SECRET_KEY"}
 WORKERS = ("worker-cpu", "worker-gpu")
 
 
 def compose_client() -> list[str] | None:
-    """A Compose that reads files without an engine: Docker's plugin, or Debian's docker-compose."""
+    """A Compose client that needs no engine to read a file: Docker's plugin, or Debian's docker-compose."""
     if shutil.which("docker") and subprocess.run(["docker", "compose", "version"], capture_output=True).returncode == 0:
         return ["docker", "compose"]
     return ["docker-compose"] if shutil.which("docker-compose") else None
@@ -53,7 +53,7 @@ def volumes_of(name: str) -> set[str]:
 
 
 @needs_compose
-def test_compose_reads_the_file_once_the_secrets_are_filled_in(tmp_path: Path) -> None:
+def test_compose_accepts_the_file_with_all_secrets(tmp_path: Path) -> None:
     read = read_by_compose(tmp_path, EXAMPLE | dict.fromkeys(SECRETS, "abc123"))
     assert read.returncode == 0, read.stderr
     services = yaml.safe_load(read.stdout)["services"]
@@ -63,19 +63,19 @@ def test_compose_reads_the_file_once_the_secrets_are_filled_in(tmp_path: Path) -
 
 @needs_compose
 @pytest.mark.parametrize("missing", sorted(SECRETS))
-def test_compose_refuses_to_start_while_a_secret_is_missing(tmp_path: Path, missing: str) -> None:
+def test_compose_rejects_the_file_without_a_secret(tmp_path: Path, missing: str) -> None:
     read = read_by_compose(tmp_path, EXAMPLE | dict.fromkeys(SECRETS, "abc123") | {missing: ""})
     assert read.returncode != 0
     assert "fill in deployments/.env" in read.stderr
 
 
-def test_the_example_names_every_variable_and_gives_no_secret() -> None:
+def test_env_example_has_every_variable_and_no_secret() -> None:
     used = set(re.findall(r"(?<!\$)\$\{(\w+)", TEXT))
     assert used | OF_COMPOSE == set(EXAMPLE)
     assert {name for name, value in EXAMPLE.items() if not value} == SECRETS | {"HF_TOKEN"}
 
 
-def test_secrets_are_demanded_everywhere_and_written_nowhere() -> None:
+def test_compose_requires_secrets_and_contains_none() -> None:
     for name in SECRETS:
         uses = re.findall(rf"\$\{{{name}([^}}]*)\}}", TEXT)
         assert uses and all(use.startswith(":?") for use in uses), name
@@ -86,20 +86,20 @@ def test_secrets_are_demanded_everywhere_and_written_nowhere() -> None:
     assert "*.env" in (DEPLOYMENTS.parent / ".gitignore").read_text(encoding="utf-8").splitlines()
 
 
-def test_workers_share_no_folder_with_anyone() -> None:
+def test_workers_share_no_volume() -> None:
     for worker in WORKERS:
         others = [volumes_of(name) for name in SERVICES if name != worker]
         assert volumes_of(worker) and volumes_of(worker).isdisjoint(set().union(*others))
 
 
-def test_a_worker_is_told_addresses_and_nothing_of_the_databases() -> None:
+def test_workers_get_server_addresses_but_no_database() -> None:
     for worker in WORKERS:
-        told = set(SERVICES[worker]["environment"])
-        assert told >= {"PREFECT_API_URL", "MLFLOW_TRACKING_URI", "SFT_FLOW_STORE"}
-        assert not any("DB" in name or "DATABASE" in name for name in told)
+        names = set(SERVICES[worker]["environment"])
+        assert names >= {"PREFECT_API_URL", "MLFLOW_TRACKING_URI", "SFT_FLOW_STORE"}
+        assert not any("DB" in name or "DATABASE" in name for name in names)
 
 
-def test_a_worker_elsewhere_is_told_the_same_and_the_example_gives_no_secret() -> None:
+def test_worker_env_example_matches_compose_and_has_no_secret() -> None:
     elsewhere = example("worker.env.example")
     assert elsewhere.keys() == SERVICES["worker-gpu"]["environment"].keys()
     assert {name for name, value in elsewhere.items() if not value} == {
@@ -107,7 +107,7 @@ def test_a_worker_elsewhere_is_told_the_same_and_the_example_gives_no_secret() -
     }
 
 
-def test_only_the_gpu_worker_takes_gpus_and_runs_one_run_at_a_time() -> None:
+def test_gpu_worker_alone_gets_gpus_and_one_run() -> None:
     with_gpus = [name for name in SERVICES if "deploy" in SERVICES[name]]
     assert with_gpus == ["worker-gpu"]
     (device,) = SERVICES["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
@@ -116,7 +116,7 @@ def test_only_the_gpu_worker_takes_gpus_and_runs_one_run_at_a_time() -> None:
     assert SERVICES["worker-gpu"]["profiles"] == ["gpu"], "the others start on a machine without a GPU"
 
 
-def test_everybody_waits_until_what_it_needs_is_ready() -> None:
+def test_services_wait_until_their_dependencies_are_ready() -> None:
     for name, definition in SERVICES.items():
         for needed, wait in definition.get("depends_on", {}).items():
             lasting = SERVICES[needed]["restart"] != "no"
@@ -125,20 +125,20 @@ def test_everybody_waits_until_what_it_needs_is_ready() -> None:
     assert SERVICES["worker-gpu"]["depends_on"].keys() >= {"deploy", "mlflow", "buckets"}
 
 
-def test_what_is_kept_is_kept_in_named_volumes() -> None:
+def test_data_is_kept_in_named_volumes() -> None:
     declared = set(yaml.safe_load(TEXT)["volumes"])
     used = set().union(*(volumes_of(name) for name in SERVICES))
     assert used == declared >= {"prefect-db", "mlflow-db", "store"}
 
 
-def test_servers_without_logins_are_on_this_machine_only_unless_told_otherwise() -> None:
+def test_ports_are_bound_to_this_machine_by_default() -> None:
     ports = [port for definition in SERVICES.values() for port in definition.get("ports", [])]
     assert len(ports) == 3
     assert all(port.startswith("${BIND_ADDRESS:-127.0.0.1}:") for port in ports)
     assert EXAMPLE["BIND_ADDRESS"] == "127.0.0.1"
 
 
-def test_our_containers_have_no_privileges() -> None:
+def test_containers_have_no_privileges() -> None:
     ours = [definition for definition in SERVICES.values() if "build" in definition]
     assert len(ours) == 6
     for definition in ours:

@@ -1,4 +1,4 @@
-"""What stands on a Prefect server after `deploy`: on a real server with its services, and without a worker."""
+"""What `deploy` creates, on a real Prefect server with its services and without a worker."""
 
 import os
 import subprocess
@@ -40,7 +40,7 @@ def client(folder: Path) -> Iterator[SyncPrefectClient]:
 
 
 def deploy_all(client: SyncPrefectClient, folder: Path) -> dict[str, str]:
-    """What happened to each thing, by its name."""
+    """The outcome for each object, by its name."""
     return {name: outcome for outcome, _, name in deploy(client, "process", folder.as_uri())}
 
 
@@ -50,7 +50,7 @@ def touched(outcomes: dict[str, str]) -> set[str]:
 
 @pytest.fixture(scope="module")
 def outcomes(client: SyncPrefectClient, folder: Path) -> dict[str, str]:
-    """Of the first time."""
+    """Of the first deployment."""
     return deploy_all(client, folder)
 
 
@@ -59,49 +59,43 @@ def demo(client: SyncPrefectClient, outcomes: dict[str, str]) -> DeploymentRespo
     return client.read_deployment_by_name("sft-flow/demo")
 
 
-def test_the_command_creates_everything_once_and_then_finds_it_unchanged(
-    outcomes: dict[str, str], client: SyncPrefectClient, folder: Path
-) -> None:
+def test_deploy_creates_everything_once(outcomes: dict[str, str], client: SyncPrefectClient, folder: Path) -> None:
     assert {name: outcome for name, outcome in outcomes.items() if outcome != "created"} == {
-        "gpu/default": "unchanged"  # the server makes one with the pool
+        "gpu/default": "unchanged"  # the server creates it with the pool
     }
     environment = os.environ | {"PREFECT_API_URL": str(client.api_url), "SFT_FLOW_STORE": folder.as_uri()}
-    command = [sys.executable, "-m", "deployments.deploy"]  # a process of its own: sets have another order in it
+    command = [sys.executable, "-m", "deployments.deploy"]  # a new process, where sets have another order
     found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=True)
     lines = found.stdout.strip().split("\n")
     assert len(lines) == len(outcomes)
     assert {line.split()[0] for line in lines} == {"unchanged"}
 
 
-def test_what_was_changed_by_hand_is_set_right_again(
-    outcomes: dict[str, str], client: SyncPrefectClient, folder: Path
-) -> None:
+def test_deploy_resets_manual_changes(outcomes: dict[str, str], client: SyncPrefectClient, folder: Path) -> None:
     template = client.read_work_pool("cpu").base_job_template
     template["variables"]["properties"]["stream_output"]["default"] = True
     client.update_work_pool("cpu", WorkPoolUpdate(base_job_template=template))
     client.update_work_queue(client.read_work_queue_by_name("urgent", "gpu").id, priority=9)
     janitor = client.read_deployment_by_name("janitor-flow/often")
     client.update_deployment_schedule(janitor.id, janitor.schedules[0].id, schedule=CronSchedule(cron="0 0 1 1 *"))
-    (automation,) = client.read_automations_by_name("sft-flow: a crashed run is resumed")
+    (automation,) = client.read_automations_by_name("sft-flow: resume crashed runs")
     by_hand = automation.model_dump(exclude={"id", "owner_resource"}) | {"description": "by hand"}
     client.update_automation(automation.id, AutomationCore(**by_hand))
 
     again = deploy_all(client, folder)
 
-    mended = {"cpu", "gpu/urgent", "janitor-flow/often", automation.name}
-    assert touched(again) == mended
+    reset = {"cpu", "gpu/urgent", "janitor-flow/often", automation.name}
+    assert touched(again) == reset
     schedules = client.read_deployment_by_name("janitor-flow/often").schedules
     assert [schedule.schedule.cron for schedule in schedules] == ["*/5 * * * *"]
     assert touched(deploy_all(client, folder)) == set()
 
 
-def test_what_was_switched_in_the_ui_stays_as_it_was_switched(
-    outcomes: dict[str, str], client: SyncPrefectClient, folder: Path
-) -> None:
+def test_deploy_keeps_switches_set_in_the_ui(outcomes: dict[str, str], client: SyncPrefectClient, folder: Path) -> None:
     weekly = client.read_deployment_by_name("sft-flow/qwen")
     assert [schedule.active for schedule in weekly.schedules] == [False]
     client.update_deployment_schedule(weekly.id, weekly.schedules[0].id, active=True)
-    (automation,) = client.read_automations_by_name("sft-flow: new rows are trained on")
+    (automation,) = client.read_automations_by_name("sft-flow: train on new rows")
     client.pause_automation(automation.id)
 
     assert touched(deploy_all(client, folder)) == set()
@@ -110,7 +104,7 @@ def test_what_was_switched_in_the_ui_stays_as_it_was_switched(
     assert not client.read_automations_by_name(automation.name)[0].enabled
 
 
-def test_one_parameter_of_a_run_keeps_the_others_of_its_deployment(
+def test_deployment_run_with_one_parameter_keeps_the_others(
     demo: DeploymentResponse, client: SyncPrefectClient
 ) -> None:
     assert "learning_rate" in demo.parameters
@@ -130,7 +124,7 @@ def test_one_parameter_of_a_run_keeps_the_others_of_its_deployment(
         ({"config": {"lora_r": 8}}, "config"),
     ],
 )
-def test_the_server_refuses_what_no_run_can_use(
+def test_deployment_rejects_invalid_parameters(
     demo: DeploymentResponse, client: SyncPrefectClient, parameters: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(PrefectHTTPStatusError, match=reason) as rejected:
@@ -138,8 +132,8 @@ def test_the_server_refuses_what_no_run_can_use(
     assert rejected.value.response.status_code == 409
 
 
-def test_a_schedule_gets_its_runs(outcomes: dict[str, str], client: SyncPrefectClient) -> None:
-    """With SQLAlchemy 2.1 it gets none."""
+def test_schedule_creates_runs(outcomes: dict[str, str], client: SyncPrefectClient) -> None:
+    """With SQLAlchemy 2.1 no runs are created."""
     janitor = client.read_deployment_by_name("janitor-flow/often").id
     of_janitor = DeploymentFilter(id=DeploymentFilterId(any_=[janitor]))
     deadline = time.monotonic() + 90

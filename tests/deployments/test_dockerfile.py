@@ -1,4 +1,4 @@
-"""The image: what goes in, in which order, and who runs it."""
+"""The Docker image: its content, the order of its layers, and its user."""
 
 import json
 import re
@@ -18,11 +18,11 @@ def arguments(instruction: str) -> list[str]:
 
 def allowed_in() -> set[str]:
     lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
-    assert "*" in lines, "what is not named stays out"
+    assert "*" in lines, "everything else is excluded"
     return {line.removeprefix("!") for line in lines if line.startswith("!")}
 
 
-def test_a_change_of_code_installs_no_dependency_again() -> None:
+def test_image_rebuild_after_a_code_change_installs_nothing() -> None:
     code = STEPS.index(("COPY", ". ./"))
     installs = [(index, step[1]) for index, step in enumerate(STEPS) if "pip install" in step[-1]]
     assert [("--no-deps" in command) for index, command in installs if index > code] == [True]
@@ -33,35 +33,35 @@ def test_a_change_of_code_installs_no_dependency_again() -> None:
     assert copied == ["constraints.txt ./", "pyproject.toml ./"]
 
 
-def test_the_pin_of_torch_that_the_image_asks_for_is_there() -> None:
+def test_image_finds_the_pin_of_torch() -> None:
     pattern = re.search(r"grep '(\^torch==)'", TEXT)
     assert pattern
     pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if re.match(pattern[1], line)]
     assert len(pins) == 1
 
 
-def test_the_extras_and_rooms_that_the_image_asks_for_exist() -> None:
+def test_image_uses_existing_extras_and_packages() -> None:
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     extras = re.search(r"'\.\[([\w,]+)\]'", TEXT)
     assert extras
     for extra in extras[1].split(","):
         assert re.search(rf"^{extra} = \[", project, flags=re.MULTILINE), extra
-    stand_ins = re.search(r"mkdir ([\w ]+) &&", TEXT)
-    rooms = re.search(r"^packages = (\[.*\])$", project, flags=re.MULTILINE)
-    assert stand_ins and rooms
-    assert set(stand_ins[1].split()) == set(json.loads(rooms[1]))
+    placeholders = re.search(r"mkdir ([\w ]+) &&", TEXT)
+    packages = re.search(r"^packages = (\[.*\])$", project, flags=re.MULTILINE)
+    assert placeholders and packages
+    assert set(placeholders[1].split()) == set(json.loads(packages[1]))
 
 
-def test_all_that_is_copied_is_let_in_and_nothing_secret_is() -> None:
+def test_image_context_has_what_is_copied_and_no_secret() -> None:
     allowed = allowed_in()
     sources = {shlex.split(argument)[0] for argument in arguments("COPY")} - {"."}
-    rooms = {"training_core", "tasks", "flows", "deployments", "samples", "configs", "README.md", "LICENSE"}
-    assert sources | rooms == allowed
+    project = {"training_core", "tasks", "flows", "deployments", "samples", "configs", "README.md", "LICENSE"}
+    assert sources | project == allowed
     assert all((ROOT / name).exists() for name in allowed)
     assert "**/*.env" in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
 
 
-def test_nobody_runs_as_root_and_all_kinds_of_pools_agree_on_user_and_folder() -> None:
+def test_image_user_and_folder_match_the_pools() -> None:
     assert arguments("USER") == [f"{USER}:{USER}"]
     assert f"--uid {USER} " in TEXT
     assert arguments("WORKDIR")[-1] == WORK_FOLDER
@@ -69,6 +69,6 @@ def test_nobody_runs_as_root_and_all_kinds_of_pools_agree_on_user_and_folder() -
     assert re.findall(r"(?:runAsUser|runAsGroup|fsGroup): (\d+)", job) == [str(USER)] * 3
 
 
-def test_no_secret_is_built_in() -> None:
+def test_image_contains_no_secret() -> None:
     assert not re.findall(r"(?i)(?:password|secret|token|access_key)", TEXT)
     assert arguments("ARG") == ["TORCH_INDEX=https://download.pytorch.org/whl/cpu"]

@@ -1,7 +1,7 @@
-"""What a person sees in the browser: the form, the training while it runs, the report. The whole team, for real.
+"""What a user sees in the browser: the form, a running training, the report. On the whole team set-up.
 
 ``SFT_FLOW_PICTURES=docs pytest tests/deployments/test_form.py`` runs the whole demo instead of a tiny run, and writes
-the README's pictures on its way.
+the README's pictures.
 """
 
 import os
@@ -65,7 +65,7 @@ def demo(client: SyncPrefectClient) -> DeploymentResponse:
 
 @pytest.fixture(scope="module")
 def browser(servers: Servers) -> Iterator[Browser]:
-    """Asked for after the team: playwright leaves an event loop running, beside which Prefect deploys nothing."""
+    """Started after the team: playwright leaves an event loop running, and Prefect's client then deploys nothing."""
     with sync_playwright() as playwright:
         yield playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
 
@@ -79,14 +79,14 @@ def page(browser: Browser, servers: Servers) -> Iterator[Page]:
 
 
 def picture(page: Page, name: str) -> None:
-    """Only when pictures are asked for."""
+    """Save a screenshot when pictures are requested."""
     if PICTURES:
-        page.wait_for_timeout(2000)  # what moves comes to rest
+        page.wait_for_timeout(2000)  # for animations to end
         page.screenshot(path=Path(PICTURES) / f"{name}.png")
 
 
 def submit(page: Page) -> UUID:
-    """Press Submit as a person would: again, where SQLite was locked and the server has said that it is busy."""
+    """Press Submit, and again when the server answers 503 because SQLite was locked."""
     for _ in range(5):
         with page.expect_response(lambda response: "create_flow_run" in response.url, timeout=120_000) as answer:
             page.get_by_role("button", name="Submit").click()
@@ -96,9 +96,9 @@ def submit(page: Page) -> UUID:
     return UUID(answer.value.json()["id"])
 
 
-def wait_for(look: Callable[[], Found | None], what: str) -> Found:
+def wait_for(find: Callable[[], Found | None], what: str) -> Found:
     deadline = time.monotonic() + SECONDS_TO_WAIT
-    while (found := look()) is None:
+    while (found := find()) is None:
         assert time.monotonic() < deadline, f"waited {SECONDS_TO_WAIT} s for {what}"
         time.sleep(1)
     return found
@@ -126,19 +126,19 @@ def finished(client: SyncPrefectClient, run_id: UUID) -> FlowRun | None:
     return run if run.state and run.state.is_final() else None
 
 
-def test_the_form_asks_for_every_setting_in_order_with_its_help(page: Page, demo: DeploymentResponse) -> None:
+def test_form_in_the_browser_shows_every_setting(page: Page, demo: DeploymentResponse) -> None:
     page.goto(f"deployments/deployment/{demo.id}/run")
     expect(page.get_by_label("lora_r (Optional)")).to_have_value("16")
     labels = [text.removesuffix(" (Optional)") for text in page.locator("label").all_inner_texts()]
     assert [label for label in labels if label in settings_info()] == list(settings_info())
     for info in settings_info().values():
         expect(page.get_by_text(str(info.description), exact=True)).to_have_count(1)
-    expect(page.get_by_role("tab", name="empty")).to_have_count(4)  # what may be empty has a switch for it
+    expect(page.get_by_role("tab", name="empty")).to_have_count(4)  # one for each optional text
     page.get_by_label("lora_r (Optional)").evaluate("field => field.scrollIntoView({block: 'center'})")
     picture(page, "form")
 
 
-def test_a_run_started_in_the_form_shows_its_progress_and_ends_with_its_report(
+def test_run_from_the_form_shows_progress_and_report(
     page: Page, demo: DeploymentResponse, client: SyncPrefectClient, servers: Servers
 ) -> None:
     page.goto(f"deployments/deployment/{demo.id}/run")

@@ -1,4 +1,4 @@
-"""What workers start: judged by Prefect's own workers, by the server's rules, and by the schema of Kubernetes."""
+"""The job templates, checked with Prefect's own workers, the server's validation and the schema of Kubernetes."""
 
 import asyncio
 import copy
@@ -68,14 +68,14 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInEngine]:
 
 
 def run_container(gpu: bool) -> int:
-    """Have Prefect's worker run one container to its end, and return the exit code that it believes in."""
+    """Run one container with Prefect's worker, and return the exit code that the worker reports."""
     worker = DockerWorker(work_pool_name="any", test_mode=True)
     flow_run = FlowRun(id=uuid.uuid4(), flow_id=uuid.uuid4(), name="quick-run")
     return asyncio.run(worker.run(flow_run, job("docker", gpu))).status_code
 
 
 @pytest.mark.parametrize(("kind", "gpu"), EVERY_POOL)
-def test_the_server_takes_the_template_and_its_defaults(kind: PoolKind, gpu: bool) -> None:
+def test_template_is_accepted_by_the_server(kind: PoolKind, gpu: bool) -> None:
     template = base_job_template(kind, gpu)
     WorkPoolCreate(name="pool", type=kind, base_job_template=template)
     properties = template["variables"]["properties"]
@@ -84,7 +84,7 @@ def test_the_server_takes_the_template_and_its_defaults(kind: PoolKind, gpu: boo
 
 
 @pytest.mark.parametrize(("kind", "gpu"), EVERY_POOL)
-def test_every_run_is_quiet_beats_and_logs_what_the_core_says(kind: PoolKind, gpu: bool) -> None:
+def test_template_sets_heartbeat_logging_and_quiet_libraries(kind: PoolKind, gpu: bool) -> None:
     environment = job(kind, gpu).env
     assert environment.items() >= ENVIRONMENT.items()
     assert environment["PREFECT_LOGGING_EXTRA_LOGGERS"] == "training_core"
@@ -92,7 +92,7 @@ def test_every_run_is_quiet_beats_and_logs_what_the_core_says(kind: PoolKind, gp
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_pools_of_cpu_and_gpu_differ_in_defaults_only(kind: PoolKind) -> None:
+def test_template_of_cpu_and_gpu_differs_in_defaults(kind: PoolKind) -> None:
     def without_defaults(gpu: bool) -> dict[str, Any]:
         template = base_job_template(kind, gpu)
         for variable in template["variables"]["properties"].values():
@@ -103,7 +103,7 @@ def test_the_pools_of_cpu_and_gpu_differ_in_defaults_only(kind: PoolKind) -> Non
 
 
 @pytest.mark.parametrize(("kind", "gpu"), EVERY_POOL)
-def test_no_value_of_the_environment_is_in_a_template(
+def test_template_contains_no_value_of_the_environment(
     kind: PoolKind, gpu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in FROM_THE_WORKER:
@@ -111,18 +111,18 @@ def test_no_value_of_the_environment_is_in_a_template(
     assert SECRET not in json.dumps(base_job_template(kind, gpu))
 
 
-def test_a_kind_whose_worker_is_not_installed_is_rejected_with_the_fix() -> None:
+def test_template_of_an_uninstalled_kind_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"pip install '\.\[ecs\]'"):
         base_job_template("ecs", gpu=False)  # type: ignore[arg-type]
 
 
-def test_a_process_starts_where_its_worker_did_and_leaves_the_pipe_free() -> None:
+def test_process_starts_in_the_workers_folder_without_streaming() -> None:
     configuration = job("process", gpu=True)
     assert configuration.working_dir == Path()
     assert configuration.stream_output is False
 
 
-def test_a_container_has_no_privileges(engine: StandInEngine) -> None:
+def test_container_has_no_privileges(engine: StandInEngine) -> None:
     run_container(gpu=True)
     container, host = engine.created[0], engine.created[0]["HostConfig"]
     assert container["User"] == f"{USER}:{USER}"
@@ -132,45 +132,45 @@ def test_a_container_has_no_privileges(engine: StandInEngine) -> None:
 
 
 @pytest.mark.parametrize("gpu", [False, True])
-def test_only_a_container_of_the_gpu_pool_asks_for_a_gpu(engine: StandInEngine, gpu: bool) -> None:
+def test_container_of_the_gpu_pool_alone_gets_gpus(engine: StandInEngine, gpu: bool) -> None:
     run_container(gpu)
-    asked = engine.created[0]["HostConfig"].get("DeviceRequests")
-    assert [(device["Driver"], device["Count"]) for device in asked or []] == ([("nvidia", 1)] if gpu else [])
+    requested = engine.created[0]["HostConfig"].get("DeviceRequests")
+    assert [(device["Driver"], device["Count"]) for device in requested or []] == ([("nvidia", 1)] if gpu else [])
     assert engine.created[0]["Image"] == f"sft-flow:{'gpu' if gpu else 'cpu'}"
 
 
-def test_a_container_that_is_killed_is_not_taken_for_a_success(engine: StandInEngine) -> None:
+def test_container_that_is_killed_is_no_success(engine: StandInEngine) -> None:
     assert run_container(gpu=True) == KILLED
 
 
-def test_a_container_gets_what_its_worker_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_container_gets_the_workers_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in FROM_THE_WORKER:
         monkeypatch.setenv(name, f"value of {name}")
     assert job("docker", gpu=True).env.items() >= {name: f"value of {name}" for name in FROM_THE_WORKER}.items()
 
 
 @pytest.mark.parametrize("kind", ["docker", "kubernetes"])
-def test_prefect_in_a_container_writes_to_its_volume_wherever_the_workers_home_is(kind: PoolKind) -> None:
+def test_container_keeps_prefects_home_on_its_volume(kind: PoolKind) -> None:
     assert job(kind, gpu=True).env["PREFECT_HOME"].startswith(f"{WORK_FOLDER}/")
 
 
 @pytest.mark.parametrize("gpu", [False, True])
-def test_a_job_fits_the_schema_of_kubernetes(gpu: bool) -> None:
+def test_job_fits_the_schema_of_kubernetes(gpu: bool) -> None:
     checked = copy.deepcopy(manifest(gpu, memory_limit="32Gi", cpu_request="4", service_account_name="runner"))
     misplaced = {checked["spec"]["template"]["spec"].pop(name) for name in ("parallelism", "completions")}
-    assert misplaced == {1}, "Prefect's worker asks for these in the pod, where the API server ignores them"
+    assert misplaced == {1}, "Prefect's worker requires these in the pod, where the API server ignores them"
     kubernetes_validate.validate(checked, kubernetes_validate.latest_version(), strict=True)
 
 
 @pytest.mark.parametrize(("gpu", "limits"), [(False, {}), (True, {"nvidia.com/gpu": 1})])
-def test_only_a_job_of_the_gpu_pool_has_a_gpu_and_tolerates_its_nodes(gpu: bool, limits: dict[str, int]) -> None:
+def test_job_of_the_gpu_pool_alone_gets_gpus(gpu: bool, limits: dict[str, int]) -> None:
     found = pod(gpu)
     assert found["containers"][0]["resources"]["limits"] == limits
     assert [taint["key"] for taint in found["tolerations"]] == list(limits)
     assert pod(gpu, gpus=4)["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": 4}
 
 
-def test_a_job_has_no_privileges_and_no_access_to_the_cluster() -> None:
+def test_job_has_no_privileges_and_no_cluster_access() -> None:
     found = pod(gpu=True)
     account = {name: found["securityContext"][name] for name in ("runAsNonRoot", "runAsUser", "fsGroup")}
     assert account == {"runAsNonRoot": True, "runAsUser": USER, "fsGroup": USER}
@@ -183,7 +183,7 @@ def test_a_job_has_no_privileges_and_no_access_to_the_cluster() -> None:
     assert found["automountServiceAccountToken"] is False
 
 
-def test_a_job_takes_secrets_by_name_and_volumes_by_claim() -> None:
+def test_job_takes_secrets_by_name_and_volumes_by_claim() -> None:
     found = pod(gpu=True, secret_name="team", volume_claim="fast", shm_size="16Gi")
     container = found["containers"][0]
     assert container["envFrom"] == [{"secretRef": {"name": "team"}}]
@@ -194,7 +194,7 @@ def test_a_job_takes_secrets_by_name_and_volumes_by_claim() -> None:
     assert container["workingDir"] == WORK_FOLDER
 
 
-def test_kubernetes_neither_restarts_a_run_nor_ends_one_that_takes_long() -> None:
+def test_job_is_not_restarted_and_has_no_deadline() -> None:
     found = manifest(gpu=True)["spec"]
     assert found["backoffLimit"] == 0
     assert "activeDeadlineSeconds" not in found | found["template"]["spec"]
@@ -202,16 +202,16 @@ def test_kubernetes_neither_restarts_a_run_nor_ends_one_that_takes_long() -> Non
     assert found["ttlSecondsAfterFinished"] > 0
     environment = found["template"]["spec"]["containers"][0]["env"]
     behaviour = [entry["value"] for entry in environment if entry["name"].endswith("SIGTERM_BEHAVIOR")]
-    assert behaviour == ["reschedule"], "an evicted run is to come back"
+    assert behaviour == ["reschedule"], "an evicted run must be rescheduled"
 
 
-def test_images_come_from_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_names_follow_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SFT_FLOW_IMAGE", "registry.example/team/sft-flow")
     assert job("docker", gpu=True).image == "registry.example/team/sft-flow:gpu"
     assert pod(gpu=False)["containers"][0]["image"] == "registry.example/team/sft-flow:cpu"
 
 
-def test_the_claims_that_jobs_mount_are_those_that_the_cluster_is_given() -> None:
+def test_job_mounts_the_claims_of_kubernetes_volumes() -> None:
     claims = list(yaml.safe_load_all((DEPLOYMENTS / "kubernetes_volumes.yaml").read_text(encoding="utf-8")))
     for claim in claims:
         kubernetes_validate.validate(claim, kubernetes_validate.latest_version(), strict=True)
@@ -220,13 +220,13 @@ def test_the_claims_that_jobs_mount_are_those_that_the_cluster_is_given() -> Non
 
 
 @pytest.mark.parametrize(("kind", "heading"), [("docker", "## Docker"), ("kubernetes", "## Kubernetes")])
-def test_the_readme_gives_the_defaults_that_are_set(kind: PoolKind, heading: str) -> None:
+def test_readme_tables_have_the_templates_defaults(kind: PoolKind, heading: str) -> None:
     section = (DEPLOYMENTS / "README.md").read_text(encoding="utf-8").split(f"\n{heading}\n")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)` \| (.*?) ?\| (.*?) ?\| ", section, flags=re.MULTILINE)
     assert len(rows) >= 5
     for name, *cells in rows:
         for gpu, cell in zip((False, True), cells, strict=True):
             default = base_job_template(kind, gpu)["variables"]["properties"][name].get("default")
-            said = cell.strip("`")
+            shown = cell.strip("`")
             plain = default[0] if isinstance(default, list) and default else default
-            assert said == str(plain) if isinstance(plain, str | int) else bool(said) == bool(plain), name
+            assert shown == str(plain) if isinstance(plain, str | int) else bool(shown) == bool(plain), name

@@ -10,7 +10,7 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deployments.deploy import deploy
-from deployments.postgres import Postgres, find_postgres, may_enter, postgres
+from deployments.postgres import Postgres, find_postgres, is_accessible, postgres
 from flows.local_servers import mlflow_server, prefect_server
 from tasks import registry, tracking
 from tasks.refs import DatasetRef, EvalReport, FolderRef, RunRef, TrainedRef
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(PROGRAMS is None, reason="Pos
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """Outside pytest's own folders, which PostgreSQL's user may not enter when root runs the tests."""
+    """Not in pytest's folders, to which PostgreSQL's user has no access when root runs the tests."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)
@@ -37,17 +37,17 @@ def database(folder: Path) -> Iterator[Postgres]:
         yield server
 
 
-def test_a_folder_that_its_user_may_not_enter_is_known_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_postgres_folder_must_be_accessible_to_its_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.getuid", lambda: 0)
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
-    assert not may_enter(closed / "data")
+    assert not is_accessible(closed / "data")
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
-        assert may_enter(Path(name) / "data")
+        assert is_accessible(Path(name) / "data")
 
 
-def test_prefect_takes_the_whole_topology_once_and_schedules_runs(folder: Path, database: Postgres) -> None:
+def test_prefect_on_postgres_deploys_everything_once(folder: Path, database: Postgres) -> None:
     url = database.url("prefect", "asyncpg")
     with (
         prefect_server(folder / "prefect", database=url, for_workers=True) as server,
@@ -59,7 +59,7 @@ def test_prefect_takes_the_whole_topology_once_and_schedules_runs(folder: Path, 
         assert not list((folder / "prefect").glob("*.db"))
 
 
-def test_mlflow_keeps_one_run_one_curve_and_one_version(
+def test_mlflow_on_postgres_keeps_one_run_and_version(
     folder: Path, database: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "base").mkdir()

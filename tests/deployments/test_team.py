@@ -1,4 +1,4 @@
-"""A run of the team: two workers that share nothing but URLs, and nothing left behind in the end."""
+"""Runs of the team set-up: two workers that share only servers and artifact store, and no process left at the end."""
 
 import contextlib
 import json
@@ -30,20 +30,24 @@ def start(servers: Servers, **settings: Any) -> str:
 
 
 def wait_for_end(servers: Servers, run_id: str) -> dict[str, Any]:
-    while (run := look(servers, id={"any_": [run_id]}))["state"]["type"] not in ("COMPLETED", "FAILED", "CANCELLED"):
+    while (run := find_run(servers, id={"any_": [run_id]}))["state"]["type"] not in (
+        "COMPLETED",
+        "FAILED",
+        "CANCELLED",
+    ):
         time.sleep(1)
     return run
 
 
-def look(servers: Servers, **which: Any) -> dict[str, Any]:
-    """The one run that is meant."""
-    wanted = {"flow_runs": which}
+def find_run(servers: Servers, **run_filter: Any) -> dict[str, Any]:
+    """The only run that the filter finds."""
+    wanted = {"flow_runs": run_filter}
     (run,) = httpx.post(f"{servers.prefect.address}/api/flow_runs/filter", json=wanted, timeout=30).json()
     return dict(run)
 
 
 def training_half_way(home: Path, known: set[Path]) -> tuple[Path, psutil.Process]:
-    """The folder of a training that has written a checkpoint not ``known`` yet, and the process that trains."""
+    """The folder of a training that wrote a checkpoint after those ``known``, and its process."""
     while not (new := checkpoints(home) - known):
         time.sleep(0.2)
     folder = min(new).parents[2]
@@ -51,7 +55,7 @@ def training_half_way(home: Path, known: set[Path]) -> tuple[Path, psutil.Proces
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             if process.cwd() == str(home / "gpu") and "prefect.engine" in process.cmdline():
                 return folder, process
-    raise AssertionError("nobody trains")
+    raise AssertionError("found no process that trains")
 
 
 def checkpoints(home: Path) -> set[Path]:
@@ -59,16 +63,15 @@ def checkpoints(home: Path) -> set[Path]:
 
 
 def adapters_of(folders: Iterable[Path], seed: int) -> list[Path]:
-    """Those that a run with this seed has made; the team is also that of other tests."""
+    """The adapters of runs with this seed; other tests use the same team."""
     configs = [folder / "run_config.json" for folder in folders]
     return [path.parent for path in configs if path.exists() and json.loads(path.read_text())["seed"] == seed]
 
 
-def test_a_run_goes_through_two_workers_that_share_only_urls_and_a_second_has_nothing_to_do(
-    servers: Servers, home: Path
-) -> None:
+def test_team_run_uses_two_workers_and_repeats_nothing(servers: Servers, home: Path) -> None:
     run = wait_for_end(servers, start(servers, seed=5))
     assert run["state"]["name"] == "Completed", run["state"]["message"]
+    assert re.fullmatch("sft-flow-demo [0-9a-f]{6}", run["name"])
     cpu, gpu = home / "cpu" / "runs", home / "gpu" / "runs"
     assert list(cpu.glob("datasets/*/train.arrow"))
     assert not list(gpu.glob("datasets/*"))
@@ -85,7 +88,7 @@ def test_a_run_goes_through_two_workers_that_share_only_urls_and_a_second_has_no
     assert again["total_run_time"] < run["total_run_time"]
 
 
-def test_a_cancelled_run_stops_its_training_within_half_a_minute(servers: Servers, home: Path) -> None:
+def test_team_run_cancelled_stops_its_training(servers: Servers, home: Path) -> None:
     known = checkpoints(home)
     run_id = start(servers, seed=6, max_steps=1000, save_steps=2)
     _, training = training_half_way(home, known)
@@ -93,25 +96,27 @@ def test_a_cancelled_run_stops_its_training_within_half_a_minute(servers: Server
     httpx.post(f"{servers.prefect.address}/api/flow_runs/{run_id}/set_state", json=cancelling, timeout=30)
     training.wait(timeout=30)
     assert wait_for_end(servers, run_id)["state"]["name"] == "Cancelled"
-    child = look(servers, parent_flow_run_id={"any_": [run_id]})
+    child = find_run(servers, parent_flow_run_id={"any_": [run_id]})
     assert wait_for_end(servers, child["id"])["state"]["name"] == "Cancelled"
 
 
-def test_a_training_that_is_killed_is_taken_up_again_from_its_checkpoint(servers: Servers, home: Path) -> None:
+def test_team_training_killed_resumes_from_its_checkpoint(servers: Servers, home: Path) -> None:
     known = checkpoints(home)
     run_id = start(servers, seed=7, max_steps=40, save_steps=4)
     folder, training = training_half_way(home, known)
     training.kill()
     run = wait_for_end(servers, run_id)
     assert run["state"]["name"] == "Completed", run["state"]["message"]
-    assert look(servers, parent_flow_run_id={"any_": [run_id]})["run_count"] == 2
+    child = find_run(servers, parent_flow_run_id={"any_": [run_id]})
+    assert child["run_count"] == 2
+    assert child["name"] == run["name"] == f"sft-flow-demo {folder.name[:6]}", "kept when the training was resumed"
     assert json.loads((folder / "training.json").read_text())["resumed_from_step"] >= 4
     points = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
     steps = [point["step"] for point in points if "loss" in point["values"]]
     assert steps == sorted(set(steps))
 
 
-def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:
+def test_team_set_up_leaves_no_process_after_ctrl_c(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "deployments.up", "--output_dir", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout

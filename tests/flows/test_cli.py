@@ -1,4 +1,4 @@
-"""The `sft-flow` command and the plain script reject bad input in one message, at once, and write nothing."""
+"""The `sft-flow` command and the script reject bad input with one message, and write nothing."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ COMMANDS = {
 
 BOTH = [
     pytest.param(COMMANDS["sft-flow"], id="sft-flow"),
-    pytest.param(COMMANDS["script"], id="script", marks=pytest.mark.slow),  # it imports torch whatever it is asked
+    pytest.param(COMMANDS["script"], id="script", marks=pytest.mark.slow),  # always imports torch
 ]
 
 
@@ -23,7 +23,7 @@ def call(command: list[str], *arguments: str) -> subprocess.CompletedProcess[str
 
 
 @pytest.mark.parametrize("command", BOTH)
-def test_bad_settings_are_listed_at_once_with_exit_code_2(command: list[str], tmp_path: Path) -> None:
+def test_command_lists_all_bad_settings_and_exits_with_2(command: list[str], tmp_path: Path) -> None:
     settings = tmp_path / "bad.yaml"
     settings.write_text(f"lerning_rate: 1\nlora_r: 0\noptim: sgd\noutput_dir: {tmp_path / 'runs'}\n")
     found = call(command, "--config", str(settings))
@@ -35,7 +35,7 @@ def test_bad_settings_are_listed_at_once_with_exit_code_2(command: list[str], tm
 
 
 @pytest.mark.parametrize("command", BOTH)
-def test_missing_files_and_models_are_listed_at_once_with_exit_code_2(command: list[str], tmp_path: Path) -> None:
+def test_command_lists_missing_files_and_exits_with_2(command: list[str], tmp_path: Path) -> None:
     places = ["--dataset_path", str(tmp_path / "none.jsonl"), "--eval_path", "s3://nowhere/rows.jsonl"]
     model, runs = ["--model_name", str(tmp_path)], ["--output_dir", str(tmp_path / "runs")]
     found = call(command, *places, *model, *runs)
@@ -47,13 +47,13 @@ def test_missing_files_and_models_are_listed_at_once_with_exit_code_2(command: l
 
 
 @pytest.mark.parametrize("command", BOTH)
-def test_help_lists_every_flag_without_loading_anything_heavy(command: list[str]) -> None:
+def test_command_help_lists_every_flag(command: list[str]) -> None:
     found = call(command, "--help")
     assert found.returncode == 0
     assert "--gradient_accumulation_steps" in found.stdout
 
 
-def test_an_unknown_command_is_rejected_with_the_usage() -> None:
+def test_command_unknown_prints_the_usage() -> None:
     found = call(COMMANDS["sft-flow"][:-1], "trane")
     assert found.returncode == 2
     assert "sft-flow run" in found.stdout
@@ -61,7 +61,7 @@ def test_an_unknown_command_is_rejected_with_the_usage() -> None:
 
 
 @pytest.mark.slow
-def test_rows_that_are_unfit_end_a_run_with_their_problems_and_exit_code_2(tiny_base: Path, tmp_path: Path) -> None:
+def test_run_with_unfit_rows_exits_with_2(tiny_base: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"instruction": 5}\nnot json\n')
     base, runs = ["--model_name", str(tiny_base)], ["--output_dir", str(tmp_path / "runs")]
@@ -70,12 +70,12 @@ def test_rows_that_are_unfit_end_a_run_with_their_problems_and_exit_code_2(tiny_
         assert found.returncode == 2, found.stderr
         assert "2 of 2 lines cannot be used" in found.stderr
         assert "rows.jsonl:1: instruction: 5 is no text" in found.stderr
-        assert found.stderr.count("| Rows") == 1  # the log tells what is read, once
+        assert found.stderr.count("| Rows") == 1  # the log has the report once
         assert {path.name for path in (tmp_path / "runs").iterdir()} <= {"datasets", "prefect"}
 
 
 @pytest.mark.slow
-def test_favourable_decisions_that_no_row_holds_end_every_command_with_exit_code_2(
+def test_command_with_unknown_favourable_decisions_exits_with_2(
     tiny_base: Path, sample_rows: Path, tmp_path: Path
 ) -> None:
     rows = tmp_path / "rows.jsonl"
@@ -91,14 +91,14 @@ def test_favourable_decisions_that_no_row_holds_end_every_command_with_exit_code
     assert call(check, *settings, "--favourable_decisions", "[]").returncode == 0
 
 
-def test_several_paths_to_check_are_rejected_with_what_to_do_instead() -> None:
+def test_check_rejects_several_paths_with_a_fix() -> None:
     found = call([*COMMANDS["sft-flow"][:-1], "check"], "one.jsonl", "two.jsonl")
     assert found.returncode == 2
     assert "in quotes" in found.stderr
     assert len(found.stderr.strip().split("\n")) == 2
 
 
-def test_a_base_model_that_cannot_be_fetched_is_rejected_with_what_to_do_instead(sample_rows: Path) -> None:
+def test_check_rejects_an_unreachable_base_model_with_a_fix(sample_rows: Path) -> None:
     found = call([*COMMANDS["sft-flow"][:-1], "check"], str(sample_rows), "--model_name", "no/such-model")
     assert found.returncode == 2
     assert "the hub cannot be reached from here; give --model_name the folder" in found.stderr
@@ -106,9 +106,7 @@ def test_a_base_model_that_cannot_be_fetched_is_rejected_with_what_to_do_instead
 
 
 @pytest.mark.slow
-def test_check_reports_in_the_terminal_as_json_and_as_a_page_with_exit_codes_0_and_1(
-    tiny_base: Path, sample_rows: Path, tmp_path: Path
-) -> None:
+def test_check_reports_as_terminal_text_json_and_page(tiny_base: Path, sample_rows: Path, tmp_path: Path) -> None:
     settings = ["--model_name", str(tiny_base), "--output_dir", str(tmp_path)]
     command = [*COMMANDS["sft-flow"][:-1], "check"]
     fit = call(command, *settings, str(sample_rows), "--max_seq_length", "4096")
@@ -124,7 +122,7 @@ def test_check_reports_in_the_terminal_as_json_and_as_a_page_with_exit_codes_0_a
 
 
 @pytest.mark.slow
-def test_check_refuses_bad_settings_with_exit_code_2(tmp_path: Path) -> None:
+def test_check_with_bad_settings_exits_with_2(tmp_path: Path) -> None:
     found = call(
         [*COMMANDS["sft-flow"][:-1], "check"],
         str(tmp_path / "nowhere.jsonl"),

@@ -1,9 +1,11 @@
-"""The whole run as a person starts it: a real process, a real Prefect server, a real MLflow store."""
+"""The whole run as a user starts it: a real process, a real Prefect server, a real MLflow store."""
 
+import contextlib
 import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -35,13 +37,18 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Job:
-    """A command line of `sft-flow run` and the folder it writes to."""
+    """A command line of `sft-flow run` and its output folder."""
 
     command: list[str]
     output_dir: Path
 
     def start(self) -> subprocess.Popen[str]:
-        environment = {name: value for name, value in os.environ.items() if name not in ("PREFECT_API_URL",)}
+        # An empty address counts as unset, and servers on this machine are not reached through a proxy.
+        environment = os.environ | {
+            "PREFECT_API_URL": "",
+            "MLFLOW_TRACKING_URI": "",
+            "http_proxy": "http://127.0.0.1:9",
+        }
         return subprocess.Popen(
             self.command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -61,6 +68,12 @@ class Job:
     def client(self) -> MlflowClient:
         return MlflowClient(f"sqlite:///{self.output_dir}/mlflow.db")
 
+    def flow_run_names(self) -> dict[str, str]:
+        """The name of the latest run of each flow."""
+        query = "SELECT flow.name, flow_run.name FROM flow_run JOIN flow ON flow.id = flow_id ORDER BY flow_run.created"
+        with contextlib.closing(sqlite3.connect(self.output_dir / "prefect" / "prefect.db")) as database:
+            return dict(database.execute(query).fetchall())
+
     def curve(self) -> list[tuple[int, str, float]]:
         (run,) = self.client.search_runs([self.client.get_experiment_by_name("sft-flow").experiment_id])
         return [
@@ -78,12 +91,12 @@ def job(tiny_base: Path, rows: Path, output_dir: Path) -> Job:
 
 @pytest.fixture(scope="module")
 def finished(tiny_base: Path, sample_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, str]:
-    """A run that nobody disturbed, and what it printed."""
+    """A run that was not interrupted, and its output."""
     quiet = job(tiny_base, sample_rows, tmp_path_factory.mktemp("quiet") / "runs")
     return quiet, quiet.finish()
 
 
-def test_a_run_ends_with_a_candidate_whose_description_opens_with_the_scores(finished: tuple[Job, str]) -> None:
+def test_run_registers_a_candidate_described_by_its_scores(finished: tuple[Job, str]) -> None:
     client = finished[0].client
     (version,) = client.search_model_versions(f"name = '{NAME}'")
     assert client.get_model_version_by_alias(NAME, "candidate").version == version.version
@@ -101,7 +114,7 @@ def test_a_run_ends_with_a_candidate_whose_description_opens_with_the_scores(fin
     assert {"confusion.png", "loss_curve.png", "rejected.jsonl"} <= artifacts
 
 
-def test_a_run_ends_with_tables_and_the_accounts_of_all_lines(finished: tuple[Job, str]) -> None:
+def test_run_prints_tables_and_row_accounting(finished: tuple[Job, str]) -> None:
     output = finished[1]
     assert "Every line accounted for" in output
     for name in ("base", "candidate", "majority", "lookup table"):
@@ -109,25 +122,35 @@ def test_a_run_ends_with_tables_and_the_accounts_of_all_lines(finished: tuple[Jo
     assert "sft-flow ui" in output
 
 
-def test_three_checkpoints_at_least_are_written_and_sealed(finished: tuple[Job, str]) -> None:
+def test_run_and_its_training_have_readable_names(finished: tuple[Job, str]) -> None:
+    job, output = finished
+    name = f"{NAME} {job.adapter.parent.name[:6]}"  # the folder is named after the fingerprint
+    assert job.flow_run_names() == {"sft-flow": name, "train-flow": name}
+    assert f"Beginning flow run '{NAME}' for flow 'sft-flow'" in output
+    assert f"Task run 'fine-tune {job.adapter.parent.name[:6]}'" in output
+    (version,) = job.client.search_model_versions(f"name = '{NAME}'")
+    assert re.fullmatch(rf"{NAME} rows\.jsonl \d{{4}}-\d\d-\d\d", job.client.get_run(version.run_id).info.run_name)
+
+
+def test_run_seals_its_checkpoints(finished: tuple[Job, str]) -> None:
     checkpoints = list(finished[0].output_dir.glob("*/checkpoints/checkpoint-*"))
     assert len(checkpoints) == 3
     assert all(seal_digest(checkpoint) for checkpoint in checkpoints)
 
 
-def test_the_candidate_loads_by_alias_and_answers_with_the_same_tokens(finished: tuple[Job, str]) -> None:
-    (probe,) = finished[0].output_dir.glob("*/evaluation-*/parity_sample.json")
-    tokens = json.loads(probe.read_text())["answers"]
+def test_candidate_loads_by_alias_and_generates_the_same_tokens(finished: tuple[Job, str]) -> None:
+    (sample,) = finished[0].output_dir.glob("*/evaluation-*/parity_sample.json")
+    tokens = json.loads(sample.read_text())["answers"]
     check = [sys.executable, "-m", "tasks.check_served", f"models:/{NAME}@candidate"]
     store = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{finished[0].output_dir}/mlflow.db"}
-    assert subprocess.run([*check, str(probe)], env=store, timeout=300, check=False).returncode == 0
+    assert subprocess.run([*check, str(sample)], env=store, timeout=300, check=False).returncode == 0
 
-    forged = probe.with_name("forged.json")
-    forged.write_text(json.dumps(json.loads(probe.read_text()) | {"answers": [[1], *tokens[1:]]}))
+    forged = sample.with_name("forged.json")
+    forged.write_text(json.dumps(json.loads(sample.read_text()) | {"answers": [[1], *tokens[1:]]}))
     assert subprocess.run([*check, str(forged)], env=store, timeout=300, check=False).returncode == 1
 
 
-def test_a_killed_run_started_again_is_one_run_with_the_same_weights(
+def test_run_killed_and_restarted_gives_the_same_weights(
     finished: tuple[Job, str], tiny_base: Path, sample_rows: Path, tmp_path: Path
 ) -> None:
     quiet, disturbed = finished[0], job(tiny_base, sample_rows, tmp_path / "runs")
@@ -136,10 +159,11 @@ def test_a_killed_run_started_again_is_one_run_with_the_same_weights(
     _wait_for(lambda: any(disturbed.output_dir.glob("*/checkpoints/checkpoint-*/manifest.json")), "a checkpoint")
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not list(disturbed.output_dir.glob("*/adapter")), "the run was over before it could be killed"
-    _wait_for(lambda: not _answers(server), "the end of the server that the killed process had started")
+    assert not list(disturbed.output_dir.glob("*/adapter")), "the run ended before it could be killed"
+    _wait_for(lambda: not _answers(server), "the server of the killed process to stop")
 
     output = disturbed.finish()
+    assert disturbed.flow_run_names() == quiet.flow_run_names()
     assert re.search(r"Training starts from checkpoint \d+", output)
     weights = "adapter_model.safetensors"
     assert (disturbed.adapter / weights).read_bytes() == (quiet.adapter / weights).read_bytes()
@@ -147,7 +171,9 @@ def test_a_killed_run_started_again_is_one_run_with_the_same_weights(
     assert len(disturbed.client.search_model_versions(f"name = '{NAME}'")) == 1
 
     (version,) = disturbed.client.search_model_versions(f"name = '{NAME}'")
-    disturbed.client.delete_model_version_tag(NAME, version.version, "sft_flow.judged")  # as if killed before that
+    disturbed.client.delete_model_version_tag(
+        NAME, version.version, "sft_flow.decision_key"
+    )  # as if killed before that
     again = disturbed.finish()
     assert "Rows reused" in again
     assert "Adapter reused" in again
@@ -156,16 +182,16 @@ def test_a_killed_run_started_again_is_one_run_with_the_same_weights(
     assert len(disturbed.client.search_model_versions(f"name = '{NAME}'")) == 1
 
 
-def test_a_run_whose_outcome_is_registered_ends_at_once_and_says_where_it_is(finished: tuple[Job, str]) -> None:
+def test_run_with_a_registered_result_ends_at_once(finished: tuple[Job, str]) -> None:
     before = sorted(finished[0].output_dir.iterdir())
     output = finished[0].finish()
-    assert f"Nothing new: {NAME} version 1 comes from these very rows and settings" in output
+    assert f"Nothing new: {NAME} version 1 was trained with the same rows and settings" in output
     assert f"models:/{NAME}/1 in sqlite:///" in output
-    assert "NothingNew" in output and "finetune" not in output
+    assert "NothingNew" in output and "fine-tune" not in output
     assert sorted(finished[0].output_dir.iterdir()) == before
 
 
-def test_a_registered_adapter_is_judged_anew_on_other_settings_and_nothing_is_trained(
+def test_reevaluation_scores_again_and_trains_nothing(
     finished: tuple[Job, str], tiny_base: Path, sample_rows: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -178,7 +204,7 @@ def test_a_registered_adapter_is_judged_anew_on_other_settings_and_nothing_is_tr
     (version,) = job.client.search_model_versions(f"name = '{NAME}'")
     assert re.match(r"Decision accuracy \d+\.\d% over 5 held-out rows", version.description)
     assert version.tags["sft_flow.verdict"] == outcome.version.verdict
-    assert version.tags["sft_flow.judged"] != known.tags["sft_flow.judged"]
+    assert version.tags["sft_flow.decision_key"] != known.tags["sft_flow.decision_key"]
     after = job.client.get_metric_history(known.run_id, "candidate/accuracy")
     assert len(after) == len(before) + 1
     assert job.curve() == curve
@@ -191,7 +217,7 @@ def _wait_for_server(process: subprocess.Popen[str]) -> str:
     for line in process.stdout:
         if found := re.search(r"View at (http://[^/]+)/", line):
             return found[1]
-    raise AssertionError("the run ended before it named its server")
+    raise AssertionError("the run ended before it printed the URL of its server")
 
 
 def _answers(server: str) -> bool:

@@ -1,4 +1,4 @@
-"""The settings as flow parameters: flat, in RunConfig's order, with its help, bounds and choices, from one home."""
+"""The settings as flow parameters: flat, in RunConfig's order, with its help, bounds and choices."""
 
 import dataclasses
 import inspect
@@ -24,7 +24,7 @@ def schema() -> dict[str, Any]:
     return parameter_schema(body).model_dump()
 
 
-def test_settings_given_flat_arrive_as_one_config() -> None:
+def test_parameters_arrive_as_one_config() -> None:
     assert body() == RunConfig()
     assert body(learning_rate=1e-4, favourable_decisions=["x"]) == RunConfig(
         learning_rate=1e-4, favourable_decisions=("x",)
@@ -32,13 +32,13 @@ def test_settings_given_flat_arrive_as_one_config() -> None:
     assert body(**vars(RunConfig(seed=9))) == RunConfig(seed=9)
 
 
-def test_wrong_settings_are_reported_all_at_once() -> None:
+def test_parameters_that_are_wrong_are_all_reported() -> None:
     with pytest.raises(SettingsError) as caught:
         body(learning_rate=-1, lora_rr=3)
     assert {line.partition(":")[0] for line in caught.value.problems} == {"learning_rate", "lora_rr"}
 
 
-def test_parameters_are_the_settings_in_their_order_with_their_defaults() -> None:
+def test_parameters_have_the_settings_order_and_defaults() -> None:
     parameters = inspect.signature(body).parameters
     config = RunConfig()
     assert [(p.name, p.default) for p in parameters.values()] == [
@@ -46,7 +46,7 @@ def test_parameters_are_the_settings_in_their_order_with_their_defaults() -> Non
     ]
 
 
-def test_the_form_has_every_setting_in_order_with_its_help(schema: dict[str, Any]) -> None:
+def test_form_shows_every_setting_in_order_with_help(schema: dict[str, Any]) -> None:
     properties = schema["properties"]
     in_order = sorted(properties, key=lambda name: properties[name]["position"])
     assert in_order == list(settings_info())
@@ -55,7 +55,7 @@ def test_the_form_has_every_setting_in_order_with_its_help(schema: dict[str, Any
         assert not schema.get("required")
 
 
-def test_the_form_has_bounds_choices_and_defaults(schema: dict[str, Any]) -> None:
+def test_form_has_bounds_choices_and_defaults(schema: dict[str, Any]) -> None:
     properties = schema["properties"]
     assert properties["learning_rate"]["exclusiveMinimum"] == 0
     assert (properties["val_split"]["minimum"], properties["val_split"]["exclusiveMaximum"]) == (0, 1)
@@ -65,41 +65,41 @@ def test_the_form_has_bounds_choices_and_defaults(schema: dict[str, Any]) -> Non
     assert properties["lora_r"]["default"] == RunConfig().lora_r
 
 
-def test_what_may_be_empty_is_called_so_and_keeps_its_pattern(schema: dict[str, Any]) -> None:
+def test_form_titles_the_empty_choice_of_optional_text(schema: dict[str, Any]) -> None:
     text, empty = schema["properties"]["train_on"]["anyOf"]
     assert (text["title"], empty["title"]) == ("text", "empty")
     assert text["pattern"] and empty["type"] == "null"
 
 
-def test_no_setting_hides_a_method_of_the_model_that_prefect_builds() -> None:
+def test_parameters_shadow_no_method_of_pydantic_models() -> None:
     """https://docs.pydantic.dev: a field named `schema` or `json` shadows one of BaseModel's."""
     assert not settings_info().keys() & {"register", "schema", "json", "copy", "validate", "dict", "construct"}
 
 
-def test_prefect_takes_and_judges_the_flat_settings() -> None:
-    flow = Flow(body, name="probe")
-    judged = flow.validate_parameters({"learning_rate": "2e-4", "val_split": 0.2, "favourable_decisions": ["a"]})
-    assert (judged["learning_rate"], judged["val_split"]) == (2e-4, 0.2)
-    assert body(**judged) == RunConfig(learning_rate=2e-4, val_split=0.2, favourable_decisions=("a",))
+def test_parameters_are_validated_by_prefect() -> None:
+    flow = Flow(body, name="any")
+    validated = flow.validate_parameters({"learning_rate": "2e-4", "val_split": 0.2, "favourable_decisions": ["a"]})
+    assert (validated["learning_rate"], validated["val_split"]) == (2e-4, 0.2)
+    assert body(**validated) == RunConfig(learning_rate=2e-4, val_split=0.2, favourable_decisions=("a",))
     for wrong in ({"learning_rate": -1}, {"optim": "x"}, {"seed": 2**32}, {"model_name": ""}):
         with pytest.raises(Exception, match=next(iter(wrong))):
             flow.validate_parameters(wrong)
 
 
-def test_what_a_function_takes_besides_goes_before_the_settings_with_its_help() -> None:
+def test_parameters_of_the_function_precede_the_settings() -> None:
     @takes_settings
-    def judged(config: RunConfig, version: Annotated[str, Field(description="Whom.")] = "candidate") -> tuple[int, str]:
-        """Judge it."""
+    def further(config: RunConfig, version: Annotated[str, Field(description="Which.")] = "old") -> tuple[int, str]:
+        """Do it."""
         return config.seed, version
 
-    assert judged(seed=3) == (3, "candidate")
-    assert judged(version="7") == (42, "7")
-    first = parameter_schema(judged).model_dump()["properties"]["version"]
-    assert (first["position"], first["description"], first["default"]) == (0, "Whom.", "candidate")
+    assert further(seed=3) == (3, "old")
+    assert further(version="7") == (42, "7")
+    first = parameter_schema(further).model_dump()["properties"]["version"]
+    assert (first["position"], first["description"], first["default"]) == (0, "Which.", "old")
     with pytest.raises(SettingsError, match="versoin"):
-        judged(versoin="7")
+        further(versoin="7")
 
 
-def test_a_wrapped_function_keeps_its_name_and_its_first_line() -> None:
+def test_parameters_keep_the_functions_name_and_summary() -> None:
     assert body.__name__ == "body"
     assert (body.__doc__ or "").startswith("Do it.")

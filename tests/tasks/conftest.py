@@ -1,15 +1,27 @@
-"""What tests of the registry share: one store for all of them, in it a model for each, and what a run leaves behind."""
+"""Shared by tests of tasks: all tasks, one MLflow store, a registered model per test, and results of a run."""
 
+import importlib
 import json
+import pkgutil
 from pathlib import Path
 
 import pytest
+from prefect import Task
 
+import tasks
 from tasks import tracking
 from tasks.refs import DatasetRef, EvalReport, FolderRef, RunRef, TrainedRef
 from training_core.config import RunConfig
 from training_core.folders import seal
 from training_core.model_setup import digest_base_model
+
+
+@pytest.fixture(scope="session")
+def all_tasks() -> list[Task[..., object]]:
+    names = [module.name for module in pkgutil.iter_modules(tasks.__path__, "tasks.")]
+    names.remove("tasks.served_adapter")  # importing it registers a model with MLflow
+    values = [value for name in names for value in vars(importlib.import_module(name)).values()]
+    return [value for value in values if isinstance(value, Task)]
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +33,7 @@ def output_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(
     output_dir: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> RunConfig:
-    """Settings with a registered model of this test's own, in one store for all tests."""
+    """Settings with a registered model for this test alone, in the MLflow store of all tests."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     base = tmp_path / "base"
     base.mkdir()
@@ -43,7 +55,7 @@ def fingerprint(config: RunConfig) -> str:
 
 @pytest.fixture
 def trained(config: RunConfig, dataset: DatasetRef, fingerprint: str, tmp_path: Path) -> TrainedRef:
-    """An adapter folder and an evaluation folder such as a run leaves behind; the weights do not matter here."""
+    """The adapter and evaluation folders of a finished run, with dummy weights."""
     adapter, evaluation = tmp_path / "adapter", tmp_path / "evaluation"
     config.save(adapter)
     (adapter / "adapter_model.safetensors").write_bytes(config.registered_model_name.encode())

@@ -1,4 +1,4 @@
-"""Folders that travel through a store arrive whole, or are missed by name."""
+"""Folders that travel through the artifact store arrive complete, or are reported missing."""
 
 import shutil
 from collections.abc import Iterator
@@ -10,18 +10,25 @@ from fsspec import AbstractFileSystem
 from prefect.logging import disable_run_logger
 
 from tasks import artifact_store
-from tasks.artifact_store import open_folder, publish, restore_progress, save_progress, store_problems
+from tasks.artifact_store import (
+    client_errors_as_os_errors,
+    open_folder,
+    publish,
+    restore_progress,
+    save_progress,
+    store_problems,
+)
 from tasks.refs import FolderRef
 from training_core.config import RunConfig
 from training_core.folders import MANIFEST, seal, seal_digest
 from training_core.training.checkpoints import latest_complete_checkpoint
 
-IDENTITY = "i" * 64
+FINGERPRINT = "f" * 64
 
 
 @pytest.fixture(params=["file", "memory"])
 def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A store, once on disk and once of a kind that knows no paths of this machine."""
+    """The URL of a store, once on disk and once with a protocol that has no local paths."""
     url = (tmp_path / "store").as_uri() if request.param == "file" else f"memory://{tmp_path}"
     monkeypatch.setenv(artifact_store.VARIABLE, url)
     return url
@@ -41,6 +48,14 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
+class EndpointConnectionError(Exception):
+    """Like the errors of botocore and aiohttp: not an ``OSError``."""
+
+
+def unreachable(*_: object, **__: object) -> None:
+    raise EndpointConnectionError("could not connect")
+
+
 def write(folder: Path, content: str) -> None:
     (folder / "inner").mkdir(parents=True)
     (folder / "a.bin").write_text(content)
@@ -49,14 +64,14 @@ def write(folder: Path, content: str) -> None:
 
 
 def rewrite(url: str, name: str, content: bytes | None) -> None:
-    files, place = fsspec.core.url_to_fs(f"{url}/{name}")
+    filesystem, path = fsspec.core.url_to_fs(f"{url}/{name}")
     if content is None:
-        files.rm_file(place)
+        filesystem.rm_file(path)
     else:
-        files.pipe_file(place, content)
+        filesystem.pipe_file(path, content)
 
 
-def test_a_folder_that_was_published_is_opened_on_another_machine(url: str, folder: Path, there: RunConfig) -> None:
+def test_published_folder_opens_on_another_machine(url: str, folder: Path, there: RunConfig) -> None:
     ref = publish(folder)
     assert publish(folder) == ref
     opened = open_folder(ref, there)
@@ -65,11 +80,11 @@ def test_a_folder_that_was_published_is_opened_on_another_machine(url: str, fold
     assert (opened / "inner" / "b.bin").read_text() == "weights"
 
 
-def test_a_folder_is_opened_where_it_was_made_without_the_store(folder: Path) -> None:
+def test_folder_opens_where_it_was_written_without_the_store(folder: Path) -> None:
     assert open_folder(publish(folder), RunConfig(output_dir=str(folder.parent))) == folder
 
 
-def test_a_fetched_folder_that_is_damaged_is_fetched_again(url: str, folder: Path, there: RunConfig) -> None:
+def test_damaged_download_is_downloaded_again(url: str, folder: Path, there: RunConfig) -> None:
     ref = publish(folder)
     (open_folder(ref, there) / "a.bin").write_text("damaged")
     assert (open_folder(ref, there) / "a.bin").read_text() == "weights"
@@ -77,51 +92,49 @@ def test_a_fetched_folder_that_is_damaged_is_fetched_again(url: str, folder: Pat
 
 @pytest.mark.parametrize("name", ["a.bin", "inner/b.bin"])
 @pytest.mark.parametrize("content", [b"other", None], ids=["changed", "missing"])
-def test_a_folder_damaged_in_the_store_is_rejected(
+def test_folder_damaged_in_the_store_is_rejected(
     name: str, content: bytes | None, url: str, folder: Path, there: RunConfig
 ) -> None:
     ref = publish(folder)
     rewrite(str(ref.url), name, content)
-    with pytest.raises(FileNotFoundError, match="does not hold the folder"):
+    with pytest.raises(FileNotFoundError, match="are not those that were published"):
         open_folder(ref, there)
 
 
-def test_a_half_uploaded_folder_is_rejected_and_completed_by_publishing_again(
-    url: str, folder: Path, there: RunConfig
-) -> None:
+def test_partial_upload_is_rejected_and_completed_later(url: str, folder: Path, there: RunConfig) -> None:
     ref = publish(folder)
     rewrite(str(ref.url), MANIFEST, None)  # it is written last
-    with pytest.raises(FileNotFoundError, match="not complete"):
+    with pytest.raises(FileNotFoundError, match="missing or incomplete"):
         open_folder(ref, there)
     publish(folder)
     assert open_folder(ref, there)
 
 
-def test_an_upload_that_broke_off_is_rejected_and_completed_by_publishing_again(
+def test_failed_upload_is_completed_by_publishing_again(
     url: str, folder: Path, there: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files, _ = fsspec.core.url_to_fs(url)
-    put_file = type(files).put_file
+    filesystem, _ = fsspec.core.url_to_fs(url)
+    put_file = type(filesystem).put_file
 
-    def break_off(files: AbstractFileSystem, source: str, target: str) -> None:
+    def fail(filesystem: AbstractFileSystem, source: str, target: str) -> None:
         if source.endswith("b.bin"):
             raise ConnectionError
-        put_file(files, source, target)
+        put_file(filesystem, source, target)
 
     with monkeypatch.context() as connection, pytest.raises(ConnectionError):
-        connection.setattr(type(files), "put_file", break_off)
+        connection.setattr(type(filesystem), "put_file", fail)
         publish(folder)
     ref = publish(folder)
     assert (open_folder(ref, there) / "inner" / "b.bin").read_text() == "weights"
 
 
-def test_an_incomplete_folder_is_not_published(url: str, folder: Path) -> None:
+def test_incomplete_folder_is_not_published(url: str, folder: Path) -> None:
     (folder / "a.bin").unlink()
-    with pytest.raises(FileNotFoundError, match="incomplete or damaged"):
+    with pytest.raises(FileNotFoundError, match="is incomplete or damaged"):
         publish(folder)
 
 
-def test_without_a_store_a_folder_is_missed_elsewhere_with_what_to_do(
+def test_folder_without_a_store_is_missing_elsewhere(
     folder: Path, there: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(artifact_store.VARIABLE, raising=False)
@@ -148,75 +161,92 @@ def _outside_of_runs() -> Iterator[None]:
         yield
 
 
-def test_a_training_goes_on_elsewhere_from_the_newest_checkpoint(url: str, progress: Path, tmp_path: Path) -> None:
-    assert save_progress(progress, IDENTITY, 0) == 10
-    assert save_progress(progress, IDENTITY, 10) == 10
+def test_checkpoint_is_restored_on_another_machine(url: str, progress: Path, tmp_path: Path) -> None:
+    assert save_progress(progress, FINGERPRINT, 0) == 10
+    assert save_progress(progress, FINGERPRINT, 10) == 10
     elsewhere = tmp_path / "there" / "run"
-    restore_progress(elsewhere, IDENTITY)
+    restore_progress(elsewhere, FINGERPRINT)
     latest = latest_complete_checkpoint(elsewhere / "checkpoints")
     assert latest and (latest.name, (latest / "a.bin").read_text()) == ("checkpoint-10", "step 10")
     assert (elsewhere / "journal.jsonl").read_text() == "ten steps"
 
 
-def test_the_store_keeps_the_newest_checkpoint_only(url: str, progress: Path) -> None:
-    save_progress(progress, IDENTITY, 0)
+def test_checkpoint_upload_deletes_older_ones(url: str, progress: Path) -> None:
+    save_progress(progress, FINGERPRINT, 0)
     write(progress / "checkpoints" / "checkpoint-12", "step 12")
-    assert save_progress(progress, IDENTITY, 10) == 12
-    files, place = fsspec.core.url_to_fs(f"{url}/runs/{IDENTITY[:16]}")
-    assert {Path(path).name for path in files.ls(place, detail=False)} == {"checkpoint-12", "journal.jsonl"}
+    assert save_progress(progress, FINGERPRINT, 10) == 12
+    filesystem, path = fsspec.core.url_to_fs(f"{url}/runs/{FINGERPRINT[:16]}")
+    assert {Path(path).name for path in filesystem.ls(path, detail=False)} == {"checkpoint-12", "journal.jsonl"}
 
 
-def test_progress_of_this_machine_is_not_replaced_by_older_one(url: str, progress: Path) -> None:
-    save_progress(progress, IDENTITY, 0)
+def test_checkpoint_of_this_machine_is_kept_when_newer(url: str, progress: Path) -> None:
+    save_progress(progress, FINGERPRINT, 0)
     write(progress / "checkpoints" / "checkpoint-12", "step 12")
     (progress / "journal.jsonl").write_text("twelve steps")
-    restore_progress(progress, IDENTITY)
+    restore_progress(progress, FINGERPRINT)
     assert (progress / "journal.jsonl").read_text() == "twelve steps"
 
 
-def test_a_half_uploaded_checkpoint_does_not_count(url: str, progress: Path, tmp_path: Path) -> None:
-    save_progress(progress, IDENTITY, 0)
-    rewrite(f"{url}/runs/{IDENTITY[:16]}/checkpoint-10", MANIFEST, None)
-    restore_progress(tmp_path / "there" / "run", IDENTITY)
+def test_checkpoint_uploaded_in_part_is_ignored(url: str, progress: Path, tmp_path: Path) -> None:
+    save_progress(progress, FINGERPRINT, 0)
+    rewrite(f"{url}/runs/{FINGERPRINT[:16]}/checkpoint-10", MANIFEST, None)
+    restore_progress(tmp_path / "there" / "run", FINGERPRINT)
     assert not (tmp_path / "there" / "run").exists()
 
 
-def test_without_a_store_progress_stays_where_it_is(progress: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoint_stays_local_without_a_store(progress: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(artifact_store.VARIABLE, raising=False)
-    assert save_progress(progress, IDENTITY, 0) == 0
+    assert save_progress(progress, FINGERPRINT, 0) == 0
     shutil.rmtree(progress)
-    restore_progress(progress, IDENTITY)
+    restore_progress(progress, FINGERPRINT)
     assert not progress.exists()
 
 
-def test_a_store_that_takes_files_has_no_problem_and_keeps_none(url: str) -> None:
+def test_store_check_passes_and_leaves_no_file(url: str) -> None:
     assert store_problems(needed=True) == []
-    files, place = fsspec.core.url_to_fs(url)
-    assert files.find(place) == []
+    filesystem, path = fsspec.core.url_to_fs(url)
+    assert filesystem.find(path) == []
 
 
 @pytest.mark.parametrize("wrong", ["file:///proc/none", "nosuch://place", "/dev/null"])
-def test_a_store_that_cannot_be_written_is_named_with_the_reason(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_check_names_an_unwritable_store_and_why(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(artifact_store.VARIABLE, wrong)
     (problem,) = store_problems(needed=False)
-    assert problem.startswith(f"{artifact_store.VARIABLE}: {wrong!r} cannot be written")
+    assert problem.startswith(f"{artifact_store.VARIABLE}: cannot write to {wrong!r}: ")
 
 
-def test_a_store_that_fails_in_a_way_of_its_own_is_named_with_the_reason(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class EndpointConnectionError(Exception):
-        """As botocore's and aiohttp's errors are: no ``OSError``."""
-
-    def reject(*_: object) -> None:
-        raise EndpointConnectionError("nobody listens")
-
-    monkeypatch.setattr(type(fsspec.core.url_to_fs(url)[0]), "pipe_file", reject)
+def test_store_check_reports_errors_of_the_stores_client(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(fsspec.core.url_to_fs(url)[0]), "pipe_file", unreachable)
     (problem,) = store_problems(needed=False)
-    assert "cannot be written: EndpointConnectionError: nobody listens; " in problem
+    assert ": EndpointConnectionError: could not connect; set it to " in problem
 
 
-def test_a_missing_store_is_a_problem_only_where_folders_have_to_travel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_raises_os_error_for_its_clients_errors(
+    url: str, folder: Path, progress: Path, there: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = publish(folder)
+    shutil.rmtree(folder)
+    filesystem = type(fsspec.core.url_to_fs(url)[0])
+    for method in ("put_file", "get_file", "exists", "glob"):
+        monkeypatch.setattr(filesystem, method, unreachable)
+    for action in (
+        lambda: publish(progress / "checkpoints" / "checkpoint-2"),
+        lambda: open_folder(ref, there),
+        lambda: save_progress(progress, FINGERPRINT, 0),
+        lambda: restore_progress(progress, FINGERPRINT),
+    ):
+        with pytest.raises(OSError, match="EndpointConnectionError: could not connect"):
+            action()
+
+
+@pytest.mark.parametrize("error", [ValueError("unknown protocol"), ImportError("install s3fs"), PermissionError("no")])
+def test_store_passes_fsspecs_own_errors(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, client_errors_as_os_errors():
+        raise error
+    assert caught.value is error
+
+
+def test_store_check_requires_a_store_only_when_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(artifact_store.VARIABLE, raising=False)
     assert store_problems(needed=False) == []
     assert artifact_store.VARIABLE in store_problems(needed=True)[0]

@@ -1,4 +1,4 @@
-"""Rows and settings that do not go together end a flow at its first task."""
+"""Rows and settings that do not fit together fail the first task of a flow."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from tasks.data import validate_data
 from training_core.config import RunConfig, SettingsError
 
 
-def test_favourable_decisions_that_no_row_holds_end_a_flow_after_the_report(
+def test_validation_rejects_unknown_favourable_decisions_after_the_report(
     tiny_base: Path, sample_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[str] = []

@@ -1,4 +1,4 @@
-"""What would end a run hours later is found before a GPU is asked for, all of it at once."""
+"""Problems that would end a run hours later are found before a GPU is requested, all at once."""
 
 import dataclasses
 import logging
@@ -19,14 +19,14 @@ from training_core.config import RunConfig, SettingsError
 
 pytestmark = pytest.mark.slow
 
-# Not looked at, but for the memory of a GPU.
+# Read only when the memory of a GPU is checked.
 DATASET = DatasetRef(FolderRef("nowhere", None, ""), "", 0, 0, "")
-NOBODY = "http://127.0.0.1:9"  # the port of discarded messages; nothing listens there
+UNREACHABLE = "http://127.0.0.1:9"  # no server listens on the discard port
 
 
 @pytest.fixture
 def ready(tiny_base: Path, tmp_path: Path, output_dir: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
-    """Settings of a run that lacks nothing."""
+    """Settings of a run that has all it needs."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv(artifact_store.VARIABLE, (tmp_path / "store").as_uri())
     return RunConfig(model_name=str(tiny_base), output_dir=str(output_dir))
@@ -38,19 +38,19 @@ def problems_of(config: RunConfig) -> list[str]:
     return caught.value.problems
 
 
-def test_a_run_that_lacks_nothing_passes_and_leaves_nothing_behind(ready: RunConfig, tmp_path: Path) -> None:
+def test_preflight_passes_and_writes_nothing(ready: RunConfig, tmp_path: Path) -> None:
     preflight.fn(ready, DATASET)
     assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
     assert registry.named_version(ready, registry.CANDIDATE) is None
     assert tracking.connect(ready).search_registered_models(f"name = '{ready.registered_model_name}'") == []
 
 
-def test_all_that_a_run_lacks_is_named_at_once(
+def test_preflight_lists_all_problems_at_once(
     ready: RunConfig, prefect_api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", NOBODY)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", UNREACHABLE)
     monkeypatch.setenv(artifact_store.VARIABLE, "file:///proc/none")
-    lacking = dataclasses.replace(ready, train_on="train-flow/nobody", lora_r=10**10)
+    lacking = dataclasses.replace(ready, train_on="train-flow/missing", lora_r=10**10)
     assert [problem.partition(":")[0] for problem in problems_of(lacking)] == [
         "MLFLOW_TRACKING_URI",
         artifact_store.VARIABLE,
@@ -59,25 +59,25 @@ def test_all_that_a_run_lacks_is_named_at_once(
     ]
 
 
-def test_checkpoints_need_room_where_the_training_is(ready: RunConfig) -> None:
+def test_preflight_counts_checkpoints_where_the_training_runs(ready: RunConfig) -> None:
     (problem,) = problems_of(dataclasses.replace(ready, save_total_limit=10**9))
     assert "save_total_limit" in problem and "GiB" in problem
 
 
-def test_a_pool_of_another_machine_needs_a_store(
+def test_preflight_requires_a_store_for_another_pool(
     ready: RunConfig, prefect_api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(artifact_store.VARIABLE)
-    problems = problems_of(dataclasses.replace(ready, train_on="train-flow/nobody"))
+    problems = problems_of(dataclasses.replace(ready, train_on="train-flow/missing"))
     assert [problem.split(" ")[0] for problem in problems] == [artifact_store.VARIABLE, "train_on:"]
 
 
-def test_a_name_that_the_registry_cannot_search_for_is_rejected(ready: RunConfig) -> None:
+def test_preflight_rejects_a_name_the_registry_cannot_search(ready: RunConfig) -> None:
     (problem,) = problems_of(dataclasses.replace(ready, registered_model_name="it's"))
-    assert 'cannot take "it\'s"' in problem
+    assert 'cannot register "it\'s"' in problem
 
 
-def test_a_deleted_experiment_is_named_with_the_command_that_brings_it_back(ready: RunConfig, tmp_path: Path) -> None:
+def test_preflight_shows_how_to_restore_a_deleted_experiment(ready: RunConfig, tmp_path: Path) -> None:
     own = dataclasses.replace(ready, output_dir=str(tmp_path))
     client = tracking.connect(own)
     number = client.create_experiment(tracking.EXPERIMENT)
@@ -88,23 +88,23 @@ def test_a_deleted_experiment_is_named_with_the_command_that_brings_it_back(read
     preflight.fn(own, DATASET)
 
 
-def test_a_pool_without_a_worker_is_told_and_not_rejected(
+def test_preflight_warns_about_a_pool_without_a_worker(
     ready: RunConfig, prefect_api: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name="idle", type="process"))
     train_flow.to_deployment("idle", work_pool_name="idle", entrypoint_type=EntrypointType.MODULE_PATH).apply()
-    told = logging.getLogger("prefect.task_runs")
-    told.addHandler(caplog.handler)
+    logger = logging.getLogger("prefect.task_runs")
+    logger.addHandler(caplog.handler)
     try:
         preflight(dataclasses.replace(ready, train_on="train-flow/idle"), DATASET)
     finally:
-        told.removeHandler(caplog.handler)
-    assert "Pool idle has no worker online: training waits up to 24 hours" in caplog.text
+        logger.removeHandler(caplog.handler)
+    assert "Pool idle has no worker online: the training waits up to 24 hours" in caplog.text
     assert "prefect worker start --pool idle" in caplog.text
 
 
-def test_a_training_that_no_gpu_of_the_pool_could_hold_is_rejected_with_a_fix(
+def test_preflight_rejects_a_training_too_large_for_the_gpus(
     ready: RunConfig, sample_rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with disable_run_logger():
@@ -112,5 +112,7 @@ def test_a_training_that_no_gpu_of_the_pool_could_hold_is_rejected_with_a_fix(
         monkeypatch.setenv(GPU_MEMORY, "80")
         preflight.fn(ready, dataset)
         monkeypatch.setenv(GPU_MEMORY, "0.01")
-        with pytest.raises(SettingsError, match=r"0.01 GiB, and at least .* needed: set per_device_train_batch_size"):
+        with pytest.raises(
+            SettingsError, match=r"0.01 GiB, the training needs at least .*; set per_device_train_batch_size"
+        ):
             preflight.fn(ready, dataset)

@@ -1,11 +1,13 @@
-"""A training is shown and saved from outside, whatever servers and stores do; and what the progress artifact says."""
+"""Reports of a running training, also when servers and stores fail, and the text of the progress artifact."""
 
 import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
+from prefect.exceptions import ObjectNotFound
 
 from tasks import artifact_store, progress
 from tasks.progress import describe_progress, follow_journal
@@ -14,13 +16,9 @@ from training_core.config import RunConfig
 from training_core.training.journal import Point
 
 
-class EndpointConnectionError(Exception):
-    """As botocore's and aiohttp's errors are: no ``OSError``."""
-
-
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunRef:
-    """A run with no servers, looked at all the time."""
+    """A run without servers that is reported all the time."""
     for name in ("end_when_replaced", "send_points"):
         monkeypatch.setattr(progress, name, lambda *_: None)
     monkeypatch.delenv(artifact_store.VARIABLE, raising=False)
@@ -29,42 +27,46 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunRef:
     return RunRef("i" * 64, str(tmp_path), "base", "run")
 
 
-def failing_twice(then: threading.Event) -> Callable[..., int]:
-    failures = [EndpointConnectionError("nobody listens"), EndpointConnectionError()]
+def failing_once(error: Exception, then: threading.Event) -> Callable[..., int]:
+    failures = [error]
 
-    def look(*_: object) -> int:
+    def act(*_: object) -> int:
         if failures:
             raise failures.pop()
         then.set()
         return 10
 
-    return look
+    return act
 
 
-@pytest.mark.parametrize("look", ["end_when_replaced", "save_progress"])
-def test_a_look_that_fails_in_a_way_of_its_own_is_told_and_tried_again(
-    look: str, run: RunRef, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("action", "error"),
+    [
+        ("end_when_replaced", httpx.ConnectError("connection refused")),
+        ("end_when_replaced", ObjectNotFound(ValueError("404"), "the run was deleted")),
+        ("send_points", ConnectionError("the tracking server did not store the loss curve")),
+        ("save_progress", OSError("EndpointConnectionError: could not connect")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_progress_errors_are_logged_and_retried(
+    action: str, error: Exception, run: RunRef, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    looked = threading.Event()
-    monkeypatch.setattr(progress, look, failing_twice(then=looked))
+    repeated = threading.Event()
+    monkeypatch.setattr(progress, action, failing_once(error, then=repeated))
     with follow_journal(RunConfig(), run):
-        assert looked.wait(timeout=10)
-    assert caplog.messages == [
-        "Not this time, training goes on: EndpointConnectionError: ",
-        "Not this time, training goes on: EndpointConnectionError: nobody listens",
-    ]
+        assert repeated.wait(timeout=10)
+    assert caplog.messages == [f"Training continues; will try again: {type(error).__name__}: {error}"]
 
 
-def test_a_checkpoint_that_is_not_safe_after_the_training_is_an_error(
-    run: RunRef, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_raises_when_the_last_upload_fails(run: RunRef, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "POLL_SECONDS", 60)
-    monkeypatch.setattr(progress, "save_progress", failing_twice(then=threading.Event()))
-    with pytest.raises(EndpointConnectionError), follow_journal(RunConfig(), run):
+    monkeypatch.setattr(progress, "save_progress", failing_once(OSError("no store"), then=threading.Event()))
+    with pytest.raises(OSError, match="no store"), follow_journal(RunConfig(), run):
         pass
 
 
-def test_progress_tells_step_losses_speed_memory_and_the_time_left() -> None:
+def test_progress_shows_step_losses_speed_memory_and_time_left() -> None:
     cost = {"seconds_per_step": 2.0, "tokens_per_second": 12345.6, "peak_memory_gib": 3.5}
     points = [
         Point(10, 100, 0.0, {"loss": 2.5} | cost),
@@ -73,14 +75,14 @@ def test_progress_tells_step_losses_speed_memory_and_the_time_left() -> None:
     ]
     assert describe_progress(points) == (
         "Step 30 of 100, about 0:02:20 left: "
-        "loss 0.5, held-out loss 1.25, 12,346 tokens before sharing/s, 3.50 GiB at most"
+        "loss 0.5, held-out loss 1.25, 12,346 tokens before sharing/s, 3.50 GiB peak memory"
     )
 
 
-def test_the_time_for_which_a_training_lay_dead_does_not_count_as_pace() -> None:
+def test_progress_ignores_downtime_in_the_time_left() -> None:
     before, after = Point(10, 30, 0.0, {"seconds_per_step": 2.0}), Point(20, 30, 90_000.0, {"seconds_per_step": 2.0})
     assert "about 0:00:20 left" in describe_progress([before, after])
 
 
-def test_a_held_out_loss_before_the_first_step_of_the_curve_is_told_alone() -> None:
+def test_progress_without_a_step_shows_the_held_out_loss() -> None:
     assert describe_progress([Point(5, 100, 0.0, {"eval_loss": 2.0})]) == "Step 5 of 100: held-out loss 2"

@@ -1,21 +1,23 @@
+"""Garbage collection around imports."""
+
 import gc
 
 import pytest
 
-from tasks.startup import garbage_left_alone
+from tasks.startup import paused_garbage_collection
 
 
-def test_garbage_is_collected_again_after_imports_even_when_one_fails() -> None:
-    with pytest.raises(ImportError), garbage_left_alone():
+def test_garbage_collection_resumes_after_a_failed_import() -> None:
+    with pytest.raises(ImportError), paused_garbage_collection():
         assert not gc.isenabled()
         raise ImportError
     assert gc.isenabled()
 
 
-def test_who_collects_no_garbage_goes_on_without() -> None:
+def test_garbage_collection_stays_off_when_it_was_off() -> None:
     gc.disable()
     try:
-        with garbage_left_alone():
+        with paused_garbage_collection():
             pass
         assert not gc.isenabled()
     finally:

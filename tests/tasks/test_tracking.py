@@ -1,4 +1,4 @@
-"""One run per fingerprint, whatever crashed before, and nothing in it twice. On a real SQLite store."""
+"""One MLflow run per fingerprint after crashes, with nothing logged twice. On a real SQLite store."""
 
 import dataclasses
 import json
@@ -15,14 +15,14 @@ from training_core.training.journal import Point
 pytestmark = pytest.mark.slow
 
 
-def test_an_fingerprint_has_one_run_with_all_parameters_even_when_its_creator_was_killed(
+def test_tracking_run_is_one_per_fingerprint_after_a_kill(
     config: RunConfig, dataset: DatasetRef, tmp_path: Path
 ) -> None:
     client = tracking.connect(config)
     experiment = tracking.experiment_id(client, config)
-    bare = client.create_run(experiment, tags={tracking.FINGERPRINT_TAG: "killed"})  # and then the process died
+    bare = client.create_run(experiment, tags={tracking.FINGERPRINT_TAG: "killed"})  # then the process was killed
     assert tracking.open_tracking_run(config, "killed", dataset, tmp_path) == bare.info.run_id
-    later = dataclasses.replace(config, max_eval_rows=7)  # no part of the fingerprint, and parameters never change
+    later = dataclasses.replace(config, max_eval_rows=7)  # not part of the fingerprint; logged parameters stay
     assert tracking.open_tracking_run(later, "killed", dataset, tmp_path) == bare.info.run_id
     run = client.get_run(bare.info.run_id)
     assert run.data.params.keys() == dataclasses.asdict(config).keys()
@@ -34,7 +34,23 @@ def test_an_fingerprint_has_one_run_with_all_parameters_even_when_its_creator_wa
     assert [given.dataset.digest for given in run.inputs.dataset_inputs] == [dataset.digest[:36]]
 
 
-def test_a_point_of_the_curve_that_is_sent_twice_is_there_once(config: RunConfig, trained: TrainedRef) -> None:
+def test_tracking_uri_that_is_empty_counts_as_unset(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    unset = tracking.tracking_uri(config)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    assert tracking.tracking_uri(config) == unset == f"sqlite:///{config.output_dir}/mlflow.db"
+
+
+def test_tracking_run_keeps_the_name_it_was_created_with(
+    config: RunConfig, dataset: DatasetRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "tracking_run_name", lambda _: "m samples.jsonl 2026-11-27")
+    run_id = tracking.open_tracking_run(config, "named", dataset, tmp_path)
+    monkeypatch.setattr(tracking, "tracking_run_name", lambda _: "m samples.jsonl 2026-11-28")
+    assert tracking.open_tracking_run(config, "named", dataset, tmp_path) == run_id
+    assert tracking.connect(config).get_run(run_id).info.run_name == "m samples.jsonl 2026-11-27"
+
+
+def test_tracking_stores_a_point_sent_twice_once(config: RunConfig, trained: TrainedRef) -> None:
     points = [Point(step, 3, 1000.0 + step, {"loss": 1.0 / step}) for step in (1, 2, 3)]
     tracking.send_points(config, trained.run.tracking_run_id, points[:2])
     tracking.send_points(config, trained.run.tracking_run_id, points)
@@ -42,7 +58,7 @@ def test_a_point_of_the_curve_that_is_sent_twice_is_there_once(config: RunConfig
     assert [(point.step, point.value) for point in history] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
 
 
-def test_a_second_evaluation_keeps_the_scores_and_files_of_the_first(config: RunConfig, trained: TrainedRef) -> None:
+def test_tracking_keeps_scores_of_an_earlier_evaluation(config: RunConfig, trained: TrainedRef) -> None:
     client, run_id = tracking.connect(config), trained.run.tracking_run_id
     tracking.log_results(config, run_id, trained.report)
     scores = Path(trained.report.folder.path) / "scores.json"

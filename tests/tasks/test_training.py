@@ -1,4 +1,4 @@
-"""What a training needs before it begins."""
+"""What a training needs before it starts."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from training_core.folders import seal, seal_digest
 
 @pytest.fixture
 def rows(dataset: DatasetRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DatasetRef:
-    """Rows of another machine, in a store."""
+    """The dataset of another machine, in an artifact store."""
     monkeypatch.setenv(artifact_store.VARIABLE, (tmp_path / "store").as_uri())
     folder = tmp_path / "rows"
     folder.mkdir()
@@ -36,15 +36,13 @@ def opened(config: RunConfig, rows: DatasetRef) -> RunRef:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("prefect_api")
-def test_one_machine_needs_no_tracking_server_beside_its_store(config: RunConfig, rows: DatasetRef) -> None:
+def test_open_run_needs_no_tracking_server_on_one_machine(config: RunConfig, rows: DatasetRef) -> None:
     assert Path(opened(config, rows).path).is_relative_to(config.output_dir)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("prefect_api")
-def test_an_adapter_that_is_registered_is_taken_as_it_is_and_not_trained_again_on_another_machine(
-    config: RunConfig, rows: DatasetRef, trained: TrainedRef
-) -> None:
+def test_open_run_reuses_a_registered_adapter(config: RunConfig, rows: DatasetRef, trained: TrainedRef) -> None:
     run = opened(config, rows)
     registry.find_or_create_version(config, replace(trained, run=run), "")
     again = opened(config, rows)
@@ -52,24 +50,23 @@ def test_an_adapter_that_is_registered_is_taken_as_it_is_and_not_trained_again_o
     assert seal_digest(Path(again.path) / "adapter") == trained.adapter.digest
 
 
-def test_a_champion_that_cannot_be_compared_with_is_known_before_the_training(
-    config: RunConfig, rows: DatasetRef
-) -> None:
+def test_open_run_rejects_a_champion_that_cannot_be_loaded(config: RunConfig, rows: DatasetRef) -> None:
     client = tracking.connect(config)
     client.create_registered_model(config.registered_model_name)
     by_hand = client.create_model_version(config.registered_model_name, "somewhere")
     registry.point_alias(config, registry.CHAMPION, by_hand.version)
-    with pytest.raises(SettingsError, match="champion cannot be had"):
+    with pytest.raises(SettingsError, match=r"registered_model_name: .*champion"):
         open_run.fn(config, rows)
 
 
-def test_a_worker_without_the_places_where_all_meet_trains_nothing(
+def test_open_run_rejects_a_worker_without_shared_servers(
     config: RunConfig, rows: DatasetRef, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = replace(config, model_name=str(tiny_base))  # of which the size is looked at
-    monkeypatch.delenv(artifact_store.VARIABLE)
+    config = replace(config, model_name=str(tiny_base))  # its size is read
+    for name in (artifact_store.VARIABLE, "MLFLOW_TRACKING_URI"):
+        monkeypatch.setenv(name, "")  # counts as unset
     with pytest.raises(SettingsError) as rejected:
         open_run.fn(replace(config, train_on="train-flow/gpu"), replace(rows, base_digest="of other files"))
-    assert "has other files here" in str(rejected.value)
+    assert "has other files on this machine" in str(rejected.value)
     assert "MLFLOW_TRACKING_URI is not set" in str(rejected.value)
     assert f"{artifact_store.VARIABLE} is not set" in str(rejected.value)

@@ -1,4 +1,4 @@
-"""A stand-in for Docker's engine: keeps what is asked of it, and runs a container that is killed at once."""
+"""A stand-in for Docker's engine: records requests, and runs a container that is killed at once."""
 
 import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -8,7 +8,7 @@ KILLED = 137
 
 
 class StandInEngine(ThreadingHTTPServer):
-    """Speaks as much of the engine's API as a worker needs to start one container, follow it and see how it ended."""
+    """Implements the part of the engine's API that a worker needs to start and follow one container."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -57,4 +57,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Tests are quiet."""
+        """Keep the tests' output short."""

@@ -1,0 +1,119 @@
+"""Servers of one machine: only the server that was started is used, and never through an HTTP proxy."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+import pytest
+
+from flows import cli
+from flows.cli import set_environment
+from flows.local_servers import Server, listen, mlflow_server, prefect_server
+
+DEAD_PROXY = "http://127.0.0.1:9"  # no server listens on the discard port
+PROXIES = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+
+
+class OtherServer(BaseHTTPRequestHandler):
+    """Answers every request as a healthy server would."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Keep the tests' output short."""
+
+
+@pytest.fixture
+def other_port() -> Iterator[int]:
+    """The port of a server that we did not start."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), OtherServer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+@pytest.fixture
+def dead_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in PROXIES:
+        monkeypatch.setenv(name, DEAD_PROXY)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_port_is_taken_before_its_server_answers() -> None:
+    with listen(0) as first, listen(first.getsockname()[1]) as second:
+        assert first.getsockname() != second.getsockname()
+        with pytest.raises(OSError, match="in use"):
+            socket.create_server(first.getsockname())
+
+
+def test_port_sends_small_answers_without_delay() -> None:
+    """Without this option each answer of uvicorn waits 40 ms for an acknowledgement."""
+    with listen(0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_server_on_another_ones_port_gets_its_own(other_port: int) -> None:
+    with listen(other_port) as listener:
+        assert listener.getsockname()[1] != other_port
+
+
+def test_server_that_dies_is_not_mistaken_for_another(other_port: int) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+        with pytest.raises(RuntimeError, match="did not start; exit code 0"):
+            Server(process, f"http://127.0.0.1:{other_port}", "/health").wait()
+
+
+def test_proxy_is_bypassed_by_health_checks(other_port: int, dead_proxy: None) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        assert Server(process, f"http://127.0.0.1:{other_port}", "/health").wait()
+
+
+def test_proxy_is_bypassed_by_clients_of_local_servers(
+    other_port: int, dead_proxy: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ) | {"no_proxy": "example.org"})
+    set_environment()
+    assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == "example.org,127.0.0.1,localhost"
+    assert httpx.get(f"http://127.0.0.1:{other_port}").is_success
+
+
+def test_empty_api_url_counts_as_unset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextlib.contextmanager
+    def fake_server(home: Path) -> Iterator[Server]:
+        yield Server(subprocess.Popen([sys.executable, "-c", ""]), "http://127.0.0.1:1", "/health")
+
+    monkeypatch.setattr(cli, "prefect_server", fake_server)
+    monkeypatch.setenv("PREFECT_API_URL", "")
+    monkeypatch.setenv("PREFECT_HOME", "")
+    with cli.prefect_api(tmp_path):
+        assert os.environ["PREFECT_API_URL"] == "http://127.0.0.1:1/api"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("dead_proxy")
+def test_servers_started_together_are_not_mixed_up(tmp_path: Path, other_port: int) -> None:
+    store, artifacts = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "artifacts"
+    with prefect_server(tmp_path / "a", other_port) as first, prefect_server(tmp_path / "b", other_port) as second:
+        addresses = {first.wait(), second.wait(), f"http://127.0.0.1:{other_port}"}
+        assert len(addresses) == 3
+        for server, home in ((first, "a"), (second, "b")):
+            name = {"name": home}
+            httpx.post(f"{server.address}/api/flows/", json=name, trust_env=False, timeout=30).raise_for_status()
+        found = httpx.post(f"{first.address}/api/flows/filter", json={}, trust_env=False, timeout=30).json()
+        assert [flow["name"] for flow in found] == ["a"]
+    with mlflow_server(store, artifacts, other_port) as server:
+        assert httpx.get(f"{server.wait()}/version", trust_env=False, timeout=30).text

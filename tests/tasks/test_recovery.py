@@ -1,0 +1,83 @@
+"""The recovery policy: each layer waits longer than the one that acts before it."""
+
+from datetime import timedelta
+
+import pytest
+from prefect import Flow, Task
+from prefect.states import Failed
+
+from deployments.job_templates import base_job_template
+from deployments.topology import OFTEN, crash_silent_runs, resume_crashed_runs
+from flows.janitor_flow import janitor_flow
+from flows.reevaluate_flow import reevaluate_flow
+from flows.sft_flow import sft_flow
+from flows.train_flow import train_flow
+from tasks import recovery
+from training_core.config import SettingsError
+
+WORKER_REPORTS_A_CRASH_TWICE_WITHIN = timedelta(seconds=10)
+POLICIES = (recovery.NETWORK, recovery.WAITING, recovery.SCORING)
+
+
+def test_silence_of_several_heartbeats_crashes_a_run() -> None:
+    assert recovery.SILENT_RUN_CRASHES_AFTER >= 3 * recovery.HEARTBEAT
+
+
+def test_resumption_waits_for_the_second_crash_report() -> None:
+    assert recovery.CRASHED_RUN_RESUMES_AFTER > WORKER_REPORTS_A_CRASH_TWICE_WITHIN
+
+
+def test_janitor_acts_after_the_automations() -> None:
+    assert recovery.JANITOR_CRASHES_AFTER > recovery.SILENT_RUN_CRASHES_AFTER
+    assert recovery.JANITOR_RESUMES_AFTER > recovery.CRASHED_RUN_RESUMES_AFTER
+
+
+def test_waiting_run_outlasts_automation_and_janitor() -> None:
+    slowest_janitor = recovery.JANITOR_RESUMES_AFTER + recovery.JANITOR_PERIOD
+    assert max(recovery.CRASHED_RUN_RESUMES_AFTER, slowest_janitor) < recovery.CRASHED_TRAINING_ENDS_AFTER
+
+
+def test_replaced_process_ends_before_its_run_resumes() -> None:
+    """A process that wakes up finds its run Crashed before another process can start it."""
+    assert timedelta(seconds=recovery.POLL_SECONDS) < recovery.CRASHED_RUN_RESUMES_AFTER
+
+
+def test_attempts_leave_room_for_crashes_after_all_retries() -> None:
+    assert 1 + recovery.TRAINING["retries"] < recovery.MAX_ATTEMPTS
+
+
+def test_deployments_use_the_periods_of_the_table() -> None:
+    assert crash_silent_runs([]).trigger.within == recovery.SILENT_RUN_CRASHES_AFTER
+    assert resume_crashed_runs([]).trigger.within == recovery.CRASHED_RUN_RESUMES_AFTER
+    assert OFTEN.cron == f"*/{recovery.JANITOR_PERIOD / timedelta(minutes=1):g} * * * *"
+    environment = base_job_template("process", gpu=False)["variables"]["properties"]["env"]["default"]
+    assert environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == f"{recovery.HEARTBEAT.total_seconds():g}"
+
+
+def test_tasks_take_their_retries_from_the_table(all_tasks: list[Task[..., object]]) -> None:
+    found = {task.name: task for task in all_tasks}
+    assert {"validate_data", "open_run", "train_on_pool", "evaluate", "register_adapter", "promote"} <= found.keys()
+    for name, task in found.items():
+        retries = task.retries, task.retry_delay_seconds, task.retry_condition_fn
+        assert not task.retries or retries in [tuple(policy.values()) for policy in POLICIES], name
+
+
+@pytest.mark.parametrize("flow", [sft_flow, train_flow, reevaluate_flow, janitor_flow], ids=lambda flow: flow.name)
+def test_flows_take_their_retries_from_the_table(flow: Flow[..., object]) -> None:
+    expected = recovery.TRAINING["retries"] if flow is train_flow else 0
+    assert flow.retries == expected
+
+
+@pytest.mark.parametrize(("error", "retried"), [(OSError(), True), (SettingsError(["x"]), False)], ids=str)
+def test_retries_skip_errors_of_settings_and_rows(error: Exception, retried: bool) -> None:
+    assert recovery.NETWORK["retry_condition_fn"](None, None, Failed(data=error)) == retried
+
+
+@pytest.mark.parametrize("starts", [recovery.MAX_ATTEMPTS, recovery.MAX_ATTEMPTS + 1])
+def test_attempts_of_a_run_are_limited(starts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__RUN_COUNT", str(starts))
+    if starts <= recovery.MAX_ATTEMPTS:
+        recovery.limit_attempts()
+    else:
+        with pytest.raises(RuntimeError, match=f"started {recovery.MAX_ATTEMPTS} times"):
+            recovery.limit_attempts()
