@@ -68,8 +68,8 @@ def test_rows_that_are_unfit_end_a_run_with_their_problems_and_exit_code_2(tiny_
     for command in COMMANDS.values():
         found = call(command, *base, *runs, "--dataset_path", str(rows))
         assert found.returncode == 2, found.stderr
-        assert "2 of 2 lines cannot be used" in found.stderr
-        assert "rows.jsonl:1: instruction: 5 is no text" in found.stderr
+        assert "got 2 of 2; fix them" in found.stderr
+        assert "rows.jsonl:1: instruction: expected a non-empty string, got 5" in found.stderr
         assert found.stderr.count("| Rows") == 1  # the log tells what is read, once
         assert {path.name for path in (tmp_path / "runs").iterdir()} <= {"datasets", "prefect"}
 
