@@ -79,9 +79,9 @@ def overlong(row: Row) -> bytes:
     return to_line({**row, "output": {**row["output"], "customer_response": repeated}})
 
 
-SPOILERS: dict[str, Callable[[Row], bytes]] = {
-    spoiler.__name__: spoiler
-    for spoiler in (
+CORRUPTIONS: dict[str, Callable[[Row], bytes]] = {
+    corruption.__name__: corruption
+    for corruption in (
         truncated_json,
         missing_output,
         empty_reason,
@@ -94,7 +94,7 @@ SPOILERS: dict[str, Callable[[Row], bytes]] = {
         overlong,
     )
 }
-BAD_KINDS = (*SPOILERS, DUPLICATE)
+BAD_KINDS = (*CORRUPTIONS, DUPLICATE)
 
 
 def plant_bad_lines(rows: Iterable[Row], share: float, seed: int) -> Iterator[Line]:
@@ -114,4 +114,4 @@ def plant_bad_lines(rows: Iterable[Row], share: float, seed: int) -> Iterator[Li
             continue
         kinds = kinds or rng.sample(BAD_KINDS, len(BAD_KINDS))
         kind = kinds.pop()
-        yield Line(kind, rng.choice(earlier) if kind == DUPLICATE else SPOILERS[kind](row))
+        yield Line(kind, rng.choice(earlier) if kind == DUPLICATE else CORRUPTIONS[kind](row))

@@ -8,7 +8,7 @@ import pytest
 from row_samples import Built, build, records, to_line, write
 from transformers import PreTrainedTokenizerFast
 
-from samples.bad_lines import SPOILERS, plant_bad_lines
+from samples.bad_lines import CORRUPTIONS, plant_bad_lines
 from samples.cases import generate_rows, write_rows
 from samples.row_formats import CONTAINERS, FORMATS
 from training_core.dataset import ingest
@@ -34,12 +34,12 @@ def assert_splits_match_accounts(built: Built) -> None:
 def test_account_of_planted_bad_lines_is_exact(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     path = tmp_path / "rows.jsonl"
     planted = write_rows(path, 400, seed=5, bad_share=0.3)
-    assert all(planted.get(kind, 0) > 1 for kind in (*SPOILERS, "duplicate"))
+    assert all(planted.get(kind, 0) > 1 for kind in (*CORRUPTIONS, "duplicate"))
     built = build(path, tokenizer)
     (account,) = built.report.accounts
     assert account.lines == planted["lines"] == 400
     assert account.overlong == planted["overlong"]
-    assert account.rejected == sum(planted[kind] for kind in SPOILERS) - planted["overlong"]
+    assert account.rejected == sum(planted[kind] for kind in CORRUPTIONS) - planted["overlong"]
     # A duplicate is a copy of a good line; no other line occurs twice.
     assert account.duplicates == planted["duplicate"]
     assert account.trained + account.held_out == planted["good"]
@@ -93,7 +93,7 @@ def test_account_exists_for_every_file(tmp_path: Path, tokenizer: PreTrainedToke
 def test_rejected_lines_are_kept_byte_for_byte(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     """Also if a file ends without a newline and the next one begins with a bad line."""
     lines = list(plant_bad_lines(generate_rows(200, seed=3), share=0.5, seed=3))
-    rejected = [line.data for line in lines if line.kind in SPOILERS and line.kind != "overlong"]
+    rejected = [line.data for line in lines if line.kind in CORRUPTIONS and line.kind != "overlong"]
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.jsonl").write_bytes(b"".join(line.data for line in lines) + b"\xff last\r")
     (tmp_path / "data" / "b.jsonl").write_bytes(b"first\r\n\x00")

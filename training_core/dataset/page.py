@@ -20,7 +20,7 @@ def render_page(report: DataReport) -> str:
         report=short,
         kinds=kinds_of(short.problems),
         files=[account.file for account in report.accounts],
-        every=total(report.accounts),
+        totals=total(report.accounts),
         verdict=verdict(report),
         sharing=sharing(report),
         fitting=fitting(report) if report.lengths.counts else "",

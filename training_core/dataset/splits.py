@@ -68,11 +68,12 @@ def training_leakage_keys(facts: pd.DataFrame, entities: pd.DataFrame) -> np.nda
 def hold_out(facts: pd.DataFrame, entities: pd.DataFrame, share: float) -> pd.Series:
     """Which rows are held out: ``share`` of the rows of each decision, drawn by group; see above.
 
-    Among other rows nearly all rows keep their split. Decisions too rare to hold out one row are drawn together.
+    When other rows are added or removed, nearly all rows keep their split. Decisions too rare to hold out one row form
+    one stratum.
     """
     if facts.empty:
         return pd.Series(dtype=bool)
-    rows = pd.DataFrame({"group": _group(facts, entities), **facts[["decision", "case", "split_rank"]]})
+    rows = pd.DataFrame({"group": _connected_groups(facts, entities), **facts[["decision", "case", "split_rank"]]})
     groups = _strata(rows, share).sort_values(["stratum", "split_rank"])
     by_stratum = groups.groupby("stratum")["rows"]
     middle = by_stratum.cumsum() - groups["rows"] / 2
@@ -104,7 +105,7 @@ def held_out_sample(rows: Dataset, config: RunConfig) -> Dataset:
     return rows.select(sorted(drawn.tolist()))
 
 
-def _group(facts: pd.DataFrame, entities: pd.DataFrame) -> np.ndarray:
+def _connected_groups(facts: pd.DataFrame, entities: pd.DataFrame) -> np.ndarray:
     """The number of each row's group: connected components of rows with an equal case, near-duplicate or entity."""
     rows = np.arange(len(facts), dtype=np.int32)
     of_these = entities[entities["row"].isin(facts.index)]

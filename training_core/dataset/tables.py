@@ -45,11 +45,11 @@ def verdict(report: DataReport) -> str:
     if report.failures:
         broken = "1 rule is broken" if len(report.failures) == 1 else f"{len(report.failures)} rules are broken"
         return f"NOT fit to train on: {broken}"
-    every = total(report.accounts)
-    unused = every.lines - every.trained - every.held_out
+    totals = total(report.accounts)
+    unused = totals.lines - totals.trained - totals.held_out
     return (
-        f"Fit to train on: {every.trained:,} rows for training, {every.held_out:,} held out, "
-        f"{unused:,} of {every.lines:,} unused"
+        f"Fit to train on: {totals.trained:,} rows for training, {totals.held_out:,} held out, "
+        f"{unused:,} of {totals.lines:,} unused"
     )
 
 
@@ -156,7 +156,7 @@ def sharing(report: DataReport) -> str:
 
 
 def _finding_grids(report: DataReport) -> list[Grid]:
-    every = total(report.accounts)
+    totals = total(report.accounts)
     findings = [(finding.subject, f"{finding.count:,}", finding.meaning) for finding in report.findings]
     places = [
         ("" if number else finding.subject, place)
@@ -165,7 +165,7 @@ def _finding_grids(report: DataReport) -> list[Grid]:
     ]
     truncated = any(len(finding.places) > MAX_PLACES_SHOWN for finding in report.findings)
     return [
-        Grid(f"Findings on {every.lines - every.rejected:,} rows", ("finding", "count", "meaning"), findings),
+        Grid(f"Findings on {totals.lines - totals.rejected:,} rows", ("finding", "count", "meaning"), findings),
         Grid("Places", ("finding", "place"), places, "The first places; report.html has more." if truncated else ""),
     ]
 
@@ -188,15 +188,15 @@ def kinds_of(problems: Iterable[Problem]) -> list[ProblemKind]:
 
 
 def _problem_grid(report: DataReport) -> Grid:
-    every = total(report.accounts)
+    totals = total(report.accounts)
     kinds = kinds_of(report.problems)
     rows = [
         (f"{first.file}:{first.line}", f"{lines:,}", first.field, first.what, first.fix)
         for first, lines in kinds[:MAX_SHOWN]
     ]
-    more = every.rejected - sum(kind.lines for kind in kinds[:MAX_SHOWN])
+    more = totals.rejected - sum(kind.lines for kind in kinds[:MAX_SHOWN])
     note = f"{more:,} more: see problems.jsonl." if more else ""
-    title = f"Rejected lines: {every.rejected:,} of {every.lines:,}"
+    title = f"Rejected lines: {totals.rejected:,} of {totals.lines:,}"
     return Grid(title, ("first place", "lines", "field", "problem", "fix"), rows, note)
 
 

@@ -11,7 +11,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-SUFFIXES = tuple(kind + packed for kind in (".jsonl", ".ndjson", ".json") for packed in ("", ".gz", ".zst"))
+SUFFIXES = tuple(kind + compression for kind in (".jsonl", ".ndjson", ".json") for compression in ("", ".gz", ".zst"))
 MAX_LINE_BYTES = 32 * 2**20
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -116,7 +116,7 @@ def _split_lines(stream: io.BufferedReader) -> Iterator[Line]:
 #
 #     [{"a": 1}, {"b": 2           →  both elements, then BadFileError: at the end the depth is 2, not 0
 #
-# An element may be invalid JSON; ``parse_json`` decides that.
+# Whether an element is valid JSON is checked later, by ``parse_json``.
 def _split_array(stream: io.BufferedReader) -> Iterator[Line]:
     element, line, depth, in_string, in_array = _Element(1), 1, 0, False, False
     while chunk := stream.read(_READ_SIZE):
@@ -124,21 +124,21 @@ def _split_array(stream: io.BufferedReader) -> Iterator[Line]:
             chunk += stream.read(1)  # keep an escaped byte with its backslash
         start = 0
         for match in _STRUCTURAL.finditer(chunk):
-            found = match[0]
-            line += found.endswith(b"\n")
-            in_string ^= found == b'"'
-            if in_string or found not in (b"[", b"{", b"]", b"}", b","):
+            char = match[0]
+            line += char.endswith(b"\n")
+            in_string ^= char == b'"'
+            if in_string or char not in (b"[", b"{", b"]", b"}", b","):
                 continue
-            depth += (found in b"[{") - (found in b"]}")
-            if not in_array or (depth, found) in ((1, b","), (0, b"]")):
+            depth += (char in b"[{") - (char in b"]}")
+            if not in_array or (depth, char) in ((1, b","), (0, b"]")):
                 yield from element.end(chunk[start : match.start()] if in_array else b"")
                 element, start, in_array = _Element(line), match.end(), True
         yield from element.add(chunk[start:])
     begins = element.line
     yield from element.end(b"")
     if depth or in_string:
-        what = f"found an unmatched one in the element that begins on line {begins}"
-        raise BadFileError(f"expected balanced brackets and quotes in the array, {what}; fix that element")
+        found = f"an unmatched one from line {begins} on"
+        raise BadFileError(f"expected balanced brackets and quotes in the array, got {found}; fix the element there")
 
 
 class _Element:

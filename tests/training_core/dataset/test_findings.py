@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from samples.cases import audit, generate_rows
 from samples.rulebook import DECISIONS
+from training_core.dataset.findings import _bin_edges
 from training_core.model_setup import load_tokenizer
 
 
@@ -98,6 +99,16 @@ def test_lengths_match_the_tokens_of_the_rows(built_from: Any) -> None:
     assert (sum(lengths.counts), len(lengths.edges)) == (20, len(lengths.counts) + 1)
     assert lengths.edges[0] == min(tokens) and lengths.percentiles["100"] == max(tokens)
     assert lengths.percentiles["50"] == sorted(tokens)[10]
+
+
+@pytest.mark.parametrize(
+    ("longest", "limit", "last_edges"),
+    [(1_000, 2_048, [975, 1000, 1025]), (5_000, 512, [980, 1000, 5001]), (5_000, 2_048, [980, 1000, 2049, 5001])],
+)
+def test_bin_edges_match_their_worked_example(longest: int, limit: int, last_edges: list[int]) -> None:
+    edges = _bin_edges(700, 980, longest, limit)
+    assert edges[0] == 700
+    assert edges[-len(last_edges) :] == last_edges
 
 
 AUDIT = "samples.cases:audit"

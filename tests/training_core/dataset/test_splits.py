@@ -88,6 +88,13 @@ def test_hold_out_does_not_depend_on_row_order(rows: list[dict[str, Any]], order
     assert [bool(before[place]) for place in shuffled] == after.tolist()
 
 
+def test_hold_out_matches_its_worked_example() -> None:
+    groups = {"C": (11, 2), "A": (35, 3), "B": (62, 4), "D": (90, 1)}
+    facts, entities = tables([{"case": place} for place, (_, size) in enumerate(groups.values()) for _ in range(size)])
+    facts["split_rank"] = [rank for rank, size in groups.values() for _ in range(size)]
+    assert hold_out(facts, entities, 0.4).tolist() == [True] * 5 + [False] * 5
+
+
 def test_hold_out_draws_rare_decisions_together() -> None:
     rows = [{"case": case, "decision": f"rare {case}"} for case in range(100)]
     assert 8 <= hold_out(*tables(rows), 0.1).sum() <= 12

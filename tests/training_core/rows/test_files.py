@@ -177,6 +177,16 @@ def test_array_is_split_correctly_for_any_chunk_size(
         assert [line.raw.decode() for line in lines] == elements
 
 
+def test_array_split_matches_its_worked_example(tmp_path: Path) -> None:
+    content = b'[{"a": "x,]"},\n {"b": [1, 2]}]'
+    assert read(tmp_path / "rows", content) == [Line(1, b'{"a": "x,]"}'), Line(2, b'{"b": [1, 2]}')]
+    (tmp_path / "rows").write_bytes(b'[{"a": 1}, {"b": 2')
+    lines = read_lines(str(tmp_path / "rows"))
+    assert [next(lines).raw, next(lines).raw] == [b'{"a": 1}', b'{"b": 2']
+    with pytest.raises(BadFileError):
+        next(lines)
+
+
 def test_array_element_has_the_line_number_of_its_start(tmp_path: Path) -> None:
     content = b'\xef\xbb\xbf[\n\n{"a":\n1},{"b": 2}\n,\n\n{"c": 3}]'
     assert [(line.number, line.raw) for line in read(tmp_path / "rows", content)] == [
@@ -212,7 +222,7 @@ def test_array_yields_invalid_elements_too(tmp_path: Path, content: bytes, rows:
 )
 def test_array_with_unmatched_brackets_is_a_bad_file(tmp_path: Path, content: bytes) -> None:
     """One missing brace would swallow all rows after it as a single rejected line."""
-    with pytest.raises(BadFileError, match="unmatched one in the element that begins on line 1"):
+    with pytest.raises(BadFileError, match="unmatched one from line 1 on"):
         read(tmp_path / "rows.json", content)
 
 

@@ -18,7 +18,7 @@ from training_core.rows import files
 from training_core.rows.formats import detect_format, to_record
 from training_core.rows.strict_json import BadLineError, parse_json
 
-NASTY = st.sampled_from(
+TRICKY = st.sampled_from(
     [
         '"',
         "\\",
@@ -39,7 +39,7 @@ NASTY = st.sampled_from(
         "é",
     ]
 )
-texts = st.lists(st.one_of(NASTY, st.characters()), max_size=6).map("".join)
+texts = st.lists(st.one_of(TRICKY, st.characters()), max_size=6).map("".join)
 numbers = st.one_of(st.integers(), st.integers(-(10**40), 10**40), st.floats())
 values = st.recursive(
     st.one_of(st.none(), st.booleans(), numbers, texts),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from row_samples import record, records, to_line, write
 
-from samples.bad_lines import SPOILERS, plant_bad_lines
+from samples.bad_lines import CORRUPTIONS, plant_bad_lines
 from samples.cases import generate_rows
 from samples.row_formats import FORMATS
 from training_core.data_loader import LoadedRows, load_jsonl
@@ -55,7 +55,7 @@ def test_truncated_last_line_is_the_only_one_rejected(tmp_path: Path) -> None:
 
 def test_rejected_lines_keep_their_bytes_and_numbers(tmp_path: Path) -> None:
     lines = list(plant_bad_lines(generate_rows(300, seed=3), share=0.5, seed=3))
-    rejected = [line.data for line in lines if line.kind in SPOILERS and line.kind != "overlong"]
+    rejected = [line.data for line in lines if line.kind in CORRUPTIONS and line.kind != "overlong"]
     loaded = load(tmp_path / "rows.jsonl", b"".join(line.data for line in lines))
     assert [item.raw for item in loaded.rejected] == rejected
     assert [item.problem.line for item in loaded.rejected if item.problem] == [
@@ -71,7 +71,7 @@ def test_unreadable_file_raises(tmp_path: Path, path: str) -> None:
 
 @pytest.mark.parametrize("row_format", FORMATS)
 @pytest.mark.parametrize(
-    "spoil",
+    "corrupt",
     [
         lambda line: line[: len(line) // 2],
         lambda line: line.replace(b"Eligible", b" "),
@@ -81,9 +81,9 @@ def test_unreadable_file_raises(tmp_path: Path, path: str) -> None:
     ],
     ids=["cut", "no decision", "other key", "text for output", "no answer"],
 )
-def test_format_is_not_detected_from_a_rejected_line(tmp_path: Path, row_format: str, spoil) -> None:  # type: ignore[no-untyped-def]
+def test_format_is_not_detected_from_a_rejected_line(tmp_path: Path, row_format: str, corrupt) -> None:  # type: ignore[no-untyped-def]
     lines = [to_line(FORMATS[row_format](row)) for row in records(4)]
-    loaded = load_jsonl(write(tmp_path / "rows.jsonl", [spoil(lines[0]), *lines[1:]]))
+    loaded = load_jsonl(write(tmp_path / "rows.jsonl", [corrupt(lines[0]), *lines[1:]]))
     assert [row.record for row in loaded.rows] == records(4)[1:]
     assert len(loaded.rejected) == 1
 

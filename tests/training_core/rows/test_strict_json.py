@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from training_core.rows import strict_json
 from training_core.rows.formats import detect_format, to_record
 from training_core.rows.strict_json import (
     ANSWER_FIELDS,
@@ -109,6 +110,21 @@ def test_number_that_is_not_finite_is_rejected(value: str) -> None:
     assert rejection(with_value(value))[0] in ("line", "input.days", "days")
 
 
+@pytest.mark.parametrize(
+    ("line", "is_ambiguous"),
+    [
+        (b'{"a": 1, "b": {"c": 2}}', False),
+        (b'{"a": "the \\"b\\": key"}', False),
+        (b'{"a": 1, "a": 2}', True),
+        (b'{"id": 12345678901234567890123}', True),
+        (b'{"a\\\\": 1, "b": 2, "b": "\\":"}', True),
+    ],
+)
+def test_quick_parser_matches_its_worked_example(line: bytes, is_ambiguous: bool) -> None:
+    found = strict_json._parse_quickly(line)
+    assert found is strict_json._AMBIGUOUS if is_ambiguous else found == json.loads(line)
+
+
 @pytest.mark.parametrize("value", ["-0.0", "1e-999", '"\\ud83d\\ude00"', "[[[[]]]]", '{"": 1}', '{"\\\\": 1}'])
 def test_unusual_valid_json_is_a_row(value: str) -> None:
     assert parse_row(with_value(value))["input"]["days"] == json.loads(value)
@@ -145,10 +161,10 @@ def test_nesting_is_limited_to_max_depth(open_close: str) -> None:
 def test_control_characters_are_rejected_escaped_or_not(code: int) -> None:
     """All but tab, newline, return and next line (U+0085): terminals interpret the others."""
     for ensure_ascii in (True, False):
-        for spoiled in ({"instruction": f"a{chr(code)}b"}, {"input": RECORD["input"] | {f"k{chr(code)}": 1}}):
-            raw = json.dumps(RECORD | spoiled, ensure_ascii=ensure_ascii).encode()
+        for changed in ({"instruction": f"a{chr(code)}b"}, {"input": RECORD["input"] | {f"k{chr(code)}": 1}}):
+            raw = json.dumps(RECORD | changed, ensure_ascii=ensure_ascii).encode()
             if code == 0x85:
-                assert parse_row(raw) == RECORD | spoiled
+                assert parse_row(raw) == RECORD | changed
             else:
                 assert f"U+{code:04X}" in rejection(raw)[1]
 

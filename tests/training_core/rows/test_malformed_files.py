@@ -32,7 +32,7 @@ def instead(old: str | bytes, new: str | bytes) -> bytes:
     return jsonl([ONE, TWO.replace(old, new), THREE])
 
 
-def spoiled(**fields: Any) -> bytes:
+def changed(**fields: Any) -> bytes:
     """Good lines, with a field of the second changed: ``output__reason=None``, or ``...`` to remove it."""
     row = json.loads(TWO)
     for path, value in fields.items():
@@ -160,12 +160,12 @@ JSON_LEVEL: list[Class] = [
 ]
 SCHEMA: list[Class] = [
     *(
-        (f"{field} {name}", spoiled(**{field.replace(".", "__"): value}), 2, 1, field)
+        (f"{field} {name}", changed(**{field.replace(".", "__"): value}), 2, 1, field)
         for field in ("instruction", "input.policy_document", "output.decision", "output.next_action")
         for name, value in {"lost": ..., "null": None, "a number": 7, "empty": "", "blank": " \n\u00a0"}.items()
     ),
     *(
-        (f"{field} {name}", spoiled(**{field: value}), 2, 1, field)
+        (f"{field} {name}", changed(**{field: value}), 2, 1, field)
         for field in ("input", "output")
         for name, value in {"lost": ..., "null": None, "a list": [], "a text": "x", "empty": {}}.items()
     ),
