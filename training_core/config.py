@@ -286,7 +286,7 @@ def config_from_command_line(arguments: Sequence[str], prog: str, *, takes_rows:
     flags = vars(parser.parse_intermixed_args(arguments))
     rows = flags.pop("ROWS", [])
     if len([*rows, *flags.keys() & {"dataset_path"}]) > 1:
-        parser.error("expected one path to rows, got several; give a folder or a quoted glob such as 'data/*.jsonl'")
+        parser.error("expected one path to rows, got more; give a folder, or a glob in quotes such as 'data/*.jsonl'")
     flags |= dict(zip(("dataset_path",), rows, strict=False))
     config_file = flags.pop("config")
     from_file = read_settings_file(config_file) if config_file else {}

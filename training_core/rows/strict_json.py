@@ -291,4 +291,5 @@ def describe_value(value: object) -> str:
     """A found value for a message, on one line and at most 60 characters."""
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else "a list"
-    return "nothing or null" if value is None else ascii(value)[:60]
+    text = "null or nothing" if value is None else ascii(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"

@@ -91,9 +91,9 @@ def test_missing_part_is_named(field: str) -> None:
     record = {name: value for name, value in RECORD.items() if name != field}
     assert rejection(json.dumps(record).encode())[:2] == (
         field,
-        "expected a non-empty string, got nothing or null"
+        "expected a non-empty string, got null or nothing"
         if field == "instruction"
-        else "expected an object, got nothing or null",
+        else "expected an object, got null or nothing",
     )
 
 
