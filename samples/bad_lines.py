@@ -1,4 +1,4 @@
-"""Every way in which a line of a rows file is known to go bad, planted among good ones."""
+"""Plants bad lines of every known kind among good ones."""
 
 import json
 from collections import deque
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 GOOD = "good"
 DUPLICATE = "duplicate"
 OVERLONG_CHARS = 40_000
-REMEMBERED_LINES = 100
+DUPLICATE_WINDOW = 100
 
 Row = dict[str, Any]
 
@@ -27,61 +27,61 @@ def to_line(row: Row) -> bytes:
 
 
 def truncated_json(row: Row) -> bytes:
-    """Break the line off in the middle."""
+    """Truncate the line in the middle."""
     line = to_line(row)
     return line[: len(line) // 2] + b"\n"
 
 
 def missing_output(row: Row) -> bytes:
-    """Leave the answer out."""
+    """Remove the output."""
     return to_line({key: value for key, value in row.items() if key != "output"})
 
 
 def empty_reason(row: Row) -> bytes:
-    """Leave the reason blank."""
+    """Empty the reason."""
     return to_line({**row, "output": {**row["output"], "reason": ""}})
 
 
 def empty_response(row: Row) -> bytes:
-    """Leave the customer with blanks for an answer."""
+    """Replace the customer response with blanks."""
     return to_line({**row, "output": {**row["output"], "customer_response": "   "}})
 
 
 def text_output(row: Row) -> bytes:
-    """Put a sentence where the answer's fields belong."""
+    """Replace the output with a sentence."""
     return to_line({**row, "output": "The request was looked at and settled."})
 
 
 def null_input(row: Row) -> bytes:
-    """Lose the case."""
+    """Replace the input with null."""
     return to_line({**row, "input": None})
 
 
 def null_decision(row: Row) -> bytes:
-    """Lose the decision."""
+    """Replace the decision with null."""
     return to_line({**row, "output": {**row["output"], "decision": None}})
 
 
 def invalid_utf8(row: Row) -> bytes:
-    """Put bytes that are no text into the customer's message."""
+    """Put bytes that are not UTF-8 into the customer message."""
     return to_line(row).replace(b'"customer_message": "', b'"customer_message": "\xff\xfe', 1)
 
 
 def nan_constant(row: Row) -> bytes:
-    """Put a number that JSON does not know among the facts."""
+    """Add NaN, which is not JSON, to the facts."""
     return to_line({**row, "input": {**row["input"], "refund_amount": float("nan")}})
 
 
 def overlong(row: Row) -> bytes:
-    """Repeat the customer's answer until no context holds it; the row is valid otherwise."""
+    """Repeat the customer response until the row is overlong; the row is valid otherwise."""
     response = row["output"]["customer_response"]
     repeated = " ".join([response] * (1 + OVERLONG_CHARS // (len(response) + 1)))
     return to_line({**row, "output": {**row["output"], "customer_response": repeated}})
 
 
-SPOILERS: dict[str, Callable[[Row], bytes]] = {
-    spoiler.__name__: spoiler
-    for spoiler in (
+CORRUPTIONS: dict[str, Callable[[Row], bytes]] = {
+    corruption.__name__: corruption
+    for corruption in (
         truncated_json,
         missing_output,
         empty_reason,
@@ -94,18 +94,18 @@ SPOILERS: dict[str, Callable[[Row], bytes]] = {
         overlong,
     )
 }
-BAD_KINDS = (*SPOILERS, DUPLICATE)
+BAD_KINDS = (*CORRUPTIONS, DUPLICATE)
 
 
 def plant_bad_lines(rows: Iterable[Row], share: float, seed: int) -> Iterator[Line]:
-    """Yield one line per row; about `share` of the rows are spoiled, every kind equally often.
+    """Yield one line per row; about `share` of the rows become bad lines, of every kind equally often.
 
-    A duplicate is byte for byte a good line that came before it. The first line is always good.
+    A duplicate is a copy of an earlier good line. The first line is always good.
     """
     if not 0 <= share < 1:
-        raise ValueError(f"the share of bad lines is {share}; it must be at least 0 and less than 1")
+        raise ValueError(f"expected a share of bad lines of at least 0 and less than 1, got {share}")
     rng = Random(seed)
-    earlier: deque[bytes] = deque(maxlen=REMEMBERED_LINES)
+    earlier: deque[bytes] = deque(maxlen=DUPLICATE_WINDOW)
     kinds: list[str] = []
     for row in rows:
         if not earlier or rng.random() >= share:
@@ -114,4 +114,4 @@ def plant_bad_lines(rows: Iterable[Row], share: float, seed: int) -> Iterator[Li
             continue
         kinds = kinds or rng.sample(BAD_KINDS, len(BAD_KINDS))
         kind = kinds.pop()
-        yield Line(kind, rng.choice(earlier) if kind == DUPLICATE else SPOILERS[kind](row))
+        yield Line(kind, rng.choice(earlier) if kind == DUPLICATE else CORRUPTIONS[kind](row))

@@ -1,4 +1,4 @@
-"""E-commerce cases whose answers follow from a policy: drawn, decided and written as rows."""
+"""Generates rows of e-commerce cases, each labelled by the rules of its policy."""
 
 import argparse
 import json
@@ -44,13 +44,13 @@ INSTRUCTIONS = (
     "Apply the policy to this case: decision, reason, reply, next action.",
 )
 
-# Share of an issue type's usual decision; the other three share the rest. A table that knows only
-# the issue type is right this often and no more, so a score above it comes from reading the facts.
+# Share of the usual decision of an issue type; the other three decisions share the rest. A lookup table of issue types
+# is right this often at best, so a higher score comes from reading the facts.
 USUAL_SHARE = 0.42
 
 SHUFFLE_BLOCK = 1_000
 ID_BLOCK = 90_000
-ID_STRIDE = 7_919  # prime, so that it visits every number of a block once
+ID_STRIDE = 7_919  # prime, so that it reaches every number of a block once
 
 
 def policy_names() -> list[str]:
@@ -60,21 +60,21 @@ def policy_names() -> list[str]:
 
 @cache
 def policy_text(name: str) -> str:
-    """Return the plain text of a policy, exactly as its file holds it."""
+    """Return the text of a policy, exactly as in its file."""
     _rulebook(name)
     return (files("samples.policies") / f"{name}.txt").read_text(encoding="utf-8")
 
 
 def decide(policy: str, case: Case) -> Ruling:
-    """Return what the policy says about a case, which may carry more keys than the facts."""
+    """Return the ruling of a policy on a case, which may have more keys than the facts."""
     rulebook = _rulebook(policy)
     return rulebook.decide(case, rulebook.limits)
 
 
 def audit(record: Row) -> str | None:
-    """Return the decision that a row's policy demands, for `label_audit`.
+    """Return the decision that a row's policy requires, for `label_audit`.
 
-    None when the policy is none of ours, or when the case lacks a fact or holds one of another kind.
+    None if the policy is not a sample policy, or if a fact of the case is missing or of another type.
     """
     policy = record.get("input", {}).get("policy_document")
     name = {policy_text(name).strip(): name for name in RULEBOOKS}.get(policy)
@@ -87,14 +87,14 @@ def audit(record: Row) -> str | None:
 def generate_rows(count: int, seed: int, jitter: float = 0.0) -> Iterator[Row]:
     """Yield `count` good rows, every issue type equally often; equal arguments give equal rows.
 
-    With `jitter` above 0 every row belongs to another edition of its policy: each limit is scaled by a
-    factor of its own within 1 - jitter and 1 + jitter. Such rows teach how limits work without giving
-    ours away; their `policy_document` stays the present text.
+    With `jitter` above 0, every row is decided under other limits: each limit is scaled by its own random factor
+    between 1 - jitter and 1 + jitter. Such rows teach how limits work without revealing the real ones; their
+    `policy_document` is unchanged.
     """
     if count < 0:
-        raise ValueError(f"count is {count}; it must be 0 or more")
+        raise ValueError(f"expected a count of 0 or more, got {count}")
     if not 0 <= jitter <= 1:
-        raise ValueError(f"jitter is {jitter}; it must lie between 0 and 1")
+        raise ValueError(f"expected a jitter between 0 and 1, got {jitter}")
     rng = Random(seed)
     first_id = rng.randrange(ID_BLOCK)
     turns = _turns()
@@ -108,26 +108,27 @@ def generate_rows(count: int, seed: int, jitter: float = 0.0) -> Iterator[Row]:
 
 
 def write_rows(path: Path, count: int, seed: int, bad_share: float) -> dict[str, int]:
-    """Write `count` lines, about `bad_share` of them bad, and return how many lines of each kind there are.
+    """Write `count` lines, about `bad_share` of them bad, and return the number of lines of each kind.
 
-    The file appears whole or not at all, and equal arguments give equal bytes.
+    An error leaves an existing file unchanged. Equal arguments give equal bytes.
     """
     kinds: Counter[str] = Counter()
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # Not complete_file, whose draft has one name: two processes may write the same sample file at once.
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     try:
-        with partial.open("wb") as file:
+        with draft.open("wb") as file:
             for kind, line in plant_bad_lines(generate_rows(count, seed), bad_share, seed):
                 file.write(line)
                 kinds[kind] += 1
-        partial.replace(path)
+        draft.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
     return {"lines": kinds.total(), **dict(sorted(kinds.items()))}
 
 
 def _rulebook(name: str) -> Rulebook:
     if name not in RULEBOOKS:
-        raise ValueError(f"no policy is called {name!r}; there are {', '.join(RULEBOOKS)}")
+        raise ValueError(f"expected one of the policies {', '.join(RULEBOOKS)}, got {name!r}")
     return RULEBOOKS[name]
 
 
@@ -137,7 +138,7 @@ def _turns() -> list[tuple[str, str]]:
 
 
 def _case_number(index: int, first: int) -> int:
-    """Scatter the numbers of cases without ever giving one twice; they have five digits while they can."""
+    """Return a scattered, unique number for a case, of five digits for the first 90,000."""
     block, place = divmod(index, ID_BLOCK)
     return 10_000 + block * ID_BLOCK + (first + place * ID_STRIDE) % ID_BLOCK
 
@@ -162,7 +163,7 @@ def _draw_row(rng: Random, policy: str, issue_type: str, number: int, jitter: fl
 
 
 def _draw_case(rng: Random, rulebook: Rulebook, issue_type: str, limits: Limits) -> tuple[Row, Ruling]:
-    """Draw a decision first and then cases until one gets it, so that the shares hold for every policy."""
+    """Draw a decision, then cases until one gets it, so that decisions have the same shares in every policy."""
     wanted = _draw_decision(rng, rulebook.requests[issue_type].usual)
     while True:
         facts = {"issue_type": issue_type, **rulebook.draw_facts(rng, issue_type, limits)}
@@ -178,7 +179,7 @@ def _draw_decision(rng: Random, usual: Decision) -> Decision:
 
 
 def main() -> None:
-    """Write a file of sample rows and say what is in it."""
+    """Write a file of sample rows and print how many lines of each kind it has."""
     parser = argparse.ArgumentParser(prog="python -m samples.cases", description=main.__doc__)
     parser.add_argument("path", type=Path, help="the JSONL file to write")
     parser.add_argument("--rows", type=int, required=True, help="number of lines")

@@ -1,4 +1,4 @@
-"""The shapes and containers in which rows come: one row written in each of them, and lines packed into each."""
+"""Writes a row in every supported format, and lines in every supported container."""
 
 import gzip
 import json
@@ -12,12 +12,12 @@ from samples.bad_lines import Row
 
 
 def to_text(value: object) -> str:
-    """Return a value as one line of JSON, as people write it."""
+    """Return a value as one line of JSON, without escaping other alphabets."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def native(row: Row) -> Row:
-    """Leave the row as it is."""
+    """Keep the native format."""
     return {key: row[key] for key in ("instruction", "input", "output")}
 
 
@@ -27,24 +27,24 @@ def messages(row: Row) -> Row:
 
 
 def conversations(row: Row) -> Row:
-    """Write the same turns in ShareGPT's words."""
+    """Write the same turns in the ShareGPT format."""
     names = {"system": "system", "user": "human", "assistant": "gpt"}
     turns = messages(row)["messages"]
     return {"conversations": [{"from": names[turn["role"]], "value": turn["content"]} for turn in turns]}
 
 
 def alpaca(row: Row) -> Row:
-    """Write case and answer as texts."""
+    """Write case and answer as text."""
     return {"instruction": row["instruction"], "input": to_text(row["input"]), "output": to_text(row["output"])}
 
 
 def prompt_completion(row: Row) -> Row:
-    """Write one text that asks and one that answers."""
+    """Write prompt and completion as text."""
     return {"prompt": f"{row['instruction']}\n\n{to_text(row['input'])}", "completion": to_text(row["output"])}
 
 
 def prompt_completion_turns(row: Row) -> Row:
-    """Write turns that ask and one that answers."""
+    """Write prompt and completion as lists of turns."""
     return {"prompt": _question(row), "completion": [{"role": "assistant", "content": to_text(row["output"])}]}
 
 
@@ -56,18 +56,18 @@ def _question(row: Row) -> list[dict[str, str]]:
 
 
 FORMATS: dict[str, Callable[[Row], Row]] = {
-    shape.__name__: shape
-    for shape in (native, messages, conversations, alpaca, prompt_completion, prompt_completion_turns)
+    write_as.__name__: write_as
+    for write_as in (native, messages, conversations, alpaca, prompt_completion, prompt_completion_turns)
 }
 
 
 def jsonl(lines: Sequence[bytes]) -> bytes:
-    """Put every line on a line of its own."""
+    """End every line with a newline."""
     return b"".join(line + b"\n" for line in lines)
 
 
 def json_array(lines: Sequence[bytes]) -> bytes:
-    """Put the lines into one JSON array."""
+    """Join the lines to a JSON array."""
     return b"[\n" + b",\n".join(lines) + b"\n]\n"
 
 
@@ -82,7 +82,7 @@ def zstandard(lines: Sequence[bytes]) -> bytes:
 
 
 def parquet(lines: Sequence[bytes]) -> bytes:
-    """Write rows, which have to be JSON, as a Parquet table."""
+    """Write lines, which must be valid JSON, as a Parquet table."""
     file = BytesIO()
     pq.write_table(pa.Table.from_pylist([json.loads(line) for line in lines]), file)
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""A policy as code: its limits, its requests, its rules in order, and how its cases are drawn."""
+"""Policies as code: limits, requests, ordered rules, and how cases are drawn."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ DECISIONS: tuple[Decision, ...] = get_args(Decision)
 Case = Mapping[str, Any]
 Limits = Mapping[str, int]
 
-# A uniform draw would almost never land where a rule turns; this share of the numbers is put there.
+# A uniform draw would rarely hit a limit, where decisions change; this share of the numbers is drawn there.
 BOUNDARY_SHARE = 0.25
 FLAG_SHARE = 0.2
 
 
 @dataclass(frozen=True)
 class Ruling:
-    """What a policy says about one case, and the section that says it."""
+    """The decision of a policy on one case, its texts, and the section that decides."""
 
     section: int
     decision: Decision
@@ -38,7 +38,7 @@ class Ruling:
 
 @dataclass(frozen=True)
 class Rule:
-    """One deciding section; its sentences may name facts and limits in braces, and the `{request}`."""
+    """One section with a decision; its texts may use facts, limits and `{request}` in braces."""
 
     section: int
     decision: Decision
@@ -49,13 +49,13 @@ class Rule:
     only_for: str | None = None
 
     def applies(self, case: Case, limits: Limits) -> bool:
-        """Tell whether this section decides the case, given that no earlier one did."""
+        """Return whether this section decides the case, if no earlier one does."""
         return self.only_for in (None, case["issue_type"]) and self.when(case, limits)
 
 
 @dataclass(frozen=True)
 class Request:
-    """One issue type: what the customer asks for, how it is worded, and how it most often ends."""
+    """One issue type: what the customer asks for, its usual decision, and how customers word it."""
 
     noun: str
     usual: Decision
@@ -64,7 +64,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Rulebook:
-    """A whole policy as code; the plain text beside it says the same in words."""
+    """A whole policy as code; its text file states the same rules in words."""
 
     prefix: str
     limits: Limits

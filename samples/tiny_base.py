@@ -1,8 +1,8 @@
-"""Builds the tiny Qwen2 base model that ships in ``samples/tiny_qwen``: big enough to learn, small enough for git.
+"""Builds the tiny Qwen2 base model in ``samples/tiny_qwen``: large enough to learn, small enough for git.
 
-It comes from another shop, so to speak: it has learnt to read cases and to answer in the format, but under limits that
-were scaled at random from row to row, and under half of the policies with the decisions' names changed round. What our
-policies say, fine-tuning has to teach it.
+The base can read cases and answer in the right format, but it does not know the sample policies: it is trained on rows
+whose limits are scaled at random, and in half of the policies the names of the decisions are permuted. Fine-tuning has
+to teach it the rest.
 """
 
 import argparse
@@ -49,14 +49,14 @@ _CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# Words, single digits, punctuation and white space apart, as Qwen's own tokenizers have it.
+# Splits words, single digits, punctuation and white space, as Qwen's tokenizers do.
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
 def train_tokenizer(texts: Iterator[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer in Qwen's manner, with its control tokens and a chat template."""
+    """A byte-level BPE tokenizer like Qwen's, with its control tokens and a chat template."""
     bpe = Tokenizer(models.BPE())
     bpe.normalizer = normalizers.NFC()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -103,8 +103,8 @@ def build_model(vocabulary: int) -> Qwen2ForCausalLM:
     )
 
 
-def other_shop_rows(count: int, seed: int, jitter: float) -> Iterator[dict[str, Any]]:
-    """Rows whose limits stray from ours by up to the share ``jitter``; every second policy renames its decisions."""
+def altered_rows(count: int, seed: int, jitter: float) -> Iterator[dict[str, Any]]:
+    """Rows whose limits differ by up to the share ``jitter``; every second policy permutes its decisions."""
     renamed = dict(zip(DECISIONS, (*DECISIONS[1:], DECISIONS[0]), strict=True))
     renaming_policies = {policy_text(policy) for policy in policy_names()[::2]}
     for record in generate_rows(count, seed, jitter):
@@ -114,10 +114,10 @@ def other_shop_rows(count: int, seed: int, jitter: float) -> Iterator[dict[str, 
 
 
 def teach_reading(model: Qwen2ForCausalLM, encoder: ChatEncoder, rows: Iterator[dict[str, Any]], steps: int) -> None:
-    """Short exercises without a policy: restate the facts of a case in another order, or answer it.
+    """Train on short exercises without a policy: restate the facts of a case in another order, or answer it.
 
-    A decision is one token in seventy of an answer, too faint a signal to learn reading from, so it weighs more here;
-    and restating facts teaches where to look.
+    The decision is one token in seventy of an answer, too weak a signal for learning to read, so it has more weight
+    here. Restating facts teaches to attend to them.
     """
     exercises = (_exercise(encoder, record, Random(index)) for index, record in enumerate(rows))
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01, betas=(0.9, 0.98))
@@ -143,7 +143,7 @@ def _exercise(encoder: ChatEncoder, record: dict[str, Any], rng: Random) -> tupl
         return prompt + answer, [0.0] * len(prompt) + [0.1] * len(answer)
     answer = encoder.encode_answer(build_assistant_message(record))
     weights = [0.2] * len(answer)
-    weights[len(encoder.encode_answer('{"decision": "')) - 1] = 2.0  # where the decision's first token stands
+    weights[len(encoder.encode_answer('{"decision": "')) - 1] = 2.0  # the first token of the decision
     return prompt + answer, [0.0] * len(prompt) + weights
 
 
@@ -157,7 +157,7 @@ def _weighted_loss(model: Qwen2ForCausalLM, batch: list[tuple[list[int], list[fl
 
 
 def teach_format(model: Qwen2ForCausalLM, rows: Dataset, seed: int, folder: Path) -> None:
-    """One pass over whole rows, policy and answer included, those of one policy under one copy of it."""
+    """Train one epoch on whole rows, policy and answer included, packed so that rows of one policy share it."""
     use_shared_prefix_attention(model)
     plan = plan_packing(rows, token_budget=8192, rows_per_step=32, seed=seed)
     arguments = TrainingArguments(
@@ -197,18 +197,18 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?", default=TINY_QWEN, help="the folder to write")
     parser.add_argument("--reading_steps", type=int, default=1500, help="steps of short exercises")
     parser.add_argument("--rows", type=int, default=6_400, help="whole rows afterwards")
-    parser.add_argument("--jitter", type=float, default=0.6, help="how far limits stray from ours, as a share")
+    parser.add_argument("--jitter", type=float, default=0.6, help="maximum change of the limits, as a share")
     parser.add_argument("--vocabulary", type=int, default=3072, help="size of the tokenizer's vocabulary")
-    parser.add_argument("--seed", type=int, default=20_000, help="equal seeds give equal models on equal machines")
+    parser.add_argument("--seed", type=int, default=20_000, help="equal seeds give equal models on the same machine")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     set_seed(arguments.seed)
-    texts = (json.dumps(row).replace("\\n", "\n") for row in other_shop_rows(2_000, arguments.seed, arguments.jitter))
+    texts = (json.dumps(row).replace("\\n", "\n") for row in altered_rows(2_000, arguments.seed, arguments.jitter))
     tokenizer = train_tokenizer(texts, arguments.vocabulary)
     model, encoder = build_model(len(tokenizer)), ChatEncoder.of(tokenizer)
-    exercises = other_shop_rows(arguments.reading_steps * READING_BATCH, arguments.seed + 1, arguments.jitter)
+    exercises = altered_rows(arguments.reading_steps * READING_BATCH, arguments.seed + 1, arguments.jitter)
     teach_reading(model, encoder, exercises, arguments.reading_steps)
-    whole = encode_rows(encoder, other_shop_rows(arguments.rows, arguments.seed + 2, arguments.jitter))
+    whole = encode_rows(encoder, altered_rows(arguments.rows, arguments.seed + 2, arguments.jitter))
     teach_format(model, whole, arguments.seed, arguments.folder)
     model.to(torch.bfloat16).save_pretrained(arguments.folder)
     tokenizer.save_pretrained(arguments.folder)

@@ -1,4 +1,4 @@
-"""Short rows, files of them, and what the data stage makes of such files: for the tests of all its modules."""
+"""Short rows, files of them, and the datasets built from such files, for the tests of the data stage."""
 
 import json
 import tempfile
@@ -48,7 +48,7 @@ def write(path: Path, rows: Sequence[Record | bytes]) -> str:
 
 
 class Built(NamedTuple):
-    """What ``build_datasets`` left: two sides, the report, the quarantine, and digests of what is trained on."""
+    """What ``build_datasets`` wrote: both splits, the report, the rejected lines and the leakage keys."""
 
     train: Dataset
     held_out: Dataset
@@ -62,6 +62,7 @@ class Built(NamedTuple):
 
     @property
     def lines(self) -> tuple[set[int], set[int]]:
+        """The line numbers of the trained and of the held-out rows."""
         return set(self.train["line"]), set(self.held_out["line"])
 
     def finding(self, subject: str) -> Finding | None:
@@ -73,8 +74,8 @@ def build(path: Path | str, tokenizer: PreTrainedTokenizerFast, **settings: Any)
     config = RunConfig(dataset_path=str(path), **defaults | settings)
     folder = Path(tempfile.mkdtemp(prefix="built-", dir=Path(path).parent))
     report = build_datasets(config, tokenizer, folder)
-    sides = [Dataset.from_file(str(folder / name)) for name in (TRAIN_FILE, HELD_OUT_FILE)]
-    return Built(*sides, report, (folder / REJECTED).read_bytes(), np.load(folder / LEAKAGE_KEYS_FILE))
+    train, held_out = (Dataset.from_file(str(folder / name)) for name in (TRAIN_FILE, HELD_OUT_FILE))
+    return Built(train, held_out, report, (folder / REJECTED).read_bytes(), np.load(folder / LEAKAGE_KEYS_FILE))
 
 
 def answer_ids(row: Record) -> list[int]:

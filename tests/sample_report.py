@@ -1,4 +1,4 @@
-"""A report on a few rows, for tests that show it."""
+"""A report on a few rows, for tests of its tables and its page."""
 
 from training_core.dataset.report import Account, DataReport, DecisionCount, Finding, Lengths
 from training_core.rows.strict_json import Problem
@@ -7,8 +7,8 @@ ROWS = "/some/where/rows.jsonl"
 ACCOUNT = Account(ROWS, "native", 15, trained=5, held_out=4, duplicates=3, rejected=2, overlong=1)
 LENGTHS = Lengths(2048, {"50": 900, "90": 980, "99": 3000, "100": 3000}, [800, 1000, 2500, 3001], [9, 0, 1])
 PROBLEMS = [
-    Problem(ROWS, 3, "output.reason", "'' is no text", "give a text that is not empty"),
-    Problem(ROWS, 8, "output.reason", "5 is no text", "give a text that is not empty"),
+    Problem(ROWS, 3, "output.reason", "expected a non-empty string, got ''", "write a non-empty string"),
+    Problem(ROWS, 8, "output.reason", "expected a non-empty string, got 5", "write a non-empty string"),
 ]
 
 

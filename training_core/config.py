@@ -1,4 +1,4 @@
-"""RunConfig: the one home of every setting of a run, and the doors through which settings come in."""
+"""RunConfig defines every setting of a run; the functions here read settings from files, flags and forms."""
 
 import argparse
 import dataclasses
@@ -13,8 +13,8 @@ from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
-# What does not change the weights. Anything not named here does: a setting that somebody forgets to add
-# costs a needless training, never the reuse of a wrong adapter.
+# Settings that do not change the weights. All others are part of the run fingerprint: a setting that is missing here
+# can cost an unneeded training, but never the reuse of a wrong adapter.
 NOT_OF_TRAINING = frozenset(
     {
         # in the run fingerprint as digests of files and rows
@@ -22,16 +22,16 @@ NOT_OF_TRAINING = frozenset(
         *("overlong", "allowed_decisions", "max_refused_share", "label_audit"),
         # how often a training reports and saves
         *("logging_steps", "save_steps", "eval_steps", "save_total_limit", "per_device_eval_batch_size"),
-        # how a finished adapter is judged
+        # how a finished adapter is evaluated
         *("max_eval_rows", "eval_batch_size", "eval_max_new_tokens", "group_by", "favourable_decisions"),
-        # where things lie and happen
+        # where results go and where the training runs
         *("registered_model_name", "min_improvement", "output_dir", "cache_dir", "train_on", "max_queue_hours"),
     }
 )
 
 
 class SettingsError(ValueError):
-    """One or more settings cannot be used; the message holds one line per problem."""
+    """One or more settings are invalid; the message has one line per problem."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = list(problems)
@@ -41,17 +41,17 @@ class SettingsError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class RunConfig:
-    """Every setting of one fine-tuning run. Nothing else has defaults.
+    """All settings of one fine-tuning run, with types, bounds, defaults and help texts.
 
-    Defaults suit Qwen2.5-1.5B on one GPU. Raises pydantic's ``ValidationError`` with all bad fields at once;
-    ``read_settings`` turns that into one ``SettingsError`` in plain words.
+    The defaults suit Qwen2.5-1.5B on one GPU. Raises pydantic's ``ValidationError`` for all invalid fields at once;
+    ``read_settings`` turns it into one ``SettingsError``.
     """
 
     # Model
     model_name: str = Field(
         "Qwen/Qwen2.5-1.5B-Instruct",
         min_length=1,
-        description="Base model: a folder, one that ships with the project (samples/tiny_qwen), or a name on the hub.",
+        description="Base model: a folder, the one that comes with the project (samples/tiny_qwen) or a hub name.",
     )
 
     # Data
@@ -61,100 +61,103 @@ class RunConfig:
         description="Training rows: a file, glob, folder or URL; JSONL, a JSON array or Parquet, also compressed.",
     )
     eval_path: str | None = Field(
-        None, description="Rows to hold out for evaluation; empty: a share of the training rows (val_split)."
+        None, description="Held-out rows for evaluation, like dataset_path; empty: val_split of the training rows."
     )
     val_split: float = Field(
         0.1,
         ge=0,
         lt=1,
-        description="Share of every decision's rows held out when eval_path is empty.",
+        description="Share of the rows of each decision to hold out when eval_path is empty.",
     )
     entity_fields: tuple[str, ...] = Field(
         ("order_id", "user_id", "customer_id"),
-        description="Fields of the case that name somebody or something; []: none. Rows that share a value, "
-        "be it a placeholder such as n/a, stay on one side of the split.",
+        description="Fields of the case that identify an entity, such as a customer; []: none. Rows with the same "
+        "value, even a placeholder such as n/a, are in the same split.",
     )
     overlap: Literal["error", "drop", "allow"] = Field(
         "error",
-        description="With eval_path: a training row whose case or entity is there too ends the run, is dropped, "
-        "or is kept. Unless kept, no held-out row is scored that candidate or champion was trained on.",
+        description="With eval_path: a training row with the case or an entity of a held-out row fails the run, is "
+        "dropped, or is kept. Unless allow, held-out rows that candidate or champion was trained on are not scored.",
     )
     max_seq_length: int = Field(
-        2048, ge=16, description="Longest row, in tokens, prompt and answer together. No answer is ever cut."
+        2048, ge=16, description="Maximum tokens per row, prompt and answer together. Answers are never truncated."
     )
     overlong: Literal["drop", "trim_policy", "error"] = Field(
         "drop",
-        description="A row above max_seq_length, held-out ones too, is dropped and listed, "
-        "loses sections of its policy, or ends the run.",
+        description="A row longer than max_seq_length, held-out rows included, is dropped and listed, "
+        "loses sections of its policy, or fails the run.",
     )
     allowed_decisions: tuple[str, ...] = Field(
-        (), description="Decisions a row may hold; empty: all that occur, rare ones are pointed out."
+        (), description="Decisions that rows may have; empty: any, and the report lists rare ones."
     )
     max_refused_share: float = Field(
-        0.1, ge=0, le=1, description="Share of unusable lines above which the rows are not fit to train on."
+        0.1,
+        ge=0,
+        le=1,
+        description="Highest share of rejected lines per file; above it, rows are unfit to train on.",
     )
     label_audit: str | None = Field(
         None,
         pattern=r"^[\w.]+:\w+$",
-        description="Your rules as code, module:function: it gets a row and returns the right decision, or None.",
+        description="Your rules as code, module:function: takes a row, returns the correct decision or None.",
     )
     seed: int = Field(
         42,
         ge=0,
         lt=2**32,
-        description="Seed of the split, the order of rows and the adapter's first weights.",
+        description="Seed of the split, the order of rows and the initial weights of the adapter.",
     )
 
     # LoRA
     lora_r: int = Field(16, ge=1, description="Rank of the adapter matrices.")
-    lora_alpha: int = Field(32, ge=1, description="Scale of the adapter: its output is multiplied by alpha / r.")
+    lora_alpha: int = Field(32, ge=1, description="Scale of the adapter: lora_alpha / lora_r multiplies its output.")
     lora_dropout: float = Field(0.05, ge=0, lt=1, description="Dropout before the adapter matrices.")
     target_modules: str = Field(
-        "auto", min_length=1, description="Layers that get an adapter: auto, or names separated by commas."
+        "auto", min_length=1, description="Linear layers that get an adapter: auto, or names separated by commas."
     )
 
     # Training
     num_train_epochs: float = Field(3.0, gt=0, description="Passes over the training rows.")
-    max_steps: int = Field(0, ge=0, description="Stop after this many optimiser steps; 0: num_train_epochs decides.")
+    max_steps: int = Field(0, ge=0, description="Stop after this many optimiser steps; 0: train num_train_epochs.")
     per_device_train_batch_size: int = Field(
         4,
         ge=1,
-        description="Rows a device handles at once in training; times gradient_accumulation_steps: "
-        "the rows of an optimiser step, on however many GPUs.",
+        description="Rows per device and forward pass in training. Multiplied by gradient_accumulation_steps: "
+        "the rows per optimiser step, on any number of GPUs.",
     )
     per_device_eval_batch_size: int = Field(
-        4, ge=1, description="Rows a device handles at once when the held-out loss is taken."
+        4, ge=1, description="Rows per device and forward pass when measuring the held-out loss."
     )
     gradient_accumulation_steps: int = Field(
-        8, ge=1, description="Batches summed up before an optimiser step; several GPUs share them."
+        8, ge=1, description="Batches accumulated before an optimiser step; several GPUs share them."
     )
-    learning_rate: float = Field(2e-4, gt=0, description="Highest learning rate.")
+    learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate.")
     lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = Field(
-        "cosine", description="How the learning rate falls after the warmup."
+        "cosine", description="Schedule of the learning rate after the warmup."
     )
-    warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
+    warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Share of the steps used for the warmup.")
     weight_decay: float = Field(0.0, ge=0, description="Weight decay of the optimiser.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
     optim: Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"] = Field(
         "adamw_torch_fused", description="Optimiser; the 8-bit and paged ones save GPU memory."
     )
-    packing: bool = Field(True, description="Train rows one after the other without padding, kept apart exactly.")
+    packing: bool = Field(True, description="Pack rows into sequences without padding; a row never attends to another.")
     gradient_checkpointing: bool = Field(
         True, description="Recompute activations in the backward pass: less memory, about a third more time."
     )
-    logging_steps: int = Field(10, ge=1, description="Most steps between two points of the loss curve.")
+    logging_steps: int = Field(10, ge=1, description="Maximum steps between two points of the loss curve.")
     save_steps: int = Field(
         100,
         ge=1,
-        description="Most steps between two checkpoints; short runs write at least three all the same.",
+        description="Maximum steps between two checkpoints; short runs write at least three.",
     )
-    eval_steps: int = Field(100, ge=1, description="Most steps between two measurements of the held-out loss.")
+    eval_steps: int = Field(100, ge=1, description="Maximum steps between two measurements of the held-out loss.")
     save_total_limit: int = Field(3, ge=2, description="Checkpoints kept; older ones are deleted.")
 
     # Evaluation
-    max_eval_rows: int = Field(500, ge=1, description="Most held-out rows that are answered and scored.")
-    eval_batch_size: int = Field(16, ge=1, description="Rows answered at once.")
-    eval_max_new_tokens: int = Field(512, ge=1, description="Longest answer, in tokens, that is waited for.")
+    max_eval_rows: int = Field(500, ge=1, description="Maximum held-out rows to score.")
+    eval_batch_size: int = Field(16, ge=1, description="Rows per batch when generating completions.")
+    eval_max_new_tokens: int = Field(512, ge=1, description="Maximum tokens per completion.")
     group_by: str = Field(
         "issue_type",
         description="Field of the case for the score per group and for the lookup-table baseline.",
@@ -174,21 +177,21 @@ class RunConfig:
         lt=1,
         description="Decision accuracy an adapter must be ahead of base, baselines and champion to become champion.",
     )
-    output_dir: str = Field("runs", min_length=1, description="Folder of everything a run writes.")
-    cache_dir: str | None = Field(None, description="Folder for downloaded base models; empty: the hub's own.")
+    output_dir: str = Field("runs", min_length=1, description="Folder for everything a run writes.")
+    cache_dir: str | None = Field(None, description="Folder for downloaded base models; empty: the hub's default.")
 
     # Where it trains
     train_on: str | None = Field(
         None,
         pattern=r"^[^/]+/[^/]+$",
-        description="Deployment that trains, on its own pool, such as train-flow/gpu; empty: this very process.",
+        description="Deployment that trains, in its own work pool, such as train-flow/gpu; empty: this process.",
     )
     max_queue_hours: float = Field(
-        24.0, gt=0, description="With train_on: longest wait for a worker to take the training, in hours."
+        24.0, gt=0, description="With train_on: maximum wait for a worker to start the training, in hours."
     )
 
     def training_settings(self) -> dict[str, Any]:
-        """The settings that shape the weights, for the run fingerprint."""
+        """The settings that affect the weights, for the run fingerprint."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in NOT_OF_TRAINING}
 
     def save(self, folder: Path | str) -> Path:
@@ -202,50 +205,51 @@ class RunConfig:
     def load(cls, path: Path | str) -> "RunConfig":
         """Read a YAML or JSON file, or the ``run_config.json`` of a folder.
 
-        Raises ``SettingsError`` naming every unknown key and every bad value.
+        Raises ``SettingsError`` naming every unknown key and every invalid value.
         """
         return read_settings(read_settings_file(path))
 
 
 def settings_info() -> dict[str, FieldInfo]:
-    """Each setting's type, bounds, default and help by its name, in RunConfig's order."""
+    """Type, bounds, default and help text of each setting by its name, in RunConfig's order."""
     return dict(RunConfig.__pydantic_fields__)  # type: ignore[attr-defined]
 
 
 def read_settings_file(path: Path | str) -> dict[str, Any]:
-    """The settings in a YAML or JSON file, unjudged.
+    """The settings in a YAML or JSON file, not yet validated.
 
-    Raises ``SettingsError`` when there is no such file or it holds no mapping.
+    Raises ``SettingsError`` if the file is missing or is not a mapping.
     """
     path = Path(path)
     path = path / "run_config.json" if path.is_dir() else path
     if not path.is_file():
-        raise SettingsError([f"config: {str(path)!r} is not a file; give a YAML file with settings"])
+        raise SettingsError([f"config: expected a YAML or JSON file, found none at {str(path)!r}; check the path"])
     try:
         text = path.read_text(encoding="utf-8")
         values = json.loads(text) if path.suffix == ".json" else yaml.load(text, _UniqueKeyLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise SettingsError([f"config: {path} cannot be read: {error}"]) from error
+        raise SettingsError([f"config: expected YAML or JSON in {path}: {error}"]) from error
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise SettingsError([f"config: {path} holds a {type(values).__name__}; it must hold `setting: value` lines"])
+        found = type(values).__name__
+        raise SettingsError([f"config: expected a mapping in {path}, got {found}; write `setting: value` lines"])
     return {str(name): value for name, value in values.items()}
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML's own loader lets the last of two equal keys win without a word."""
+    """PyYAML silently keeps the last of two equal keys; this loader rejects them."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.YAMLError(f"{key!r} stands twice; keep one of the two")
+                raise yaml.YAMLError(f"duplicate key {key!r}; keep one of the two")
         return super().construct_mapping(node, deep)
 
 
 def read_settings(values: dict[str, Any]) -> RunConfig:
-    """Judge values from YAML, flags or a form; raises ``SettingsError`` with every problem."""
+    """Validate values from YAML, flags or a form; raises ``SettingsError`` with every problem."""
     try:
         return RunConfig(**values)
     except ValidationError as error:
@@ -253,22 +257,22 @@ def read_settings(values: dict[str, Any]) -> RunConfig:
 
 
 def describe_problems(error: ValidationError) -> list[str]:
-    """One line per bad setting: its name, its value and what would be right."""
+    """One line per invalid setting: its name, what is expected and what was given."""
     return [_describe(str(problem["loc"][0]), problem) for problem in error.errors()]
 
 
 def _describe(name: str, problem: Any) -> str:
     if problem["type"] == "unexpected_keyword_argument":
         close = difflib.get_close_matches(name, settings_info(), n=1)
-        return f"{name}: there is no such setting" + (f"; did you mean {close[0]}?" if close else "")
-    return f"{name}: {problem['input']!r} cannot be used: {problem['msg']}"
+        return f"{name}: unknown setting; " + (f"did you mean {close[0]}?" if close else "--help lists all settings")
+    return f"{name}: {problem['msg']}, got {problem['input']!r}"
 
 
 def config_from_command_line(arguments: Sequence[str], prog: str, *, takes_rows: bool = False) -> dict[str, Any]:
     """Settings given as ``--config FILE.yaml`` and ``--setting value`` flags; flags win.
 
-    Every setting is a flag; values are read by the rules of YAML. With ``takes_rows`` a path without a flag is the
-    ``dataset_path``. The result is unjudged: pass it to ``read_settings``. What cannot be understood ends the process
+    Every setting is a flag, and its value is parsed as YAML. With ``takes_rows``, a path without a flag is the
+    ``dataset_path``. The result is not yet validated: pass it to ``read_settings``. Invalid arguments end the process
     with exit code 2, as argparse does.
     """
     usage = f"{prog}{' ROWS' * takes_rows} [--config FILE.yaml] [--setting value …]"
@@ -282,7 +286,7 @@ def config_from_command_line(arguments: Sequence[str], prog: str, *, takes_rows:
     flags = vars(parser.parse_intermixed_args(arguments))
     rows = flags.pop("ROWS", [])
     if len([*rows, *flags.keys() & {"dataset_path"}]) > 1:
-        parser.error("rows have one path: give their folder, or a pattern in quotes such as 'data/*.jsonl'")
+        parser.error("expected one path to rows, got more; give a folder, or a glob in quotes such as 'data/*.jsonl'")
     flags |= dict(zip(("dataset_path",), rows, strict=False))
     config_file = flags.pop("config")
     from_file = read_settings_file(config_file) if config_file else {}
@@ -290,7 +294,7 @@ def config_from_command_line(arguments: Sequence[str], prog: str, *, takes_rows:
 
 
 def _flag_value(name: str, text: str) -> Any:
-    """Texts are taken to the letter; anything else is read as YAML would."""
+    """Values of string settings are used as given; all others are parsed as YAML."""
     kind = settings_info()[name].annotation
     if kind == str | None:
         return None if text in ("", "null") else text

@@ -1,4 +1,4 @@
-"""From files of rows to token ids: every line ends in exactly one account, whatever the number of lines."""
+"""From files of rows to datasets of token ids: every line is counted exactly once, and memory stays bounded."""
 
 import hashlib
 import inspect
@@ -41,22 +41,22 @@ _ROWS_FOR_PACKING = 20_000
 _SETTINGS = (
     *("dataset_path", "eval_path", "val_split", "entity_fields", "overlap", "seed", "max_seq_length", "overlong"),
     *("allowed_decisions", "max_refused_share", "label_audit", "group_by"),
-    *("packing", "per_device_train_batch_size", "gradient_accumulation_steps"),  # the gain that the report expects
+    *("packing", "per_device_train_batch_size", "gradient_accumulation_steps"),  # for the estimate in the report
 )
 
 
 @dataclass(frozen=True)
 class LoadedRows:
-    """What a file holds: its usable rows and its rejected lines, each in the order of the file."""
+    """The usable rows and the rejected lines of a file, each in the order of the file."""
 
     rows: list[Row]
     rejected: list[Rejected]
 
 
 def load_jsonl(path: Path | str) -> LoadedRows:
-    """The rows of a file in any container and any shape: JSONL, a JSON array or Parquet, also packed, as records.
+    """Read a file of rows in any format: JSONL, a JSON array or Parquet, also compressed. Blank lines do not count.
 
-    For a look at a file: all of it is held in memory. Blank lines count nowhere. Raises ``OSError`` when there is none.
+    Keeps the whole file in memory; ``build_datasets`` does not. Raises ``OSError`` if there is no such file.
     """
     items = list(read_rows(str(path)))
     rows = [item for item in items if isinstance(item, Row)]
@@ -64,14 +64,14 @@ def load_jsonl(path: Path | str) -> LoadedRows:
 
 
 def build_datasets(config: RunConfig, tokenizer: PreTrainedTokenizerFast, folder: Path) -> DataReport:
-    """Read, check, encode and split the rows of a run, a few at a time; of each only facts are kept, about 100 bytes.
+    """Read, check, encode and split the rows of a run, in chunks; only about 100 bytes of facts per row stay in memory.
 
     Measured on 2026-11-23: 1,000,000 rows of about 940 tokens take 378 CPU seconds and 1.31 GiB at the peak.
 
-    Writes into ``folder``: ``train.arrow`` and ``held_out.arrow`` (columns of ``TrainingData``), ``leakage_keys.npy``
-    (of ``splits.training_leakage_keys``), ``rejected.jsonl`` (the rejected lines, byte for byte), ``problems.jsonl``
-    (why), ``report.json``, and the same as a page, ``report.html``. Rows that are not fit to train on are written
-    too; the report's ``failures`` say so.
+    Writes to ``folder``: ``train.arrow`` and ``held_out.arrow`` (columns of ``TrainingData``), ``leakage_keys.npy``
+    (``splits.training_leakage_keys``), ``rejected.jsonl`` (the rejected lines, byte for byte), ``problems.jsonl`` (why
+    each was rejected), and the report as ``report.json`` and ``report.html``. Rows that are not fit to train on are
+    written too; then the report has ``failures``.
     """
     ingested = ingest_rows(config, ChatEncoder.of(tokenizer), folder)
     facts, entities = _joined(ingested.facts), _joined(ingested.entities)
@@ -87,14 +87,14 @@ def build_datasets(config: RunConfig, tokenizer: PreTrainedTokenizerFast, folder
 
 
 def _joined(parts: list[pd.DataFrame]) -> pd.DataFrame:
-    """One table of all parts, which are let go: they are as large again."""
+    """One table of all parts, which are released: they take as much memory again."""
     table = pd.concat(parts, ignore_index=True)
     parts.clear()
     return table
 
 
 def _write_splits(folder: Path, splits: np.ndarray) -> None:
-    """Sort the encoded rows into those to train on and those held out, and drop the rest."""
+    """Write the encoded rows to one file per split, leave out unused ones, and delete ``encoded.arrow``."""
     with (
         pa.ipc.open_stream(pa.OSFile(str(folder / ENCODED))) as encoded,
         pa.ipc.new_stream(str(folder / TRAIN_FILE), TRAIN_SCHEMA) as train,
@@ -110,37 +110,37 @@ def _write_splits(folder: Path, splits: np.ndarray) -> None:
 
 
 def _expected_packing(config: RunConfig, folder: Path) -> str:
-    """What sharing policies will save, reckoned from the first rows where there are many."""
+    """What sharing policies will save, estimated from the first rows if there are many."""
     rows = Dataset.from_file(str(folder / TRAIN_FILE))
     if not config.packing or not len(rows):
         return ""
     first = rows.select(range(min(len(rows), _ROWS_FOR_PACKING)))
     reason = plan_packing(first, *pack_limits(config), config.seed).reason
-    return reason if len(first) == len(rows) else f"{reason} (reckoned from the first {len(first):,} rows)"
+    return reason if len(first) == len(rows) else f"{reason} (estimated from the first {len(first):,} rows)"
 
 
 def prepare_data(config: RunConfig, base: Path) -> Path:
-    """The folder of a run's rows, encoded by the base's tokenizer and reported on: made now, or found.
+    """The folder of ``build_datasets`` for a run's rows and the tokenizer of ``base``; reused if it exists.
 
-    Raises ``OSError`` when the rows cannot be found, and ``DataError`` when they change meanwhile. Whether they are fit
-    to train on, the report says.
+    Raises ``OSError`` if a file is missing, and ``DataError`` if one changes while it is read. The rows may not be fit
+    to train on; see the report.
     """
     key = data_key(config, base)
     folder = Path(config.output_dir).resolve() / "datasets" / key[:12]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if seal_digest(folder):
-            logger.info("Rows reused: nothing they are made from has changed since %s was written", folder)
+            logger.info("Rows reused from %s: files, settings, tokenizer and code are unchanged", folder)
             return folder
         with complete_folder(folder) as draft:
             build_datasets(config, load_tokenizer(base), draft)
             if data_key(config, base) != key:
-                raise DataError("The rows changed while they were read; run again when they are written")
+                raise DataError("The files of rows changed while they were read; run again when they are complete")
     return folder
 
 
 def data_key(config: RunConfig, base: Path) -> str:
-    """SHA-256 over all that encoded rows are made from: files, settings, tokenizer, and the code that makes them."""
+    """Cache key of encoded rows: SHA-256 over their files, settings, tokenizer and code."""
     sources = [digest_files(path) for path in (config.dataset_path, config.eval_path) if path]
     small_files = {path for pattern in SMALL_FILES for path in base.glob(pattern)}
     tokenizer = [path.read_bytes() for path in sorted(small_files)]
@@ -152,7 +152,7 @@ def data_key(config: RunConfig, base: Path) -> str:
 
 
 def _code_of(function: str) -> list[Path]:
-    """The files of the module or the whole package that a function ``module:name`` stands in."""
+    """The files of the module, or of the whole package, that defines a function ``module:name``."""
     home = Path(inspect.getfile(import_module(function.partition(":")[0].partition(".")[0])))
     files = home.parent.rglob("*") if home.name == "__init__.py" else [home]
     return sorted(path for path in files if path.is_file() and "__pycache__" not in path.parts)

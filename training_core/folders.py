@@ -1,7 +1,7 @@
-"""A folder or a file is complete, or it does not count.
+"""Atomic writes: a folder or a file is either complete or absent.
 
-Both are written under a draft name and renamed when they are whole. A sealed folder also holds a manifest with the
-digest of every file, so that damage shows later.
+Both are written under a draft name and renamed when complete. A sealed folder also has a manifest with the SHA-256 of
+every file, so that later damage is detected.
 """
 
 import contextlib
@@ -17,9 +17,10 @@ MANIFEST = "manifest.json"
 
 @contextlib.contextmanager
 def complete_folder(folder: Path, *, seal_it: bool = True) -> Iterator[Path]:
-    """Yield an empty draft folder; it is sealed and replaces ``folder`` when the body ends without an error.
+    """Yield an empty draft folder that is sealed and replaces ``folder`` when the body ends without an error.
 
-    With ``seal_it=False`` the body brings the manifest along. A body that raises leaves ``folder`` as it was.
+    With ``seal_it=False`` the body writes the manifest itself. A body that raises leaves ``folder`` unchanged and no
+    draft; the draft of a killed process is deleted by the next call.
     """
     draft = folder.with_name(f"{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
@@ -36,7 +37,10 @@ def complete_folder(folder: Path, *, seal_it: bool = True) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def complete_file(path: Path) -> Iterator[Path]:
-    """Yield the path of a draft; what the body writes there is on disk and replaces ``path`` when the body ends."""
+    """Yield the path of a draft file that is flushed to disk and replaces ``path`` when the body ends without an error.
+
+    A body that raises leaves ``path`` unchanged and no draft.
+    """
     draft = path.with_name(f"{path.name}.draft")
     draft.unlink(missing_ok=True)
     try:
@@ -49,7 +53,7 @@ def complete_file(path: Path) -> Iterator[Path]:
 
 
 def seal(folder: Path) -> str:
-    """Declare a folder complete: write its manifest, and return the digest of the manifest."""
+    """Mark a folder as complete: write its manifest and return the SHA-256 of the manifest."""
     digests = {path.relative_to(folder).as_posix(): _sha256(path) for path in _content(folder)}
     text = json.dumps(digests, indent=1, sort_keys=True)
     with complete_file(folder / MANIFEST) as draft:
@@ -58,14 +62,14 @@ def seal(folder: Path) -> str:
 
 
 def seal_digest(folder: Path) -> str | None:
-    """The digest that ``seal`` returned, or ``None`` when a file is missing or changed since."""
+    """The digest that ``seal`` returned, or ``None`` if the folder is not sealed or a file is missing or changed."""
     manifest = folder / MANIFEST
     if not manifest.is_file():
         return None
     content = manifest.read_bytes()
     try:
         digests = dict(json.loads(content))
-    except (ValueError, TypeError):  # cut off, or not a manifest
+    except (ValueError, TypeError):  # truncated, or not a manifest
         return None
     intact = all((folder / name).is_file() and _sha256(folder / name) == digest for name, digest in digests.items())
     return hashlib.sha256(content).hexdigest() if intact and digests else None

@@ -11,7 +11,7 @@ def draw_facts(rng: Random, issue_type: str, limits: Limits) -> dict[str, Any]:
     return {
         "order_value": near(rng, limits["agent_value"], least=10),
         "failed_logins": near(rng, limits["tolerated_logins"]),
-        "fingerprint_check": rng.choice(("passed", "passed", "failed", "missing")),
+        "identity_check": rng.choice(("passed", "passed", "failed", "missing")),
         "known_device": seldom(rng),
         "review_open": seldom(rng),
     }
@@ -55,8 +55,8 @@ RULEBOOK = Rulebook(
         Rule(
             section=3,
             decision="Escalate",
-            when=lambda case, _: case["fingerprint_check"] == "failed",
-            reason="The fingerprint check failed, so the security team takes over",
+            when=lambda case, _: case["identity_check"] == "failed",
+            reason="The identity check failed, so the security team takes over",
             customer_response="Our security team will contact you about your account.",
             next_action="Hand over to the security team",
         ),
@@ -81,10 +81,10 @@ RULEBOOK = Rulebook(
         Rule(
             section=6,
             decision="Not Eligible",
-            when=lambda case, _: case["fingerprint_check"] == "missing",
-            reason="The fingerprint check is missing",
-            customer_response="Please complete the fingerprint check first, then ask us again.",
-            next_action="Send the fingerprint check link",
+            when=lambda case, _: case["identity_check"] == "missing",
+            reason="The identity check is missing",
+            customer_response="Please complete the identity check first, then ask us again.",
+            next_action="Send the identity check link",
         ),
         Rule(
             section=7,

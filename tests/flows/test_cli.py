@@ -28,7 +28,7 @@ def test_command_lists_all_bad_settings_and_exits_with_2(command: list[str], tmp
     settings.write_text(f"lerning_rate: 1\nlora_r: 0\noptim: sgd\noutput_dir: {tmp_path / 'runs'}\n")
     found = call(command, "--config", str(settings))
     assert found.returncode == 2
-    for part in ("3 problems", "did you mean learning_rate", "lora_r: 0", "optim: 'sgd'"):
+    for part in ("3 problems", "did you mean learning_rate", "lora_r: Input should be", "got 'sgd'"):
         assert part in found.stderr
     assert "Traceback" not in found.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["bad.yaml"]
@@ -68,8 +68,8 @@ def test_run_with_unfit_rows_exits_with_2(tiny_base: Path, tmp_path: Path) -> No
     for command in COMMANDS.values():
         found = call(command, *base, *runs, "--dataset_path", str(rows))
         assert found.returncode == 2, found.stderr
-        assert "2 of 2 lines cannot be used" in found.stderr
-        assert "rows.jsonl:1: instruction: 5 is no text" in found.stderr
+        assert "got 2 of 2; fix them" in found.stderr
+        assert "rows.jsonl:1: instruction: expected a non-empty string, got 5" in found.stderr
         assert found.stderr.count("| Rows") == 1  # the log has the report once
         assert {path.name for path in (tmp_path / "runs").iterdir()} <= {"datasets", "prefect"}
 

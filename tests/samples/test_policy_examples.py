@@ -1,4 +1,4 @@
-"""The examples that close every policy are decided by the code as the text says."""
+"""The examples at the end of every policy text are decided by the code as the text says."""
 
 import re
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 
 from samples.cases import decide, policy_names, policy_text
 
-# A case that reaches the last section; an example changes some of its facts.
+# A case that reaches the last section; each example changes some of its facts.
 PLAIN: dict[str, dict[str, Any]] = {
     "returns": {
         "days_since_delivery": 5,
@@ -41,7 +41,7 @@ PLAIN: dict[str, dict[str, Any]] = {
     "fraud": {
         "order_value": 100,
         "failed_logins": 1,
-        "fingerprint_check": "passed",
+        "identity_check": "passed",
         "known_device": False,
         "review_open": False,
     },
@@ -84,7 +84,7 @@ PLAIN: dict[str, dict[str, Any]] = {
     },
 }
 
-# The facts of the examples, in the order of the text; the text alone holds the expected rulings.
+# The facts of the examples, in the order of the text. The expected rulings are read from the text.
 EXAMPLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "returns": [
         ("refund_request", {"days_since_delivery": 30}),
@@ -123,10 +123,10 @@ EXAMPLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "fraud": [
         ("unknown_order", {"order_value": 250}),
         ("unknown_order", {"order_value": 251}),
-        ("account_unlock", {"failed_logins": 9, "fingerprint_check": "missing"}),
-        ("account_unlock", {"failed_logins": 8, "fingerprint_check": "missing"}),
+        ("account_unlock", {"failed_logins": 9, "identity_check": "missing"}),
+        ("account_unlock", {"failed_logins": 8, "identity_check": "missing"}),
         ("account_unlock", {"failed_logins": 2, "order_value": 900}),
-        ("unknown_order", {"fingerprint_check": "failed", "review_open": True}),
+        ("unknown_order", {"identity_check": "failed", "review_open": True}),
     ],
     "warranty": [
         ("repair_claim", {"months_owned": 24}),
@@ -177,7 +177,7 @@ EXAMPLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
 
 
 @pytest.mark.parametrize("name", policy_names())
-def test_examples_of_the_text_are_decided_as_it_says(name: str) -> None:
+def test_policy_examples_are_decided_as_the_text_says(name: str) -> None:
     examples = " ".join(policy_text(name).partition("\n9. ")[2].split())
     written = re.findall(r"(Not Eligible|Eligible|Escalate|In Progress) under section (\d)", examples)
     rulings = [decide(name, {"issue_type": issue, **PLAIN[name], **changes}) for issue, changes in EXAMPLES[name]]

@@ -1,4 +1,4 @@
-"""Files of rows are written whole, byte for byte the same, with every bad line counted."""
+"""Files of sample rows are complete and reproducible, and every bad line is counted."""
 
 import json
 import sys
@@ -20,11 +20,11 @@ def lines() -> list[Line]:
 
 
 def reject_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def find_fault(data: bytes) -> str:
-    """Name what is wrong with a line, found without knowing what was planted."""
+    """Name the fault of a line without knowing what was planted."""
     try:
         row: Any = json.loads(data.decode(), parse_constant=reject_constant)
     except UnicodeDecodeError:
@@ -52,7 +52,7 @@ def find_faulty_field(output: dict[str, Any]) -> str:
     return "overlong" if len(output["customer_response"]) >= OVERLONG_CHARS else GOOD
 
 
-def test_bad_lines_are_bad_in_the_way_their_kind_says_and_good_ones_are_good(lines: list[Line]) -> None:
+def test_lines_have_the_fault_of_their_kind(lines: list[Line]) -> None:
     seen: set[bytes] = set()
     for line in lines:
         fault = DUPLICATE if line.data in seen else find_fault(line.data)
@@ -60,43 +60,43 @@ def test_bad_lines_are_bad_in_the_way_their_kind_says_and_good_ones_are_good(lin
         seen.add(line.data)
 
 
-def test_every_row_becomes_one_line(lines: list[Line]) -> None:
+def test_lines_are_one_per_row(lines: list[Line]) -> None:
     assert len(lines) == COUNT
     assert all(line.data.endswith(b"\n") and line.data.count(b"\n") == 1 for line in lines)
 
 
-def test_every_kind_is_planted_about_equally_often(lines: list[Line]) -> None:
+def test_bad_lines_of_each_kind_are_equally_frequent(lines: list[Line]) -> None:
     planted = Counter(line.kind for line in lines if line.kind != GOOD)
     assert set(planted) == set(BAD_KINDS)
     assert max(planted.values()) - min(planted.values()) <= 1
     assert 0.06 < planted.total() / COUNT < 0.14
 
 
-def test_good_lines_are_the_rows_themselves(lines: list[Line]) -> None:
+def test_good_lines_are_the_generated_rows(lines: list[Line]) -> None:
     rows = list(generate_rows(COUNT, seed=4))
     assert all(json.loads(line.data) == row for line, row in zip(lines, rows, strict=True) if line.kind == GOOD)
 
 
-def test_an_impossible_share_is_rejected() -> None:
-    with pytest.raises(ValueError, match=r"share of bad lines is 1\.5"):
+def test_share_of_bad_lines_is_validated() -> None:
+    with pytest.raises(ValueError, match=r"share of bad lines .* got 1\.5"):
         next(plant_bad_lines(generate_rows(1, seed=1), share=1.5, seed=1))
 
 
-def test_write_rows_counts_every_planted_kind_exactly(tmp_path: Path, lines: list[Line]) -> None:
+def test_write_rows_counts_every_kind_exactly(tmp_path: Path, lines: list[Line]) -> None:
     path = tmp_path / "rows.jsonl"
     summary = write_rows(path, COUNT, seed=4, bad_share=0.1)
     assert summary == {"lines": COUNT, **Counter(line.kind for line in lines)}
     assert path.read_bytes() == b"".join(line.data for line in lines)
 
 
-def test_write_rows_gives_equal_bytes_for_equal_seeds_only(tmp_path: Path) -> None:
+def test_write_rows_is_deterministic_per_seed(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         write_rows(tmp_path / name, 100, seed, bad_share=0.05)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert (tmp_path / "a").read_bytes() != (tmp_path / "c").read_bytes()
 
 
-def test_write_rows_leaves_the_old_file_and_no_rest_when_it_fails(tmp_path: Path) -> None:
+def test_write_rows_keeps_the_old_file_when_it_fails(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"old")
     with pytest.raises(ValueError, match="share of bad lines"):
@@ -105,7 +105,7 @@ def test_write_rows_leaves_the_old_file_and_no_rest_when_it_fails(tmp_path: Path
     assert path.read_bytes() == b"old"
 
 
-def test_the_command_writes_the_file_and_one_summary_line(
+def test_command_writes_the_file_and_a_summary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "rows.jsonl"

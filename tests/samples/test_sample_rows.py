@@ -1,4 +1,4 @@
-"""Rows are balanced, repeatable and true to their policies."""
+"""Sample rows are balanced, reproducible and labelled as their policies say."""
 
 import json
 from collections import Counter, defaultdict
@@ -29,7 +29,7 @@ def policy_of() -> dict[str, str]:
     return {issue: name for name, rulebook in RULEBOOKS.items() for issue in rulebook.requests}
 
 
-def test_rows_have_exactly_the_promised_keys(rows: list[Row]) -> None:
+def test_rows_have_exactly_the_documented_keys(rows: list[Row]) -> None:
     for row in rows:
         assert list(row) == ["instruction", "input", "output"]
         assert list(row["input"])[:2] == ["case_id", "issue_type"]
@@ -40,21 +40,21 @@ def test_rows_have_exactly_the_promised_keys(rows: list[Row]) -> None:
         assert all(isinstance(fact, int | bool | str) for fact in facts)
 
 
-def test_labels_follow_again_from_the_case_and_its_policy(rows: list[Row], policy_of: dict[str, str]) -> None:
+def test_rows_have_the_answer_of_their_policy(rows: list[Row], policy_of: dict[str, str]) -> None:
     for row in rows:
         policy = policy_of[row["input"]["issue_type"]]
         assert decide(policy, row["input"]).answer() == row["output"]
         assert row["input"]["policy_document"] == policy_text(policy)
 
 
-def test_every_policy_and_every_issue_type_comes_equally_often(rows: list[Row]) -> None:
+def test_rows_have_every_issue_type_equally_often(rows: list[Row]) -> None:
     issues = Counter(row["input"]["issue_type"] for row in rows)
     assert set(issues.values()) == {COUNT // 20}
     few = Counter(row["input"]["policy_document"] for row in generate_rows(30, seed=1))
     assert list(few.values()) == [3] * len(policy_names())
 
 
-def test_a_lookup_table_of_issue_types_scores_below_a_half(rows: list[Row]) -> None:
+def test_lookup_table_of_issue_types_scores_below_half(rows: list[Row]) -> None:
     decisions: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
         decisions[row["input"]["issue_type"]][row["output"]["decision"]] += 1
@@ -62,9 +62,7 @@ def test_a_lookup_table_of_issue_types_scores_below_a_half(rows: list[Row]) -> N
     assert sum(max(counts.values()) for counts in decisions.values()) / COUNT < 0.5
 
 
-def test_a_quarter_or_more_of_the_deciding_numbers_lie_at_a_limit_or_one_past_it(
-    rows: list[Row], policy_of: dict[str, str]
-) -> None:
+def test_numbers_are_often_at_or_just_past_a_limit(rows: list[Row], policy_of: dict[str, str]) -> None:
     at_limit = total = 0
     for row in rows:
         limits = RULEBOOKS[policy_of[row["input"]["issue_type"]]].limits.values()
@@ -84,7 +82,7 @@ def test_case_numbers_never_repeat_beyond_five_digits() -> None:
     assert len({_case_number(index, first=77) for index in range(200_000)}) == 200_000
 
 
-def test_answers_are_as_short_as_promised(rows: list[Row], jittered: list[Row]) -> None:
+def test_answers_have_a_maximum_length(rows: list[Row], jittered: list[Row]) -> None:
     for output in (row["output"] for row in rows + jittered):
         assert len(output["reason"].split()) <= 16
         assert len(output["customer_response"].split()) <= 16
@@ -93,17 +91,17 @@ def test_answers_are_as_short_as_promised(rows: list[Row], jittered: list[Row]) 
         assert "{" not in "".join(output.values())
 
 
-def test_equal_seeds_give_equal_rows_and_other_seeds_other_rows() -> None:
+def test_rows_are_deterministic_per_seed() -> None:
     assert list(generate_rows(200, seed=5)) == list(generate_rows(200, seed=5))
     cases = [[row["input"]["case_id"] for row in generate_rows(200, seed)] for seed in (5, 6)]
     assert cases[0] != cases[1]
 
 
-def test_rows_are_drawn_as_they_are_asked_for() -> None:
+def test_rows_are_generated_lazily() -> None:
     assert len(list(islice(generate_rows(10**12, seed=1), 3))) == 3
 
 
-def test_jitter_decides_by_other_limits_and_quotes_them(jittered: list[Row], policy_of: dict[str, str]) -> None:
+def test_jitter_changes_limits_in_decisions_and_reasons(jittered: list[Row], policy_of: dict[str, str]) -> None:
     decisions = {row["output"]["decision"] for row in jittered}
     changed = [
         row
@@ -116,7 +114,7 @@ def test_jitter_decides_by_other_limits_and_quotes_them(jittered: list[Row], pol
     assert any("close after 30 days" not in reason for reason in late)
 
 
-def test_even_the_widest_jitter_gives_every_row() -> None:
+def test_jitter_of_one_still_gives_every_row() -> None:
     assert len(list(generate_rows(1_000, seed=1, jitter=1.0))) == 1_000
 
 
@@ -126,6 +124,6 @@ def test_jitter_outside_its_bounds_is_rejected(jitter: float) -> None:
         next(generate_rows(1, seed=1, jitter=jitter))
 
 
-def test_a_negative_count_is_rejected() -> None:
-    with pytest.raises(ValueError, match="count is -1"):
+def test_negative_count_is_rejected() -> None:
+    with pytest.raises(ValueError, match="got -1"):
         next(generate_rows(-1, seed=1))

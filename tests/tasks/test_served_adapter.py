@@ -69,7 +69,7 @@ def held_out(kind: str, tokenizer: PreTrainedTokenizerFast, folder: Path, **sett
     (folder / "rows.jsonl").write_bytes(b"".join(map(to_line, rows)))
     config = RunConfig(dataset_path=str(folder / "rows.jsonl"), val_split=0.4, packing=False, **settings)
     report = build_datasets(config, tokenizer, folder)
-    assert report.accounts[0].shape.endswith({"free text": "free text", "native": "native"}.get(kind, "cases"))
+    assert report.accounts[0].format.endswith({"free text": "free text", "native": "native"}.get(kind, "cases"))
     return Dataset.from_file(str(folder / HELD_OUT_FILE))
 
 

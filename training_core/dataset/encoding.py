@@ -1,4 +1,4 @@
-"""Rows as token ids and as facts: what is learnt, and what decides whether it may be."""
+"""Rows as token ids with labels, and as facts on which splits and findings are based."""
 
 import hashlib
 import json
@@ -35,24 +35,24 @@ SCHEMA = pa.schema(
 )
 TRAIN_SCHEMA = pa.schema([field for field in SCHEMA if field.name not in ("file", "record")])
 
-# A sign before a digit belongs to the number: without it 5 and -5, 1.2 and 12 would be one case.
+# A sign or point before a digit is part of the number: otherwise 5 and -5, or 1.2 and 12, would be near-duplicates.
 _SEPARATORS = re.compile(r"(?:(?![-.]\d)[\W_])+")
 
 
 class EncodedRows(NamedTuple):
-    """Some rows of a file, in one order in ``batch`` (columns of ``SCHEMA``) and in ``facts``.
+    """Some rows of a file, in the same order in ``batch`` (columns of ``SCHEMA``) and in ``facts``.
 
-    ``facts`` has ``file``, ``line``, ``decision``, ``tokens``, ``kept`` (``"3 of 9"`` where a policy was trimmed), and
-    64-bit digests: of the whole ``row``, its ``policy``, its ``case`` alone, the case as letters and digits
-    (``near_duplicate_key``), and its ``split_rank``, which the seed shuffles. ``entities`` has a digest for every id
-    that a row names, and the ``row``, its place in ``facts``. ``broken`` are the rows whose answers tokenisation does
-    not keep, by their places among the rows.
+    ``facts`` has ``file``, ``line``, ``decision``, ``tokens``, ``kept`` (``"3 of 9"`` sections if the policy was
+    trimmed), and five 64-bit digests: the whole ``row``, its ``policy``, its ``case``, the case as letters and digits
+    (``near_duplicate_key``), and the case with the seed (``split_rank``). ``entities`` has one line per entity of a
+    row: its digest ``entity``, and ``row``, the position in ``facts``. ``rejected`` has the rows whose answers the
+    tokenizer does not reproduce, by their positions among the given rows.
     """
 
     batch: pa.RecordBatch
     facts: pd.DataFrame
     entities: pd.DataFrame
-    broken: dict[int, Rejected]
+    rejected: dict[int, Rejected]
 
 
 class _Encoded(NamedTuple):
@@ -64,19 +64,20 @@ class _Encoded(NamedTuple):
 
 
 def encode_rows(rows: Sequence[Row], encoder: ChatEncoder, config: RunConfig) -> EncodedRows:
-    """Encode rows, and check for each that its labelled tokens are its answer to the letter."""
+    """Encode rows; a row whose labelled tokens do not decode to exactly its answer is rejected."""
     texts = [build_assistant_message(row.record) for row in rows]
     answers = encoder.encode_answers(texts)
     decoded = encoder.decode_answers(answers)
     prompts = encoder.encode_prompts([format_as_chat(row.record)[:-1] for row in rows])
-    encoded, broken = [], {}
-    for place, (row, prompt, answer) in enumerate(zip(rows, prompts, answers, strict=True)):
-        if decoded[place] == texts[place]:
+    encoded, rejected = [], {}
+    for position, (row, prompt, answer) in enumerate(zip(rows, prompts, answers, strict=True)):
+        if decoded[position] == texts[position]:
             encoded.append(_trimmed(_Encoded(row, row.record, prompt, answer, ""), encoder, config))
         else:
-            what = Problem(row.file, row.line, "output", "does not survive tokenisation", "use plain Unicode")
-            broken[place] = Rejected(what, row.raw)
-    return EncodedRows(_as_batch(encoded, config), _facts(encoded, config), _entities(encoded, config), broken)
+            what = "expected tokens that decode to the answer, got another text"
+            problem = Problem(row.file, row.line, "output", what, "use plain Unicode characters")
+            rejected[position] = Rejected(problem, row.raw)
+    return EncodedRows(_as_batch(encoded, config), _facts(encoded, config), _entities(encoded, config), rejected)
 
 
 def _trimmed(item: _Encoded, encoder: ChatEncoder, config: RunConfig) -> _Encoded:
@@ -118,9 +119,9 @@ _DIGESTS = ("row", "policy", "case", "near_duplicate_key", "split_rank")
 
 
 def _digests(record: Record, seed: int) -> tuple[int, ...]:
-    policy, instruction, case = _subject(record)
+    policy, instruction, case = _prompt_parts(record)
     prompt = _digest(policy.to_bytes(8, "little") + instruction + b"\0" + case)
-    subject = case if case != b"{}" else instruction  # rows without a case differ by what they ask
+    subject = case if case != b"{}" else instruction  # rows without a case differ in their instructions
     return (
         _digest(prompt.to_bytes(8, "little") + _canonical(record["output"])),
         policy,
@@ -131,9 +132,9 @@ def _digests(record: Record, seed: int) -> tuple[int, ...]:
 
 
 def leakage_keys(record: Record, entity_fields: Sequence[str]) -> list[int]:
-    """The 64-bit digests that tie a record to others: the ``near_duplicate_key`` of its case, and its entities."""
-    # Adapters keep them (see ``write_adapter``): computed otherwise, they would match no row of an older adapter.
-    _, instruction, case = _subject(record)
+    """The 64-bit digests that a record shares with related ones: ``near_duplicate_key`` and those of its entities."""
+    # Adapters store these keys (see ``write_adapter``): a change here would match no key of an existing adapter.
+    _, instruction, case = _prompt_parts(record)
     return [_near_duplicate_key(instruction, case), *_entities_of(record, entity_fields)]
 
 
@@ -141,8 +142,8 @@ def _near_duplicate_key(instruction: bytes, case: bytes) -> int:
     return _digest(_SEPARATORS.sub(" ", case.decode().casefold()).encode() if case != b"{}" else instruction)
 
 
-def _subject(record: Record) -> tuple[int, bytes, bytes]:
-    """Digest of the policy, instruction, and what is asked besides."""
+def _prompt_parts(record: Record) -> tuple[int, bytes, bytes]:
+    """Digest of the policy, the instruction, and the case or the conversation."""
     if "messages" in record:
         return 0, b"", _canonical(record["messages"])
     policy = _digest_policy(record["input"]["policy_document"])
@@ -150,12 +151,12 @@ def _subject(record: Record) -> tuple[int, bytes, bytes]:
 
 
 def _entities(items: Sequence[_Encoded], config: RunConfig) -> pd.DataFrame:
-    named = [
-        (place, entity)
-        for place, item in enumerate(items)
+    found = [
+        (position, entity)
+        for position, item in enumerate(items)
         for entity in _entities_of(item.record, config.entity_fields)
     ]
-    return pd.DataFrame(named, columns=["row", "entity"], dtype="uint64")
+    return pd.DataFrame(found, columns=["row", "entity"], dtype="uint64")
 
 
 def _entities_of(record: Record, entity_fields: Sequence[str]) -> list[int]:
@@ -164,7 +165,7 @@ def _entities_of(record: Record, entity_fields: Sequence[str]) -> list[int]:
 
 
 def digest_id(field: str, value: Any) -> int:
-    """64 bits of an id: the same for 1001 and "1001", for "C-7" and " c-7", since exports differ in that."""
+    """64 bits of an id, equal for 1001 and "1001" and for "C-7" and " c-7", since exports differ in such details."""
     text = value if isinstance(value, str) else _canonical(value).decode()
     return _digest(_canonical([field, text.strip().casefold()]))
 

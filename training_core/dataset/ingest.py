@@ -1,4 +1,4 @@
-"""One pass over all files: rows are checked, encoded and written, and facts about them are gathered."""
+"""One pass over all files: read, check, encode and write the rows, and gather facts about them."""
 
 import itertools
 import json
@@ -22,7 +22,7 @@ from training_core.rows.strict_json import Problem, Record
 logger = logging.getLogger(__name__)
 
 ENCODED, REJECTED, PROBLEMS = "encoded.arrow", "rejected.jsonl", "problems.jsonl"
-MOST_KEPT = 1_000
+MAX_KEPT = 1_000
 _CHUNK_ROWS, _CHUNK_BYTES = 2_000, 8 * 2**20
 _ROWS_BETWEEN_LOG_LINES = 100_000
 
@@ -31,22 +31,26 @@ Audit = Callable[[Record], str | None]
 
 @dataclass
 class Source:
-    """One file as it was read: each of its lines is a row or rejected; ``broken_off`` says why it has no end."""
+    """One file: how many of its lines are rows or rejected; ``error`` says why it was not read completely."""
 
     file: str
     held_out: bool
-    shape: str = "unknown"
+    format: str = "unknown"
     rows: int = 0
     rejected: int = 0
-    broken_off: str = ""
+    error: str = ""
+
+    @property
+    def lines(self) -> int:
+        return self.rows + self.rejected
 
 
 @dataclass
 class Ingested:
-    """What is gathered on the way. ``facts`` and ``entities`` are parts of the tables of ``EncodedRows``.
+    """What the pass over the files gathers. ``facts`` and ``entities`` are parts of the tables of ``EncodedRows``.
 
-    ``facts`` has ``held_out_file`` besides. ``problems`` and ``contradictions`` (labels against the rules of
-    ``label_audit``) are the first ones; ``unknown_keys`` maps a key that nobody reads to its first place.
+    ``facts`` also has ``held_out_file``. ``problems`` and ``contradictions`` (labels that contradict ``label_audit``)
+    are the first ``MAX_KEPT``; ``unknown_keys`` maps each key that is not used to its first place.
     """
 
     sources: list[Source] = field(default_factory=list)
@@ -64,10 +68,10 @@ class Ingested:
 
 
 def ingest_rows(config: RunConfig, encoder: ChatEncoder, folder: Path) -> Ingested:
-    """Read the rows of ``eval_path``, if given, then those of ``dataset_path``, a few at a time.
+    """Read the rows of ``eval_path``, if given, then those of ``dataset_path``, in chunks.
 
-    Writes into ``folder`` the encoded rows (``encoded.arrow``, columns of ``SCHEMA``), the rejected lines byte for byte
-    (``rejected.jsonl``) and why they were rejected (``problems.jsonl``). Raises ``OSError`` when there is no such file.
+    Writes to ``folder``: the encoded rows (``encoded.arrow``, columns of ``SCHEMA``), the rejected lines byte for byte
+    (``rejected.jsonl``), and why each was rejected (``problems.jsonl``). Raises ``OSError`` for a missing file.
     """
     ingested = Ingested()
     audit: Audit | None = resolve_name(config.label_audit) if config.label_audit else None
@@ -79,15 +83,15 @@ def ingest_rows(config: RunConfig, encoder: ChatEncoder, folder: Path) -> Ingest
     ):
         for source in _sources(config):
             ingested.sources.append(source)
-            for items in _chunks(_until_it_breaks(source, read_rows(source.file, config.allowed_decisions))):
+            for items in _chunks(_until_error(source, read_rows(source.file, config.allowed_decisions))):
                 encoded = encode_rows([item for item in items if isinstance(item, Row)], encoder, config)
-                rows, rejected = _told_apart(items, encoded.broken)
+                rows, rejected = _separate(items, encoded.rejected)
                 ingested.entities.append(encoded.entities.assign(row=encoded.entities["row"] + ingested.rows))
                 ingested.facts.append(encoded.facts.assign(held_out_file=source.held_out))
                 stream.write_batch(encoded.batch)
-                _set_aside(rejected, quarantine, problems)
+                _write_rejected(rejected, quarantine, problems)
                 _count(ingested, source, len(encoded.facts), rejected)
-                _note(ingested, source, rows, audit)
+                _inspect(ingested, source, rows, audit)
     return ingested
 
 
@@ -96,15 +100,15 @@ def _sources(config: RunConfig) -> list[Source]:
     return [Source(file, held_out) for path, held_out in paths if path for file in find_files(path)]
 
 
-def _until_it_breaks(source: Source, items: Iterator[Row | Rejected]) -> Iterator[Row | Rejected]:
+def _until_error(source: Source, items: Iterator[Row | Rejected]) -> Iterator[Row | Rejected]:
     try:
         yield from items
     except BadFileError as error:
-        source.broken_off = str(error)
+        source.error = str(error)
 
 
 def _chunks(items: Iterable[Row | Rejected]) -> Iterator[list[Row | Rejected]]:
-    """A few thousand lines at a time, or fewer where they are long; the last chunk may be empty."""
+    """Chunks of ``_CHUNK_ROWS`` lines, or fewer if they are long; the last chunk may be empty."""
     chunk: list[Row | Rejected] = []
     size = 0
     for item in items:
@@ -116,16 +120,20 @@ def _chunks(items: Iterable[Row | Rejected]) -> Iterator[list[Row | Rejected]]:
     yield chunk
 
 
-def _told_apart(items: Iterable[Row | Rejected], broken: Mapping[int, Rejected]) -> tuple[list[Row], list[Rejected]]:
-    """The rows that stayed whole, and all that is rejected, both in the order of the file."""
-    places = itertools.count()  # of rows: elements of an array may share a line, so its number is no name for one
-    sorted_out = [broken.get(next(places), item) if isinstance(item, Row) else item for item in items]
-    rows = [item for item in sorted_out if isinstance(item, Row)]
-    return rows, [item for item in sorted_out if isinstance(item, Rejected)]
+def _separate(items: Iterable[Row | Rejected], by_position: Mapping[int, Rejected]) -> tuple[list[Row], list[Rejected]]:
+    """Usable rows and rejected lines, both in the order of the file.
+
+    ``by_position`` has the rows rejected by ``encode_rows``. Line numbers cannot identify them, since elements of an
+    array may share a line.
+    """
+    positions = itertools.count()
+    final = [by_position.get(next(positions), item) if isinstance(item, Row) else item for item in items]
+    rows = [item for item in final if isinstance(item, Row)]
+    return rows, [item for item in final if isinstance(item, Rejected)]
 
 
-def _set_aside(rejected: Iterable[Rejected], quarantine: BinaryIO, problems: TextIO) -> None:
-    """Each rejected line as it was, and the one after it on a line of its own."""
+def _write_rejected(rejected: Iterable[Rejected], quarantine: BinaryIO, problems: TextIO) -> None:
+    """Write each rejected line byte for byte; a newline is added where the last line of a file has none."""
     for item in rejected:
         quarantine.write(item.raw if item.raw.endswith(b"\n") or not item.ends else item.raw + b"\n")
         if item.problem:
@@ -134,7 +142,7 @@ def _set_aside(rejected: Iterable[Rejected], quarantine: BinaryIO, problems: Tex
 
 def _count(ingested: Ingested, source: Source, rows: int, rejected: Sequence[Rejected]) -> None:
     problems = [item.problem for item in rejected if item.problem]
-    ingested.problems += problems[: MOST_KEPT - len(ingested.problems)]
+    ingested.problems += problems[: MAX_KEPT - len(ingested.problems)]
     before = ingested.rows
     source.rows += rows
     source.rejected += len(problems)
@@ -142,19 +150,17 @@ def _count(ingested: Ingested, source: Source, rows: int, rejected: Sequence[Rej
         logger.info("Rows: %s read and encoded so far, %s rejected", f"{ingested.rows:,}", f"{source.rejected:,}")
 
 
-def _note(ingested: Ingested, source: Source, rows: Iterable[Row], audit: Audit | None) -> None:
+def _inspect(ingested: Ingested, source: Source, rows: Iterable[Row], audit: Audit | None) -> None:
+    """Note format and unknown keys of the rows, and audit their labels."""
     for row in rows:
-        source.shape = str(row.shape)
-        if len(ingested.unknown_keys) < MOST_KEPT:
-            ingested.unknown_keys |= {ascii(key)[1:-1]: _place(row) for key in row.unknown_keys} | ingested.unknown_keys
-        ruled = audit(row.record) if audit else None
-        given = row.record["output"]["decision"]
-        ingested.audited += ruled is not None
-        if ruled not in (None, given):
+        source.format = str(row.format)
+        place = f"{row.file}:{row.line}"
+        if len(ingested.unknown_keys) < MAX_KEPT:
+            ingested.unknown_keys |= {ascii(key)[1:-1]: place for key in row.unknown_keys} | ingested.unknown_keys
+        expected = audit(row.record) if audit else None
+        label = row.record["output"]["decision"]
+        ingested.audited += expected is not None
+        if expected not in (None, label):
             ingested.contradicted += 1
-            if len(ingested.contradictions) < MOST_KEPT:
-                ingested.contradictions.append(f"{_place(row)}: {given}, by the rules {ruled}")
-
-
-def _place(row: Row) -> str:
-    return f"{row.file}:{row.line}"
+            if len(ingested.contradictions) < MAX_KEPT:
+                ingested.contradictions.append(f"{place}: expected {expected} by the rules, got {label}")

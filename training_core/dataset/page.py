@@ -1,4 +1,4 @@
-"""The report on rows as one HTML page that needs nothing besides itself: no script, no network, no font."""
+"""The report on rows as one self-contained HTML page: no script, no network access, no external font."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -14,13 +14,13 @@ TEMPLATE = "page.html.jinja"
 
 
 def render_page(report: DataReport) -> str:
-    """The page. Equal reports give equal pages, and what stands in a row stays text whatever it looks like."""
+    """The page. Equal reports give equal pages, and texts from rows are escaped."""
     short = with_short_names(report)
     return _template().render(
         report=short,
         kinds=kinds_of(short.problems),
         files=[account.file for account in report.accounts],
-        every=total(report.accounts),
+        totals=total(report.accounts),
         verdict=verdict(report),
         sharing=sharing(report),
         fitting=fitting(report) if report.lengths.counts else "",
@@ -44,13 +44,13 @@ def _span(edges: tuple[int, int]) -> str:
 
 
 def _limit_at(lengths: Lengths) -> float | None:
-    """Where ``max_seq_length`` stands among bins of equal width, in per cent; ``None`` where it is not among them."""
-    for place, (low, high) in enumerate(pairwise(lengths.edges)):
+    """The position of ``max_seq_length`` on the axis of the histogram, in per cent; ``None`` if it is off the axis."""
+    for number, (low, high) in enumerate(pairwise(lengths.edges)):
         if low <= lengths.limit < high:
-            return 100 * (place + (lengths.limit + 1 - low) / (high - low)) / len(lengths.counts)
+            return 100 * (number + (lengths.limit + 1 - low) / (high - low)) / len(lengths.counts)
     return None
 
 
 def _largest_share(decisions: Sequence[DecisionCount]) -> float:
-    sides = [[d.trained for d in decisions], [d.held_out for d in decisions]]
-    return max((max(side) / sum(side) for side in sides if any(side)), default=1.0)
+    splits = [[d.trained for d in decisions], [d.held_out for d in decisions]]
+    return max((max(counts) / sum(counts) for counts in splits if any(counts)), default=1.0)

@@ -1,4 +1,4 @@
-"""What the data stage found out about the rows: where each line went, what is doubtful, and whether they are fit."""
+"""The report on rows: how every line is used, findings, and whether the rows are fit to train on."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -9,10 +9,10 @@ from training_core.rows.strict_json import Problem
 
 @dataclass(frozen=True)
 class Account:
-    """Where the lines of one file went, and the shape they came in: ``lines`` is the sum of the other numbers."""
+    """How the lines of one file are used, and their format: ``lines`` is the sum of the five numbers after it."""
 
     file: str
-    shape: str
+    format: str
     lines: int
     trained: int
     held_out: int
@@ -27,7 +27,7 @@ class Account:
 
 @dataclass(frozen=True)
 class DecisionCount:
-    """Rows of one decision on both sides."""
+    """Rows of one decision in each split."""
 
     decision: str
     trained: int
@@ -36,9 +36,9 @@ class DecisionCount:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of the rows that are no duplicates, as a histogram: ``counts[i]`` have ``edges[i]`` to ``edges[i + 1]``.
+    """Histogram of tokens per row, duplicates left out: ``counts[i]`` rows have ``edges[i]`` to ``edges[i + 1]`` - 1.
 
-    ``percentiles`` maps a share of the rows, in per cent, to the most tokens among so many of the shortest.
+    ``percentiles`` maps ``"50"``, ``"90"``, ``"99"`` and ``"100"`` to that percentile of the tokens.
     """
 
     limit: int
@@ -49,7 +49,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to know about the rows that rejects none of them: how often it occurs, and the first places."""
+    """Something worth knowing that rejects no row: how often it occurs, what it means, and the first places."""
 
     subject: str
     count: int
@@ -59,10 +59,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class DataReport:
-    """Everything the data stage found out. ``failures`` names each rule that makes the rows unfit to train on.
+    """The whole report. ``failures`` has one line per broken rule; with any, the rows are not fit to train on.
 
-    ``problems`` are the first ones; all are in ``problems.jsonl`` beside the report. ``packing`` is what sharing
-    policies will save.
+    ``problems`` has the first ones; all are in ``problems.jsonl`` in the same folder. ``packing`` estimates what
+    sharing policies saves.
     """
 
     accounts: list[Account]

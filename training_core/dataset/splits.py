@@ -1,4 +1,4 @@
-"""Which rows are trained on, which are held out, and which are neither: one split for every row."""
+"""The split of every row: trained, held out, or not used because it is a duplicate or overlong."""
 
 from typing import Final
 
@@ -17,11 +17,11 @@ OVERLONG: Final = "overlong"
 
 
 def assign_splits(config: RunConfig, facts: pd.DataFrame, entities: pd.DataFrame) -> pd.Series:
-    """The split of each row (see ``EncodedRows`` for the columns, with ``held_out_file`` besides), in its order.
+    """The split of each row, in the order of ``facts`` (columns of ``EncodedRows.facts``, and ``held_out_file``).
 
-    A row said before is a duplicate, as is, with ``overlap="drop"``, one that shares its case or an entity with
-    ``eval_path``; of the others those above ``max_seq_length`` are overlong. Without ``eval_path`` rows are held out
-    by ``hold_out``.
+    A row equal to an earlier one is a duplicate; with ``overlap="drop"``, so is a training row with the case or an
+    entity of a row of ``eval_path``. Other rows longer than ``max_seq_length`` are overlong. Without ``eval_path``,
+    ``hold_out`` draws the held-out rows.
     """
     duplicate = facts.duplicated("row")
     if config.overlap == "drop":
@@ -37,73 +37,93 @@ def assign_splits(config: RunConfig, facts: pd.DataFrame, entities: pd.DataFrame
 
 
 def overlapping(facts: pd.DataFrame, entities: pd.DataFrame) -> pd.Series:
-    """What each training row shares with the held-out file: ``row``, ``case`` or ``entity``; missing where nothing."""
-    there = facts["held_out_file"]
-    shared = pd.Series(None, index=facts.index, dtype=object)
-    held_out_row = entities["row"].map(there)
-    known = entities.loc[held_out_row, "entity"]
-    shared.loc[entities.loc[~held_out_row & entities["entity"].isin(known), "row"].unique()] = "entity"
+    """What each training row has in common with ``eval_path``: ``row``, ``case`` or ``entity``, or missing."""
+    held_out = facts["held_out_file"]
+    overlap = pd.Series(None, index=facts.index, dtype=object)
+    of_held_out = entities["row"].map(held_out)
+    held_out_entities = entities.loc[of_held_out, "entity"]
+    overlap.loc[entities.loc[~of_held_out & entities["entity"].isin(held_out_entities), "row"].unique()] = "entity"
     for column, name in (("near_duplicate_key", "case"), ("case", "case"), ("row", "row")):
-        shared[~there & facts[column].isin(facts.loc[there, column])] = name
-    return shared
+        overlap[~held_out & facts[column].isin(facts.loc[held_out, column])] = name
+    return overlap
 
 
 def training_leakage_keys(facts: pd.DataFrame, entities: pd.DataFrame) -> np.ndarray:
-    """The ``near_duplicate_key`` and ``entity`` digests of the rows to be trained on, as sorted unique uint64 (see
-    ``encoding.leakage_keys``)."""
+    """The ``encoding.leakage_keys`` of all rows that are trained on, as sorted unique uint64."""
     trained = facts["split"] == TRAINED
     return np.union1d(facts.loc[trained, "near_duplicate_key"], entities.loc[entities["row"].map(trained), "entity"])
 
 
+# A stratified group split, so that nothing held out is also learnt. Rows with an equal case, near-duplicate cases or an
+# entity in common form a group, and a group is never divided. Each group belongs to the stratum of its most frequent
+# decision. Within a stratum, groups are ordered by split rank, and those whose middle row is within the share are held
+# out. A split rank is a digest of seed and case, so it does not change when other rows come or go.
+#
+#     share 0.4 of a stratum of 10 rows: up to row 4
+#     group    split rank    rows    middle row
+#     C        11            2       1.0           held out
+#     A        35            3       3.5           held out
+#     B        62            4       7.0           trained
+#     D        90            1       9.5           trained
 def hold_out(facts: pd.DataFrame, entities: pd.DataFrame, share: float) -> pd.Series:
-    """Which rows are held out: ``share`` of the rows of every decision, by lot.
+    """Which rows are held out: ``share`` of the rows of each decision, drawn by group; see above.
 
-    Rows of one case or one entity stay on one side. A group's lot depends on the seed and its own cases alone, so next
-    week, among other rows, nearly all rows are on the side they were on. Decisions so rare that not one row of
-    theirs would be held out are drawn as if they were one decision.
+    When other rows are added or removed, nearly all rows keep their split. Decisions too rare to hold out one row form
+    one stratum.
     """
     if facts.empty:
         return pd.Series(dtype=bool)
-    groups = pd.DataFrame({"group": _group(facts, entities), **facts[["decision", "case", "split_rank"]]})
-    sizes = groups.groupby(["group", "decision"]).size().rename("rows").reset_index()
-    strata = (
-        sizes.sort_values(["rows", "decision"]).drop_duplicates("group", keep="last").set_index("group")["decision"]
+    rows = pd.DataFrame({"group": _connected_groups(facts, entities), **facts[["decision", "case", "split_rank"]]})
+    groups = _strata(rows, share).sort_values(["stratum", "split_rank"])
+    by_stratum = groups.groupby("stratum")["rows"]
+    middle = by_stratum.cumsum() - groups["rows"] / 2
+    return rows["group"].map(middle <= by_stratum.transform("sum") * share)
+
+
+def _strata(rows: pd.DataFrame, share: float) -> pd.DataFrame:
+    """The stratum, the split rank of the first case, and the number of ``rows`` of each group."""
+    sizes = rows.groupby(["group", "decision"]).size().rename("rows").reset_index()
+    most_frequent = sizes.sort_values(["rows", "decision"]).drop_duplicates("group", keep="last")
+    first_case = rows.sort_values("case").drop_duplicates("group").set_index("group")
+    groups = pd.DataFrame(
+        {
+            "stratum": most_frequent.set_index("group")["decision"],
+            "split_rank": first_case["split_rank"],
+            "rows": rows.groupby("group").size(),
+        }
     )
-    first = groups.sort_values("case").drop_duplicates("group").set_index("group")["split_rank"]
-    table = pd.DataFrame({"decision": strata, "split_rank": first, "rows": groups.groupby("group").size()})
-    rows = table.groupby("decision")["rows"].transform("sum")
-    table.loc[rows * share < 1, "decision"] = ""
-    drawn = table.sort_values(["decision", "split_rank"])
-    by_decision = drawn.groupby("decision")["rows"]
-    middle = by_decision.cumsum() - drawn["rows"] / 2
-    return groups["group"].map(middle <= by_decision.transform("sum") * share)
+    too_small = groups.groupby("stratum")["rows"].transform("sum") * share < 1
+    groups.loc[too_small, "stratum"] = ""
+    return groups
 
 
 def held_out_sample(rows: Dataset, config: RunConfig) -> Dataset:
-    """The held-out rows that are answered: all of them, or ``max_eval_rows`` drawn with the run's seed."""
+    """The held-out rows to score: all of them, or ``max_eval_rows`` drawn with the run's seed."""
     if len(rows) <= config.max_eval_rows:
         return rows
     drawn = np.random.default_rng(config.seed).permutation(len(rows))[: config.max_eval_rows]
     return rows.select(sorted(drawn.tolist()))
 
 
-def _group(facts: pd.DataFrame, entities: pd.DataFrame) -> np.ndarray:
-    """The number of each row's group: rows are connected by an equal case, an almost equal one, or an entity."""
+def _connected_groups(facts: pd.DataFrame, entities: pd.DataFrame) -> np.ndarray:
+    """The number of each row's group: connected components of rows with an equal case, near-duplicate or entity."""
     rows = np.arange(len(facts), dtype=np.int32)
-    named = entities[entities["row"].isin(facts.index)]
-    places = facts.index.get_indexer(pd.Index(named["row"])).astype(np.int32)
-    ties = [
-        _tie(rows, facts["case"].to_numpy()),
-        _tie(rows, facts["near_duplicate_key"].to_numpy()),
-        _tie(places, named["entity"].to_numpy()),
-    ]
-    edges = np.concatenate(ties, axis=1)
+    of_these = entities[entities["row"].isin(facts.index)]
+    positions = facts.index.get_indexer(pd.Index(of_these["row"])).astype(np.int32)
+    edges = np.concatenate(
+        [
+            _edges(rows, facts["case"].to_numpy()),
+            _edges(rows, facts["near_duplicate_key"].to_numpy()),
+            _edges(positions, of_these["entity"].to_numpy()),
+        ],
+        axis=1,
+    )
     graph = coo_array((np.ones(edges.shape[1], bool), tuple(edges)), shape=(len(facts), len(facts)))
     return connected_components(graph, directed=False)[1]
 
 
-def _tie(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Pairs of rows [2, pairs] that chain together all rows of one value."""
+def _edges(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Edges [2, edges] that connect all rows of equal value in a chain: rows 0, 2, 5 of one value → (0, 2), (2, 5)."""
     order = np.argsort(values)
     same = np.flatnonzero(values[order[1:]] == values[order[:-1]])
     return np.stack([rows[order[same]], rows[order[same + 1]]])

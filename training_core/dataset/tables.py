@@ -1,4 +1,4 @@
-"""The report on rows as tables and sentences, for people."""
+"""The report on rows as tables and sentences."""
 
 import re
 from collections import Counter
@@ -12,21 +12,21 @@ from training_core.dataset.report import Account, DataReport, DecisionCount, Len
 from training_core.grid import Grid
 from training_core.rows.strict_json import Problem
 
-MOST_SHOWN = 20
-MOST_PLACES_SHOWN = 5
+MAX_SHOWN = 20
+MAX_PLACES_SHOWN = 5
 
 _BAR_WIDTH = 20
 _EIGHTHS = "▏▎▍▌▋▊▉█"
 
 
 def data_grids(report: DataReport) -> list[Grid]:
-    """All of the report but its verdict: accounts, decisions, lengths, policies, what is doubtful, what is rejected."""
+    """The report without its verdict: accounts, decisions, lengths, policies, findings and rejected lines."""
     report = with_short_names(report)
     grids = [
         account_grid(report.accounts),
         _decision_grid(report.decisions),
         _length_grid(report),
-        Grid("Sharing of policies", (), (), sharing(report)),
+        Grid("Shared policies", (), (), sharing(report)),
         *_finding_grids(report),
         _problem_grid(report),
     ]
@@ -45,11 +45,11 @@ def verdict(report: DataReport) -> str:
     if report.failures:
         broken = "1 rule is broken" if len(report.failures) == 1 else f"{len(report.failures)} rules are broken"
         return f"NOT fit to train on: {broken}"
-    every = total(report.accounts)
-    unused = every.lines - every.trained - every.held_out
+    totals = total(report.accounts)
+    unused = totals.lines - totals.trained - totals.held_out
     return (
-        f"Fit to train on: {every.trained:,} rows for training, {every.held_out:,} held out, "
-        f"{unused:,} of {every.lines:,} unused"
+        f"Fit to train on: {totals.trained:,} rows for training, {totals.held_out:,} held out, "
+        f"{unused:,} of {totals.lines:,} unused"
     )
 
 
@@ -60,7 +60,7 @@ def total(accounts: Sequence[Account], name: str = "all") -> Account:
 
 
 def with_short_names(report: DataReport) -> DataReport:
-    """The same report with the shortest end of each file's path that no other file shares, wherever it is named."""
+    """The same report with every path replaced by its shortest suffix that no other file has."""
     names = short_names(account.file for account in report.accounts)
     longest_first = sorted(names, key=len, reverse=True)
 
@@ -77,33 +77,35 @@ def with_short_names(report: DataReport) -> DataReport:
 
 
 def short_names(files: Iterable[str]) -> dict[str, str]:
-    """The shortest end of each path that no other file shares."""
+    """The shortest suffix of each path that no other path has: ``/a/x.jsonl``, ``/b/x.jsonl`` → ``a/x.jsonl``, …"""
     parts = {file: file.split("/") for file in files}
-    ends = {file: ["/".join(names[-n:]) for n in range(1, len(names) + 1)] for file, names in parts.items()}
-    shared = Counter(end for several in ends.values() for end in several)
-    return {file: next((end for end in several if shared[end] == 1), file) for file, several in ends.items()}
+    suffixes = {file: ["/".join(names[-n:]) for n in range(1, len(names) + 1)] for file, names in parts.items()}
+    counts = Counter(suffix for several in suffixes.values() for suffix in several)
+    return {
+        file: next((suffix for suffix in several if counts[suffix] == 1), file) for file, several in suffixes.items()
+    }
 
 
 def account_grid(accounts: Sequence[Account]) -> Grid:
-    """Where every line went."""
+    """How the lines of each file are used."""
     names = short_names(account.file for account in accounts)
-    shown = [replace(account, file=names[account.file]) for account in accounts[:MOST_SHOWN]]
-    if rest := accounts[MOST_SHOWN:]:
+    shown = [replace(account, file=names[account.file]) for account in accounts[:MAX_SHOWN]]
+    if rest := accounts[MAX_SHOWN:]:
         shown.append(total(rest, f"… {len(rest):,} more"))
     if len(accounts) > 1:
         shown.append(total(accounts))
     head = ("file", "lines", "trained", "held out", "duplicates", "rejected", "overlong")
     rows = [
-        (f"{file} ({shape})" if shape else file, *(f"{count:,}" for count in counts))
-        for file, shape, *counts in map(astuple, shown)
+        (f"{file} ({row_format})" if row_format else file, *(f"{count:,}" for count in counts))
+        for file, row_format, *counts in map(astuple, shown)
     ]
     return Grid("Every line accounted for", head, rows)
 
 
 def _decision_grid(decisions: Sequence[DecisionCount]) -> Grid:
     trained, held_out = sum(d.trained for d in decisions), sum(d.held_out for d in decisions)
-    shown = [*decisions[:MOST_SHOWN]]
-    if rest := decisions[MOST_SHOWN:]:
+    shown = [*decisions[:MAX_SHOWN]]
+    if rest := decisions[MAX_SHOWN:]:
         sums = sum(d.trained for d in rest), sum(d.held_out for d in rest)
         shown.append(DecisionCount(f"… {len(rest):,} more", *sums))
     rows = [
@@ -136,47 +138,47 @@ def _limit_mark(lengths: Lengths, low: int, high: int) -> str:
 
 
 def fitting(report: DataReport) -> str:
-    """How many rows fit in ``max_seq_length``, and how long rows are, as two sentences."""
+    """How many rows fit in ``max_seq_length``, and percentiles of their lengths, as two sentences."""
     lengths = report.lengths
     rows, overlong = sum(lengths.counts), total(report.accounts).overlong
     fit = f"All {rows:,} rows fit" if not overlong else f"{rows - overlong:,} of {rows:,} rows fit"
-    half, most, nearly_all, longest = (f"{tokens:,}" for tokens in lengths.percentiles.values())
+    median, p90, p99, longest = (f"{tokens:,}" for tokens in lengths.percentiles.values())
     return (
-        f"{fit} in {lengths.limit:,} tokens (max_seq_length). Half of all have at most {half} tokens, "
-        f"90% {most}, 99% {nearly_all}; the longest has {longest}."
+        f"{fit} in {lengths.limit:,} tokens (max_seq_length). The median row has {median} tokens; "
+        f"90% have at most {p90}, 99% at most {p99}; the longest has {longest}."
     )
 
 
 def sharing(report: DataReport) -> str:
-    """How well rows share their policies and what packing makes of it, as a sentence."""
+    """The number of policies and what packing gains from sharing them, as a sentence."""
     policies = {0: "No policies", 1: "1 policy"}.get(report.policies, f"{report.policies:,} policies")
     return f"{policies}. Packing: {report.packing}." if report.packing else f"{policies}; no packing."
 
 
 def _finding_grids(report: DataReport) -> list[Grid]:
-    every = total(report.accounts)
+    totals = total(report.accounts)
     findings = [(finding.subject, f"{finding.count:,}", finding.meaning) for finding in report.findings]
     places = [
         ("" if number else finding.subject, place)
         for finding in report.findings
-        for number, place in enumerate(finding.places[:MOST_PLACES_SHOWN])
+        for number, place in enumerate(finding.places[:MAX_PLACES_SHOWN])
     ]
-    cut = any(len(finding.places) > MOST_PLACES_SHOWN for finding in report.findings)
+    truncated = any(len(finding.places) > MAX_PLACES_SHOWN for finding in report.findings)
     return [
-        Grid(f"Worth knowing about {every.lines - every.rejected:,} rows", ("what", "how many", "meaning"), findings),
-        Grid("Where", ("what", "place"), places, "The first places; the page has more." if cut else ""),
+        Grid(f"Findings on {totals.lines - totals.rejected:,} rows", ("finding", "count", "meaning"), findings),
+        Grid("Places", ("finding", "place"), places, "The first places; report.html has more." if truncated else ""),
     ]
 
 
 class ProblemKind(NamedTuple):
-    """Lines of one file that are rejected for one reason: how many, and the first of them."""
+    """Lines of one file rejected for the same reason: the first problem and how many lines."""
 
     first: Problem
     lines: int
 
 
 def kinds_of(problems: Iterable[Problem]) -> list[ProblemKind]:
-    """The problems, those of one file, field and fix taken together, in the order in which they occur."""
+    """The problems grouped by file, field and fix, in the order of their first lines."""
     kinds: dict[tuple[str, str, str], ProblemKind] = {}
     for problem in problems:
         key = (problem.file, problem.field, problem.fix)
@@ -186,20 +188,20 @@ def kinds_of(problems: Iterable[Problem]) -> list[ProblemKind]:
 
 
 def _problem_grid(report: DataReport) -> Grid:
-    every = total(report.accounts)
+    totals = total(report.accounts)
     kinds = kinds_of(report.problems)
     rows = [
         (f"{first.file}:{first.line}", f"{lines:,}", first.field, first.what, first.fix)
-        for first, lines in kinds[:MOST_SHOWN]
+        for first, lines in kinds[:MAX_SHOWN]
     ]
-    more = every.rejected - sum(kind.lines for kind in kinds[:MOST_SHOWN])
-    note = f"{more:,} more, for these reasons or others: see problems.jsonl." if more else ""
-    title = f"Rejected lines: {every.rejected:,} of {every.lines:,}"
-    return Grid(title, ("first place", "lines", "field", "what", "fix"), rows, note)
+    more = totals.rejected - sum(kind.lines for kind in kinds[:MAX_SHOWN])
+    note = f"{more:,} more: see problems.jsonl." if more else ""
+    title = f"Rejected lines: {totals.rejected:,} of {totals.lines:,}"
+    return Grid(title, ("first place", "lines", "field", "problem", "fix"), rows, note)
 
 
 def share(part: int, whole: int) -> str:
-    """A part of a whole in per cent; what is there never reads as 0%, nor what is missing as 100%."""
+    """A share in per cent; a small part is ``<1%``, never ``0%``, and an incomplete one ``>99%``, never ``100%``."""
     if not whole:
         return "–"
     percent = 100 * part / whole

@@ -1,4 +1,4 @@
-"""Conversations as token ids: the one renderer of training, evaluation and the registered model."""
+"""Conversations as token ids, rendered the same way in training, evaluation and serving."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -13,82 +13,84 @@ from transformers import PreTrainedTokenizerFast
 Message = dict[str, str]
 TokenIds = NDArray[np.int32]
 
-# Qwen's pre-tokenizer never joins a newline with what follows it, so a text cut before a heading has the same tokens.
+# Qwen's pre-tokenizer never joins a newline and a following "#", so a text split before headings has the same tokens.
 _HEADING = "## "
-_REMEMBERED = 1_000
+_CACHE_SIZE = 1_000
 
 
 @dataclass(frozen=True)
 class ChatEncoder:
-    """Encodes conversations so that nothing typed inside a message can become a control token.
+    """Encodes conversations so that no text of a message can become a control token (no prompt injection).
 
-    The chat template is rendered around placeholders; each message's text is encoded by a tokenizer that knows no
-    control tokens at all. For texts that hold no look-alike of a control token and do not begin
-    with white space, the result equals ``apply_chat_template(..., enable_thinking=False)`` token for token.
+    The chat template is rendered around placeholders, and each text is encoded by a tokenizer without control tokens.
+    For texts that contain no look-alike of a control token and do not begin with white space, the result equals
+    ``apply_chat_template(..., enable_thinking=False)`` token for token.
 
-    The template is rendered once for each order of roles. Texts are cut before second-level headings, and all pieces
-    but a conversation's last are remembered: a policy is encoded once for all of its cases.
+    Two caches save time: the template's tokens per sequence of roles, and the tokens of pieces of texts. Texts are
+    split before second-level headings, and all pieces but the last of a conversation are cached, so a policy is encoded
+    once for all of its cases.
     """
 
     tokenizer: PreTrainedTokenizerFast
     plain_text: Tokenizer
     end_of_turn: int
-    frame: Callable[[tuple[str, ...]], list[TokenIds]]
-    remembered: Callable[[str], TokenIds]
+    template_ids: Callable[[tuple[str, ...]], list[TokenIds]]
+    piece_ids: Callable[[str], TokenIds]
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerFast) -> "ChatEncoder":
-        """Raises ``ValueError`` when the tokenizer has no chat template."""
+        """The encoder of a tokenizer; raises ``ValueError`` if it has no chat template."""
         if not tokenizer.chat_template:
-            raise ValueError(f"the tokenizer of {tokenizer.name_or_path} has no chat template; use an instruct model")
+            name = tokenizer.name_or_path
+            raise ValueError(f"expected a tokenizer with a chat template, got that of {name}; use an instruct model")
         without_control_tokens = json.loads(tokenizer.backend_tokenizer.to_str()) | {"added_tokens": []}
         plain_text = Tokenizer.from_str(json.dumps(without_control_tokens))
 
-        @lru_cache(maxsize=_REMEMBERED)
-        def frame(roles: tuple[str, ...]) -> list[TokenIds]:
-            return _encode_frame(tokenizer, roles)
+        @lru_cache(maxsize=_CACHE_SIZE)
+        def template_ids(roles: tuple[str, ...]) -> list[TokenIds]:
+            return _encode_template(tokenizer, roles)
 
-        @lru_cache(maxsize=_REMEMBERED)
-        def remembered(text: str) -> TokenIds:
+        @lru_cache(maxsize=_CACHE_SIZE)
+        def piece_ids(text: str) -> TokenIds:
             return np.array(plain_text.encode(text, add_special_tokens=False).ids, np.int32)
 
         turn = _render(tokenizer, ("user", "assistant"), ask=False)
         end_of_turn = tokenizer.encode(turn.split(_placeholder(1))[1], add_special_tokens=False)[0]
-        return cls(tokenizer, plain_text, end_of_turn, frame, remembered)
+        return cls(tokenizer, plain_text, end_of_turn, template_ids, piece_ids)
 
     def encode_prompts(self, conversations: Sequence[Sequence[Message]]) -> list[TokenIds]:
-        """Token ids of each conversation up to and including the words that ask the model to answer, on all cores."""
-        cut = [[_cut(message["content"]) for message in messages] for messages in conversations]
-        last_pieces = self._encode([texts[-1].pop() for texts in cut])
+        """Token ids of each conversation, including the generation prompt, encoded on all cores."""
+        split = [[_split(message["content"]) for message in messages] for messages in conversations]
+        last_pieces = self._encode([texts[-1].pop() for texts in split])
         prompts = []
-        for messages, texts, last_piece in zip(conversations, cut, last_pieces, strict=True):
-            *before, ask = self.frame(tuple(message["role"] for message in messages))
+        for messages, texts, last_piece in zip(conversations, split, last_pieces, strict=True):
+            *before_each, generation_prompt = self.template_ids(tuple(message["role"] for message in messages))
             parts = []
-            for between, pieces in zip(before, texts, strict=True):
-                parts += [between, *map(self.remembered, pieces)]
-            prompts.append(np.concatenate([*parts, last_piece, ask]))
+            for before, pieces in zip(before_each, texts, strict=True):
+                parts += [before, *map(self.piece_ids, pieces)]
+            prompts.append(np.concatenate([*parts, last_piece, generation_prompt]))
         return prompts
 
     def encode_answers(self, answers: Sequence[str]) -> list[TokenIds]:
-        """Token ids of each answer and the end of its turn: exactly what is learnt, exactly what is generated."""
+        """Token ids of each answer and its end-of-turn token, as trained on and as generated."""
         return [np.append(ids, np.int32(self.end_of_turn)) for ids in self._encode(answers)]
 
     def decode_answers(self, answers: Sequence[Sequence[int] | TokenIds]) -> list[str]:
-        """The texts of answers' token ids, up to the end of their turns."""
+        """The text of each answer's token ids, up to its end-of-turn token."""
         return self.tokenizer.backend_tokenizer.decode_batch(
             [self._before_end(list(ids)) for ids in answers], skip_special_tokens=False
         )
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """One conversation's ``encode_prompts``."""
+        """``encode_prompts`` for one conversation."""
         return list(map(int, self.encode_prompts([messages])[0]))
 
     def encode_answer(self, answer: str) -> list[int]:
-        """One answer's ``encode_answers``."""
+        """``encode_answers`` for one answer."""
         return list(map(int, self.encode_answers([answer])[0]))
 
     def decode_answer(self, ids: Sequence[int]) -> str:
-        """One answer's ``decode_answers``."""
+        """``decode_answers`` for one answer."""
         return self.decode_answers([ids])[0]
 
     def _encode(self, texts: Sequence[str]) -> list[TokenIds]:
@@ -99,15 +101,15 @@ class ChatEncoder:
         return ids[: ids.index(self.end_of_turn)] if self.end_of_turn in ids else ids
 
 
-def _cut(text: str) -> list[str]:
-    """The text in pieces, each but the first of which begins with a heading."""
+def _split(text: str) -> list[str]:
+    r"""The text split before headings: ``"a\n## B\nb"`` → ``["a\n", "## B\nb"]``."""
     first, *others = text.split(f"\n{_HEADING}")
     pieces = [first, *(_HEADING + piece for piece in others)]
     return [*(f"{piece}\n" for piece in pieces[:-1]), pieces[-1]]
 
 
-def _encode_frame(tokenizer: PreTrainedTokenizerFast, roles: tuple[str, ...]) -> list[TokenIds]:
-    """What the template puts before the first message, between messages, and after the last to ask for an answer."""
+def _encode_template(tokenizer: PreTrainedTokenizerFast, roles: tuple[str, ...]) -> list[TokenIds]:
+    """Tokens of the template before the first message, between messages, and after the last (generation prompt)."""
     text = _render(tokenizer, roles, ask=True)
     parts = []
     for index in range(len(roles)):

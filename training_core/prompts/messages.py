@@ -1,4 +1,4 @@
-"""What a row says to the model and what the model is to answer: the words of the prompt have no other home."""
+"""The prompt of a row and its expected answer; all words of the prompt are defined here."""
 
 import json
 
@@ -9,7 +9,7 @@ SYSTEM_TEXT = "You decide customer cases strictly by the policy document. Answer
 
 
 def build_user_message(record: Record) -> str:
-    """Policy first, then what differs from row to row: rows of one policy share a long run of first tokens."""
+    """The policy first, then what differs between rows, so that rows of one policy have a long common prefix."""
     return (
         f"## Policy document\n\n{record['input']['policy_document']}\n\n"
         f"## Instruction\n\n{record['instruction']}\n\n"
@@ -18,7 +18,7 @@ def build_user_message(record: Record) -> str:
 
 
 def case_of(record: Record) -> Record:
-    """The fields of a record's case without its policy."""
+    """The fields of a record's case, without the policy."""
     return {name: value for name, value in record["input"].items() if name != "policy_document"}
 
 
@@ -28,7 +28,7 @@ def build_assistant_message(record: Record) -> str:
 
 
 def format_as_chat(record: Record) -> list[Message]:
-    """A record as chat messages, the last of which is the answer; one still without output lacks it and nothing else.
+    """A record as chat messages, the last of which is the answer; a record without output gives the same prompt.
 
     A case becomes a system, a user and an assistant message; a conversation keeps its own messages.
     """

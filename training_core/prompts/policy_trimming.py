@@ -1,4 +1,4 @@
-"""A policy too long for its row, shortened by whole sections; case and answer are never touched."""
+"""Trims the policy of an overlong row by whole sections; case and answer are unchanged."""
 
 import re
 from itertools import pairwise
@@ -8,13 +8,13 @@ from training_core.prompts.chat_encoding import ChatEncoder, TokenIds
 from training_core.prompts.messages import format_as_chat
 from training_core.rows.strict_json import Record
 
-# A Markdown heading, a numbered one, or a line in capitals; where a policy has none of these, paragraphs are sections.
+# Sections begin with a Markdown heading, a numbered one, or a line in capitals; without any, paragraphs are sections.
 _HEADING = re.compile(r"^(?=#{1,6} |\d+(?:\.\d+)*[.)] |[A-Z][A-Z0-9 ,&'()/:-]{3,}$)", re.MULTILINE)
 _PARAGRAPH = re.compile(r"(?<=\n\n)(?=\S)")
 
 
 class Trimmed(NamedTuple):
-    """A record with fewer sections, its prompt, and how many were kept: ``"3 of 9"``."""
+    """A record with a trimmed policy, its prompt, and the number of sections kept: ``"3 of 9"``."""
 
     record: Record
     prompt: TokenIds
@@ -22,9 +22,10 @@ class Trimmed(NamedTuple):
 
 
 def trim_policy(record: Record, encoder: ChatEncoder, room: int) -> Trimmed | None:
-    """The record with those sections of its policy, from the top, that fit in a prompt of ``room`` tokens.
+    """The record with the sections of its policy that fit in a prompt of ``room`` tokens, added from the top.
 
-    ``None`` when the record has no policy or not one section fits.
+    A section that does not fit is left out, and shorter ones after it may still fit. ``None`` if the record has no
+    policy or no section fits.
     """
     if "messages" in record:
         return None
@@ -41,7 +42,7 @@ def trim_policy(record: Record, encoder: ChatEncoder, room: int) -> Trimmed | No
 
 
 def split_sections(policy: str) -> list[str]:
-    """The policy in sections, none of them blank, that make the policy when put together."""
+    r"""The sections of a policy, which concatenate to it: ``"# A\na\n# B\nb"`` → ``["# A\na\n", "# B\nb"]``."""
     starts = [found.start() for found in _HEADING.finditer(policy)]
     if len(starts) < 2:
         starts = [found.start() for found in _PARAGRAPH.finditer(policy)]

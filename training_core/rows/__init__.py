@@ -1,1 +1,1 @@
-"""A line of a file becomes a record, or a reason why not."""
+"""A line of a file becomes a record, or is rejected with a reason."""

@@ -1,4 +1,4 @@
-"""Where rows lie: a file, a glob, a folder or a URL; JSONL, a JSON array or Parquet, plain or compressed."""
+"""Files of rows as lines: a file, glob, folder or URL; JSONL, a JSON array or Parquet, plain or compressed."""
 
 import hashlib
 import io
@@ -11,25 +11,25 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-SUFFIXES = tuple(kind + packed for kind in (".jsonl", ".ndjson", ".json") for packed in ("", ".gz", ".zst"))
-LONGEST_LINE = 32 * 2**20
+SUFFIXES = tuple(kind + compression for kind in (".jsonl", ".ndjson", ".json") for compression in ("", ".gz", ".zst"))
+MAX_LINE_BYTES = 32 * 2**20
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _ARRAY = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*(?:[{\]]|$)")
-_SIGNS = re.compile(rb'\\.|["\[\]{},\n]', re.DOTALL)
+_STRUCTURAL = re.compile(rb'\\.|["\[\]{},\n]', re.DOTALL)  # an escaped byte is one match, so \" is no quote
 _READ_SIZE = 2**20
-_WHITE = b" \t\r\n"  # JSON's white space, nothing else
+_JSON_WHITE_SPACE = b" \t\r\n"
 
 
 class BadFileError(ValueError):
-    """A file that cannot be read to its end; the message says why and what to do."""
+    """A file that cannot be read completely; the message says why and how to fix it."""
 
 
 class Line(NamedTuple):
-    """A row as it stands in its file, and its number from 1: an array's element has the line it begins on.
+    """The bytes of a row and its line number from 1; for an element of an array, the line on which it begins.
 
-    What is longer than ``LONGEST_LINE`` bytes comes in pieces: all but the first have number 0, and only the last one
-    ``ends`` the row.
+    A row longer than ``MAX_LINE_BYTES`` is yielded in pieces: all but the first have number 0, and only the last has
+    ``ends``.
     """
 
     number: int
@@ -42,9 +42,9 @@ class Line(NamedTuple):
 
 
 def find_files(path: str) -> list[str]:
-    """The files behind a path, a glob, a folder (every file of rows below it) or a URL of these, in order of name.
+    """The files of a path, a glob, a folder (all files of rows in it, at any depth) or a URL, sorted by name.
 
-    Raises ``FileNotFoundError`` when there is none, and ``ImportError`` naming the package that a URL needs.
+    Raises ``FileNotFoundError`` if there is none, and ``ImportError`` naming the package that a URL needs.
     """
     system, place = fsspec.core.url_to_fs(path)
     if system.isdir(place):
@@ -54,13 +54,15 @@ def find_files(path: str) -> list[str]:
     else:
         found = [file for file in system.glob(place) if system.isfile(file)]
     if not found:
-        raise FileNotFoundError(f"{path!r}: there is no file of rows")
+        raise FileNotFoundError(
+            f"expected a file, folder, glob or URL of rows, found no file at {path!r}; check the path"
+        )
     is_url = "://" in path
     return [system.unstrip_protocol(file) if is_url else file for file in sorted(found)]
 
 
 def digest_files(path: str) -> bytes:
-    """SHA-256 over the contents of all files behind a path."""
+    """SHA-256 over the contents of all files of a path."""
     digest = hashlib.sha256()
     for file in find_files(path):
         with fsspec.open(file, "rb") as stream:
@@ -71,8 +73,8 @@ def digest_files(path: str) -> bytes:
 def read_lines(file: str) -> Iterator[Line]:
     """The lines of a JSONL file (split on ``\\n`` alone), the elements of a JSON array, or the rows of a Parquet file.
 
-    What a file is, is read from its first bytes. Memory is bounded whatever the size of the file or of a line. Raises
-    ``BadFileError`` where it cannot be read on.
+    The type of a file is detected from its first bytes. Memory is bounded for any size of file or line. Raises
+    ``BadFileError`` where the file cannot be read.
     """
     try:
         with fsspec.open(file, "rb") as stream:
@@ -89,8 +91,8 @@ def read_lines(file: str) -> Iterator[Line]:
 
 
 def _decompressed(stream: BinaryIO, magic: bytes) -> Any:
-    kinds = [kind for mark, kind in _COMPRESSED.items() if magic.startswith(mark)]
-    return pa.CompressedInputStream(stream, kinds[0]) if kinds else stream
+    codecs = [codec for prefix, codec in _COMPRESSED.items() if magic.startswith(prefix)]
+    return pa.CompressedInputStream(stream, codecs[0]) if codecs else stream
 
 
 def _read_text(stream: io.BufferedReader) -> Iterator[Line]:
@@ -98,64 +100,73 @@ def _read_text(stream: io.BufferedReader) -> Iterator[Line]:
 
 
 def _split_lines(stream: io.BufferedReader) -> Iterator[Line]:
-    number, inside = 0, False
-    while raw := stream.readline(LONGEST_LINE):
-        cut = not raw.endswith(b"\n") and bool(stream.peek(1))
-        number += not inside
-        yield Line(0 if inside else number, raw, ends=not cut)
-        inside = cut
+    number, continues = 0, False
+    while raw := stream.readline(MAX_LINE_BYTES):
+        ends = raw.endswith(b"\n") or not stream.peek(1)
+        number += not continues
+        yield Line(0 if continues else number, raw, ends)
+        continues = not ends
 
 
+# Splits a JSON array into its elements while streaming: a scan for structural characters, without parsing. It counts
+# the depth of brackets outside strings; a comma at depth 1 and the ] that returns to depth 0 end an element.
+#
+#     [{"a": "x,]"},                →  Line(1, b'{"a": "x,]"}')     the comma and ] in the string do not count
+#      {"b": [1, 2]}]               →  Line(2, b'{"b": [1, 2]}')    its comma is at depth 3
+#
+#     [{"a": 1}, {"b": 2           →  both elements, then BadFileError: at the end the depth is 2, not 0
+#
+# Whether an element is valid JSON is checked later, by ``parse_json``.
 def _split_array(stream: io.BufferedReader) -> Iterator[Line]:
-    """Elements are found by brackets and quotes alone; whether one is proper JSON is for its reader to say."""
-    element, line, depth, quoted, opened = _Element(1), 1, 0, False, False
+    element, line, depth, in_string, in_array = _Element(1), 1, 0, False, False
     while chunk := stream.read(_READ_SIZE):
         if (len(chunk) - len(chunk.rstrip(b"\\"))) % 2:
-            chunk += stream.read(1)  # what is escaped stays beside its backslash
+            chunk += stream.read(1)  # keep an escaped byte with its backslash
         start = 0
-        for sign in _SIGNS.finditer(chunk):
-            mark = sign[0]
-            line += mark.endswith(b"\n")
-            quoted ^= mark == b'"'
-            if quoted or mark not in (b"[", b"{", b"]", b"}", b","):
+        for match in _STRUCTURAL.finditer(chunk):
+            char = match[0]
+            line += char.endswith(b"\n")
+            in_string ^= char == b'"'
+            if in_string or char not in (b"[", b"{", b"]", b"}", b","):
                 continue
-            depth += (mark in b"[{") - (mark in b"]}")
-            if not opened or (depth, mark) in ((1, b","), (0, b"]")):
-                yield from element.close(chunk[start : sign.start()] if opened else b"")
-                element, start, opened = _Element(line), sign.end(), True
+            depth += (char in b"[{") - (char in b"]}")
+            if not in_array or (depth, char) in ((1, b","), (0, b"]")):
+                yield from element.end(chunk[start : match.start()] if in_array else b"")
+                element, start, in_array = _Element(line), match.end(), True
         yield from element.add(chunk[start:])
     begins = element.line
-    yield from element.close(b"")
-    if depth or quoted:
-        raise BadFileError(f"brackets or quotes of the array do not match from line {begins} on; mend it there")
+    yield from element.end(b"")
+    if depth or in_string:
+        found = f"an unmatched one from line {begins} on"
+        raise BadFileError(f"expected balanced brackets and quotes in the array, got {found}; fix the element there")
 
 
 class _Element:
-    """The bytes of an array's element as they come in."""
+    """The bytes of an array's element, gathered chunk by chunk and yielded in pieces if they are too many."""
 
     def __init__(self, line: int) -> None:
-        self.line, self.raw, self.split = line, b"", False
+        self.line, self.raw, self.in_pieces = line, b"", False
 
     def add(self, raw: bytes) -> Iterator[Line]:
         self.raw += raw
-        if len(self.raw) > LONGEST_LINE:
+        if len(self.raw) > MAX_LINE_BYTES:
             yield Line(self._number(), self.raw, ends=False)
-            self.raw, self.split = b"", True
+            self.raw, self.in_pieces = b"", True
 
-    def close(self, raw: bytes) -> Iterator[Line]:
+    def end(self, raw: bytes) -> Iterator[Line]:
         self.raw += raw
-        if self.split or self.raw.strip(_WHITE):
-            yield Line(self._number(), self.raw if self.split else self.raw.strip(_WHITE))
+        if self.in_pieces or self.raw.strip(_JSON_WHITE_SPACE):
+            yield Line(self._number(), self.raw if self.in_pieces else self.raw.strip(_JSON_WHITE_SPACE))
 
     def _number(self) -> int:
-        if self.split:
+        if self.in_pieces:
             return 0
-        blank = len(self.raw) - len(self.raw.lstrip(_WHITE))
+        blank = len(self.raw) - len(self.raw.lstrip(_JSON_WHITE_SPACE))
         return self.line + self.raw.count(b"\n", 0, blank)
 
 
 def _read_parquet(stream: BinaryIO) -> Iterator[Line]:
-    """Rows as the JSON they would be in a JSONL file. Parquet cannot tell null from missing: both are missing."""
+    """Rows as lines of JSON. Parquet does not distinguish null from missing; both are read as missing."""
     number = 0
     for batch in pq.ParquetFile(stream).iter_batches(batch_size=1_000):
         for row in batch.to_pylist():
@@ -163,7 +174,7 @@ def _read_parquet(stream: BinaryIO) -> Iterator[Line]:
             try:
                 text = json.dumps(_without_nulls(row), ensure_ascii=False, default=_as_text)
             except TypeError as error:
-                raise BadFileError(f"row {number}: {error}; write texts, numbers, lists and objects only") from error
+                raise BadFileError(f"row {number}: {error}; convert the column to text") from error
             yield Line(number, text.encode("utf-8", "surrogatepass"))
 
 
@@ -174,7 +185,8 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _as_text(value: object) -> str:
-    """Dates, times and decimals."""
+    """Dates, times and decimals as text."""
     if isinstance(value, bytes):
-        raise TypeError("bytes stand in a column")
+        raise TypeError("expected text, numbers, lists and objects, got bytes")
+
     return str(value)

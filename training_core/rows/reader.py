@@ -1,27 +1,27 @@
-"""Files as rows: each line a usable row or a named problem, in the order of the file."""
+"""Files as rows: every line of a file becomes a row or is rejected with a reason, in the order of the file."""
 
 import codecs
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from training_core.rows.files import LONGEST_LINE, Line, read_lines
+from training_core.rows.files import MAX_LINE_BYTES, Line, read_lines
 from training_core.rows.formats import RowFormat, detect_format, reject_unknown_format, to_record
 from training_core.rows.strict_json import BadLineError, Problem, Record, parse_json
 
 
 class Row(NamedTuple):
-    """A usable row: where it stands, what it says, its bytes there, the shape it came in, and keys nobody reads."""
+    """A usable row: file, line number, record, original bytes, format, and top-level keys that are not used."""
 
     file: str
     line: int
     record: Record
     raw: bytes
-    shape: RowFormat
+    format: RowFormat
     unknown_keys: frozenset[str]
 
 
 class Rejected(NamedTuple):
-    """A line that cannot be used. One that is too long comes in pieces: the first has a problem, the last ``ends``."""
+    """A rejected line. One that is too long is yielded in pieces: the first has the problem, the last has ``ends``."""
 
     problem: Problem | None
     raw: bytes
@@ -29,11 +29,11 @@ class Rejected(NamedTuple):
 
 
 def read_rows(file: str, allowed_decisions: tuple[str, ...] = ()) -> Iterator[Row | Rejected]:
-    """Every line of a file that is not blank. The first usable row settles the shape of all rows of the file.
+    """Every line of a file that is not blank. The first usable row sets the format of all rows of the file.
 
-    Raises ``BadFileError`` where the file cannot be read on; what comes before has been given out by then.
+    Raises ``BadFileError`` where the file cannot be read, after yielding everything before that place.
     """
-    shape: RowFormat | None = None
+    row_format: RowFormat | None = None
     for line in read_lines(file):
         if not line.complete:
             yield Rejected(_too_long(file, line), line.raw, line.ends)
@@ -42,24 +42,24 @@ def read_rows(file: str, allowed_decisions: tuple[str, ...] = ()) -> Iterator[Ro
             continue
         try:
             value = parse_json(line.raw)
-            found = shape or detect_format(value)
+            found = row_format or detect_format(value)
             if found is None:
                 reject_unknown_format(value)
             record = to_record(value, found, allowed_decisions)
         except BadLineError as bad:
             yield Rejected(Problem(file, line.number, *bad.args), line.raw)
         else:
-            shape = found
-            yield Row(file, line.number, record, line.raw, shape, frozenset(value.keys() - shape.keys))
+            row_format = found
+            yield Row(file, line.number, record, line.raw, row_format, frozenset(value.keys() - row_format.keys))
 
 
 def _is_blank(raw: bytes) -> bool:
-    """JSON's white space and nothing else: what is thrown away must show in the account."""
+    """Whether a line has only JSON's white space; any other line must be accounted for."""
     return not raw.startswith(b"{") and not raw.removeprefix(codecs.BOM_UTF8).strip(b" \t\r\n")
 
 
 def _too_long(file: str, line: Line) -> Problem | None:
     if not line.number:
         return None
-    what = f"longer than {LONGEST_LINE // 2**20} MiB"
-    return Problem(file, line.number, "line", what, "write one row a line, or close the text that never ends")
+    what = f"expected at most {MAX_LINE_BYTES // 2**20} MiB, got a longer line"
+    return Problem(file, line.number, "line", what, "write one row per line, or close an unterminated string")

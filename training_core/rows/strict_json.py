@@ -1,8 +1,9 @@
-"""JSON as strict as a row has to be: nothing said twice, nothing lost, nothing that cannot be taught."""
+"""Strict JSON for rows: no duplicate keys, no lost digits, nothing that a model cannot be trained on."""
 
 import codecs
 import json
 import re
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -13,16 +14,17 @@ from typing import Any
 import orjson
 
 ANSWER_FIELDS = ("decision", "reason", "customer_response", "next_action")
-DEEPEST = 64
+MAX_DEPTH = 64
+HOW_TO_WRITE_ROWS = "see 'Your own rows' in the README"
 
-# Tab, newline and return are text, and so is U+0085 (next line); no other control character is.
+# All control characters but tab, newline, carriage return and U+0085 (next line), which are text.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
 
-# The same in a line, escaped or not, behind any number of whole escapes.
-_CONTROL_WRITTEN = re.compile(
+# The same in the bytes of a line, escaped or not, after any number of complete escapes.
+_CONTROL_BYTES = re.compile(
     rb"((?<!\\)(?:\\\\)*)(?:\\[bf]|\\u00(?:0[0-8bcefBCEF]|1.|7[fF]|8[0-46-9a-fA-F]|9.)|\x7f|\xc2[\x80-\x84\x86-\x9f])"
 )
-# Strings are matched whole, so that what stands in them is no key and no brace.
+# A string is one match, so that quotes, colons and braces inside it do not count.
 _KEYS_AND_BRACES = re.compile(rb'(?P<key>"(?:[^"\\]|\\.)*")[ \t\n\r]*:|"(?:[^"\\]|\\.)*"|[{}]')
 _AMBIGUOUS = object()
 _ESCAPED = re.compile(rb"\\[ubf]")
@@ -33,7 +35,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a line cannot be used: where, what, and how to mend it."""
+    """Why a line is rejected: where, what was expected and found, and how to fix it."""
 
     file: str
     line: int
@@ -50,50 +52,59 @@ class DataError(ValueError):
 
 
 class BadLineError(ValueError):
-    """A line that is no row. Its arguments: the field, what is wrong with it, how to mend it."""
+    """A line that is not a row. Arguments: the field, what was expected and found, how to fix it."""
 
 
 def parse_json(raw: bytes) -> Any:
-    """The value that a line's JSON says, with accents composed; raises ``BadLineError`` for anything doubtful.
+    """The JSON value of a line, in Unicode's composed form (NFC).
 
-    Rejected besides broken JSON: keys that stand twice, NaN and infinities, lone surrogates, control characters,
-    nesting below 64 levels. Qwen's tokenizers compose accents (NFC); composed here, an answer is its own tokens to the
-    letter.
+    Raises ``BadLineError`` for invalid JSON, and also for duplicate keys, NaN and infinities, lone surrogates, control
+    characters and more than ``MAX_DEPTH`` levels. Qwen's tokenizers normalise to NFC; after doing it here, the tokens
+    of an answer decode to exactly that answer.
     """
     if raw.startswith(codecs.BOM_UTF8):
-        raw = raw.replace(codecs.BOM_UTF8, b"   ", 1)  # white space, so that later bytes keep their numbers
+        raw = raw.replace(codecs.BOM_UTF8, b"   ", 1)  # white space of the same length keeps byte positions
     value = _parse_quickly(raw)
     if value is _AMBIGUOUS:
         value = _parse_exactly(raw)
     escaped = _ESCAPED.search(raw) or b"\x7f" in raw
     if raw.isascii() and not escaped:
         return value
-    if escaped or b"\xc2" in raw:  # in UTF-8 the control characters from U+0080 on begin so
+    if escaped or b"\xc2" in raw:  # the first UTF-8 byte of the control characters from U+0080 on
         _reject_control_characters(value, raw)
     if all(unicodedata.is_normalized("NFC", text) for text in _texts(value)):
         return value
-    return compose(_parse_exactly(raw))  # which also finds keys that are the same once composed
+    return compose(_parse_exactly(raw))  # which also finds keys that are equal only when composed
 
 
+# orjson is ten times faster than Python's parser, but it keeps the last of two equal keys and rounds integers beyond 64
+# bits. Instead of a hook per object, count: every key in a line ends in `":`, so a line with as many key ends as the
+# parsed value has keys has lost none. Quotes inside strings are escaped, so `\":` is no key end.
+#
+#     line                        key ends    of them \":    keys in the value
+#     {"a": 1, "b": {"c": 2}}     3           0              3                    →  the value
+#     {"a": "the \"b\": key"}     2           1              1                    →  the value
+#     {"a": 1, "a": 2}            2           0              1                    →  _AMBIGUOUS
+#     {"id": 12345678901234567890123}         (orjson returns a float)            →  _AMBIGUOUS
+#
+# In `\\":` the quote is not escaped after all, so a line with it is ambiguous unless it has as many key ends as keys.
+# Python's parser reads ambiguous lines again (``_parse_exactly``) and reports what is wrong, if anything is.
 def _parse_quickly(raw: bytes) -> Any:
-    """What orjson reads, or ``_AMBIGUOUS``: it lets the last of equal keys win, and rounds integers beyond 64 bits.
-
-    Every key ends in a quote and a colon. Where the line has as many such ends as the value has keys, none was lost;
-    inside a text the quote is escaped.
-    """
     try:
         value = orjson.loads(raw)
-        keys = _count_keys([value], DEEPEST + 1)
+        keys = _count_keys([value], MAX_DEPTH + 1)
     except (orjson.JSONDecodeError, OverflowError):
         return _AMBIGUOUS
     ends = len(_KEY_END.findall(raw))
-    if keys != ends and (keys != ends - raw.count(b'\\":') or b'\\\\":' in raw):  # or a key ends in a backslash
-        return _AMBIGUOUS
-    return value
+    none_lost = keys == ends or (keys == ends - raw.count(b'\\":') and b'\\\\":' not in raw)
+    return value if none_lost else _AMBIGUOUS
 
 
 def _count_keys(value: Any, levels: int) -> int:
-    """The keys in a JSON value at any level; raises ``OverflowError`` for a number that may have lost digits."""
+    """The number of keys at all levels: 3 for ``{"a": [{"b": 1}], "c": 2}``.
+
+    Raises ``OverflowError`` for a float that may be a rounded integer, and ``BadLineError`` below ``levels`` levels.
+    """
     if not levels:
         raise _too_deep()
     keys = len(value) if type(value) is dict else 0
@@ -113,7 +124,7 @@ def _children(value: Any) -> Iterable[Any]:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Every text in a JSON value, keys too."""
+    """Every string in a JSON value, keys included."""
     if isinstance(value, str):
         yield value
     if isinstance(value, dict):
@@ -123,7 +134,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _too_deep() -> BadLineError:
-    return BadLineError("line", f"nested deeper than {DEEPEST} levels", "flatten the row")
+    return BadLineError("line", f"expected at most {MAX_DEPTH} levels of nesting, got more", "flatten the row")
 
 
 def _check_depth(value: Any, levels: int) -> None:
@@ -134,49 +145,51 @@ def _check_depth(value: Any, levels: int) -> None:
 
 
 def _parse_exactly(raw: bytes) -> Any:
-    """Python's own parser, ten times slower: it keeps every digit, and tells what is wrong."""
+    """The value from Python's own parser, which keeps every digit and reports what is wrong and where."""
     try:
         text, hook = raw.decode("utf-8"), partial(_unique_keys, raw=raw)
         value = json.loads(text, object_pairs_hook=hook, parse_constant=partial(_reject_constant, raw))
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except UnicodeDecodeError as error:
         utf_16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        what = "the file is UTF-16" if utf_16 else f"byte {error.start} is not UTF-8"
-        raise BadLineError("line", what, "save the file as UTF-8") from error
+        found = "UTF-16" if utf_16 else f"an invalid byte at byte {error.start}"
+        raise BadLineError("line", f"expected UTF-8, got {found}", "save the file as UTF-8") from error
     except UnicodeEncodeError as error:
-        what = f"a lone surrogate stands in a text, at byte {_byte_rejected(raw)}"
+        what = f"expected whole characters, got a lone surrogate at byte {_byte_rejected(raw)}"
         raise BadLineError("line", what, "remove the broken character") from error
     except BadLineError:
         raise
     except json.JSONDecodeError as error:
         place = len(error.doc[: error.pos].encode("utf-8", "surrogatepass"))
         what = error.msg.removesuffix(" at").removesuffix(" starting")
-        raise BadLineError("line", f"not JSON at byte {place}: {what}", _json_fix(raw)) from error
+        raise BadLineError("line", f"invalid JSON at byte {place}: {what}", _json_fix(raw)) from error
     except ValueError as error:  # a number of more digits than Python reads, or an infinite one
-        raise BadLineError("line", f"not JSON: {error}", "write a smaller number") from error
+        what = f"expected finite numbers of at most {sys.get_int_max_str_digits()} digits, got a larger one"
+        raise BadLineError("line", what, "write a smaller number, or write it as text") from error
     except RecursionError as error:
         raise _too_deep() from error
-    _check_depth(value, DEEPEST)
+    _check_depth(value, MAX_DEPTH)
     return value
 
 
 def _json_fix(raw: bytes) -> str:
     if b"\r" in raw.rstrip(b"\r\n"):
         return "end lines with a newline, not with a carriage return"
-    return "write one whole object a line"
+    return "write one complete JSON object per line"
 
 
 def _unique_keys(pairs: list[tuple[str, Any]], raw: bytes = b"") -> dict[str, Any]:
-    twice = [key for key, count in Counter(unicodedata.normalize("NFC", key) for key, _ in pairs).items() if count > 1]
-    if twice:
-        key, place = _find_twin(raw) or (twice[0], None)
-        what = "stands twice in one object" + (f", again at byte {place}" if place else "")
+    counts = Counter(unicodedata.normalize("NFC", key) for key, _ in pairs)
+    duplicates = [key for key, count in counts.items() if count > 1]
+    if duplicates:
+        key, place = _find_duplicate_key(raw) or (duplicates[0], None)
+        what = "expected each key once in an object, got a duplicate" + (f" at byte {place}" if place else "")
         raise BadLineError(ascii(key)[1:-1][:60], what, "keep one of the two")
     return dict(pairs)
 
 
-def _find_twin(raw: bytes) -> tuple[str, int] | None:
-    """The first key of a line that stood in its object before, and the byte where it stands again."""
+def _find_duplicate_key(raw: bytes) -> tuple[str, int] | None:
+    """The first key of a line that its object already has, and the byte at which it occurs again."""
     seen: list[set[str]] = []
     for token in _KEYS_AND_BRACES.finditer(raw):
         if token[0] == b"{":
@@ -192,11 +205,12 @@ def _find_twin(raw: bytes) -> tuple[str, int] | None:
 
 
 def _reject_constant(raw: bytes, name: str) -> None:
-    raise BadLineError("line", f"{name} at byte {_byte_rejected(raw)} is not JSON", "write null or a number")
+    what = f"expected null or a finite number, got {name} at byte {_byte_rejected(raw)}"
+    raise BadLineError("line", what, "write null or a finite number")
 
 
 def _byte_rejected(raw: bytes) -> int:
-    """Where orjson, which knows neither NaN nor lone surrogates, stops reading."""
+    """The byte at which orjson, which rejects NaN and lone surrogates, stops."""
     try:
         orjson.loads(raw)
     except orjson.JSONDecodeError as error:
@@ -207,15 +221,15 @@ def _byte_rejected(raw: bytes) -> int:
 def _reject_control_characters(value: Any, raw: bytes) -> None:
     for text in _texts(value):
         if found := _CONTROL.search(text):
-            near = ascii(text[max(0, found.start() - 20) : found.end() + 20])[1:-1]
-            written = _CONTROL_WRITTEN.search(raw)
-            place = f" at byte {written.end(1)}" if written else ""
-            what = f"control character U+{ord(found[0]):04X}{place} near '{near}'"
+            context = ascii(text[max(0, found.start() - 20) : found.end() + 20])[1:-1]
+            in_line = _CONTROL_BYTES.search(raw)
+            place = f" at byte {in_line.end(1)}" if in_line else ""
+            what = f"expected text, got control character U+{ord(found[0]):04X}{place} in '{context}'"
             raise BadLineError("line", what, "remove it")
 
 
 def compose(value: Any) -> Any:
-    """The same JSON value with accents composed (NFC) in every key and text; raises ``BadLineError`` if keys meet."""
+    """The same JSON value with every string in NFC; raises ``BadLineError`` for keys that become equal."""
     if isinstance(value, str):
         return unicodedata.normalize("NFC", value)
     if isinstance(value, list):
@@ -226,15 +240,15 @@ def compose(value: Any) -> Any:
 
 
 def normalise(record: Record) -> Record:
-    """The row, or the case still without output, as training and serving see it: accents composed, edges stripped.
+    """A row, or a case without output, in the form used in training and serving: in NFC, white space stripped.
 
-    Raises ``BadLineError`` when two keys are the same but for how their accents are written.
+    Raises ``BadLineError`` for keys that become equal in NFC.
     """
     return strip_edges(compose(record))
 
 
 def strip_edges(record: Record) -> Record:
-    """The record without white space around its texts of the prompt; the answer stays as it is."""
+    """The record without white space around the texts of its prompt; the answer is unchanged."""
     if "messages" in record:
         return record | {
             "messages": [message | {"content": message["content"].strip()} for message in record["messages"]]
@@ -244,29 +258,38 @@ def strip_edges(record: Record) -> Record:
 
 
 def check_record(record: Record, allowed_decisions: tuple[str, ...] = ()) -> None:
-    """Raises ``BadLineError`` naming the first field that is missing, empty, of the wrong type or not allowed."""
+    """Raises ``BadLineError`` for the first field that is missing, empty, of the wrong type or not allowed."""
     if "messages" not in record:
-        _check_text("instruction", record.get("instruction"))
-        _check_object("input", record.get("input"))
-        _check_text("input.policy_document", record["input"].get("policy_document"))
-    output = _check_object("output", record.get("output"))
+        check_text("instruction", record.get("instruction"))
+        case = check_object("input", record.get("input"))
+        check_text("input.policy_document", case.get("policy_document"))
+    output = check_object("output", record.get("output"))
     for field in ANSWER_FIELDS:
-        _check_text(f"output.{field}", output.get(field))
+        check_text(f"output.{field}", output.get(field))
     if allowed_decisions and output["decision"] not in allowed_decisions:
-        what = f"{ascii(output['decision'])[:60]} is no allowed decision"
-        raise BadLineError("output.decision", what, f"give one of {', '.join(allowed_decisions)} (allowed_decisions)")
+        what = f"expected one of allowed_decisions, got {describe_value(output['decision'])}"
+        raise BadLineError("output.decision", what, f"use one of {', '.join(allowed_decisions)}")
 
 
-def _check_object(field: str, value: object) -> Record:
+def check_object(field: str, value: object) -> Record:
+    """The value of a field if it is an object; raises ``BadLineError`` otherwise."""
     if not isinstance(value, dict):
-        raise BadLineError(field, f"{_show(value)} is no object", "see 'Your own rows' in the README")
+        raise BadLineError(field, f"expected an object, got {describe_value(value)}", HOW_TO_WRITE_ROWS)
     return value
 
 
-def _check_text(field: str, value: object) -> None:
+def check_text(field: str, value: object) -> str:
+    """The value of a field if it is a string that is not blank; raises ``BadLineError`` otherwise."""
     if not isinstance(value, str) or not value.strip():
-        raise BadLineError(field, f"{_show(value)} is no text", "give a text that is not empty")
+        raise BadLineError(
+            field, f"expected a non-empty string, got {describe_value(value)}", "write a non-empty string"
+        )
+    return value
 
 
-def _show(value: object) -> str:
-    return "missing or null" if value is None else ascii(value)[:60]
+def describe_value(value: object) -> str:
+    """A found value for a message, on one line and at most 60 characters."""
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    text = "null or nothing" if value is None else ascii(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"

@@ -1,4 +1,4 @@
-"""What is learnt is the answer, to the letter; what is asked is what serving asks."""
+"""Rows become token ids whose labels are exactly the answer; leakage keys are stable."""
 
 import json
 import unicodedata
@@ -24,9 +24,7 @@ def tokenizer(tiny_base: Path) -> PreTrainedTokenizerFast:
     return load_tokenizer(tiny_base)
 
 
-def test_labels_are_exactly_the_answer_and_the_end_of_turn(
-    sample_rows: Path, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_labels_are_exactly_the_answer_and_end_of_turn(sample_rows: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     by_line = {row.line: row.record for row in load_jsonl(sample_rows).rows}
     end_of_turn = tokenizer.convert_tokens_to_ids("<|im_end|>")
     for row in build(sample_rows, tokenizer).rows:
@@ -38,9 +36,7 @@ def test_labels_are_exactly_the_answer_and_the_end_of_turn(
         assert build_user_message(by_line[row["line"]]) in tokenizer.decode(prompt)
 
 
-def test_prompts_of_one_policy_share_all_tokens_up_to_its_end(
-    sample_rows: Path, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_prompts_of_one_policy_share_its_tokens(sample_rows: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     by_line = {row.line: row.record for row in load_jsonl(sample_rows).rows}
     rows = [*build(sample_rows, tokenizer).train]
     for name in policy_names():
@@ -56,7 +52,7 @@ def test_prompts_of_one_policy_share_all_tokens_up_to_its_end(
         assert all(tokenizer.decode(prompt).count(policy) == 1 for prompt in prompts)
 
 
-def test_six_shapes_have_the_same_tokens_labels_and_sides(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_row_formats_give_equal_tokens_labels_and_splits(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     rows = [*generate_rows(30, seed=8), record({"note": "<|im_end|> é \u2028", "sum": 10**25})]
     built = [
         build(write(tmp_path / f"{name}.jsonl", [write_as(row) for row in rows]), tokenizer)
@@ -83,10 +79,10 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_an_answer_survives_whatever_it_holds_and_scores_as_right(
+def test_answer_decodes_exactly_and_scores_as_correct(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, text: str
 ) -> None:
-    """A model that says exactly what it was taught is right, whatever the accents are made of."""
+    """A completion equal to the training target is correct, also with decomposed accents."""
     rows = [record({"case_id": f"{text}{i}"}, {"decision": f"D{text}", "reason": text + "."}) for i in range(12)]
     built = build(write(tmp_path / "rows.jsonl", rows), tokenizer)
     assert built.report.accounts[0].rejected == 0
@@ -100,8 +96,8 @@ def test_an_answer_survives_whatever_it_holds_and_scores_as_right(
         assert said and said["decision"] == row["decision"]
 
 
-def test_a_row_whose_answer_the_tokenizer_changes_is_rejected_and_kept(tmp_path: Path, tiny_base: Path) -> None:
-    """In the account, among the problems, and byte for byte in the quarantine."""
+def test_changed_answer_is_rejected_and_kept(tmp_path: Path, tiny_base: Path) -> None:
+    """It is counted, reported as a problem and written byte for byte to rejected.jsonl."""
     lossy = load_tokenizer(tiny_base)
     lossy.backend_tokenizer.normalizer = normalizers.Replace("ß", "ss")
     bad = record({"case_id": "A-50"}, {"reason": "Straße"})
@@ -111,8 +107,8 @@ def test_a_row_whose_answer_the_tokenizer_changes_is_rejected_and_kept(tmp_path:
     assert built.rejected == to_line(bad) + b"\n"
 
 
-def test_a_row_rejected_so_is_told_from_its_neighbours_on_the_same_line(tmp_path: Path, tiny_base: Path) -> None:
-    """All elements of an array may stand on one line; its number is then no name for any of them."""
+def test_changed_answer_is_identified_among_rows_of_one_line(tmp_path: Path, tiny_base: Path) -> None:
+    """All elements of an array may be on one line, so the line number does not identify a row."""
     lossy = load_tokenizer(tiny_base)
     lossy.backend_tokenizer.normalizer = normalizers.Replace("ß", "ss")
     bad = to_line(record({"case_id": "A-50"}, {"reason": "Straße"}))
@@ -124,7 +120,7 @@ def test_a_row_rejected_so_is_told_from_its_neighbours_on_the_same_line(tmp_path
     assert built.rejected == bad + b"\n"
 
 
-def test_the_group_of_a_row_is_the_text_of_its_field(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_group_is_the_text_of_the_group_by_field(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     values = ["return", 3, None, True, {"a": [1]}, "é"]
     rows = [record({"case_id": f"A-{i}", "kind": value}) for i, value in enumerate(values * 4)]
     built = build(write(tmp_path / "rows.jsonl", rows), tokenizer, group_by="kind")
@@ -133,7 +129,7 @@ def test_the_group_of_a_row_is_the_text_of_its_field(tmp_path: Path, tokenizer: 
     assert {row["group"] for row in without.rows} == {""}
 
 
-def test_held_out_rows_carry_their_record_with_every_digit(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_held_out_rows_keep_every_digit_of_their_record(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     rows = [record({"case_id": f"é{i}", "n": 10**30, "x": -0.0}) for i in range(12)]
     built = build(write(tmp_path / "rows.jsonl", rows), tokenizer)
     assert len(built.held_out) > 0
@@ -141,8 +137,8 @@ def test_held_out_rows_carry_their_record_with_every_digit(tmp_path: Path, token
         assert json.loads(row["record"]) == rows[row["line"] - 1]
 
 
-def test_an_id_is_the_same_as_number_as_text_and_in_capitals() -> None:
-    """Two exports of one shop differ in that; the customer is one."""
+def test_digest_id_ignores_type_case_and_white_space() -> None:
+    """Two exports of one shop may differ in these for the same customer."""
     for ids in ([1001, "1001", " 1001 "], ["C-7", "c-7"], [["a", 1], ["a", 1]]):
         assert len({digest_id("customer", value) for value in ids}) == 1
     assert digest_id("customer", "C-7") not in (digest_id("customer", "C-8"), digest_id("order", "C-7"))
@@ -156,31 +152,31 @@ def free_text(question: str) -> dict[str, object]:
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
-@pytest.mark.parametrize("shape", [*FORMATS, "free text"])
-def test_a_held_out_record_leaves_the_traces_of_its_row(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, shape: str
+@pytest.mark.parametrize("row_format", [*FORMATS, "free text"])
+def test_leakage_keys_of_a_record_match_its_row(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, row_format: str
 ) -> None:
-    """Also where its policy was trimmed: what is asked, and about whom, is the same."""
+    """Also if its policy was trimmed: case and entities are the same."""
     policy = "# One\n\nWithin 30 days.\n\n# Two\n\n" + "Never sold things. " * 400
     cases = [record({"case_id": f"é-{i}", "customer": f"C-{i}", "order": 10**25 + i, "x": -0.0}) for i in range(12)]
     rows = [with_policy(case, policy) for case in cases]
-    if shape == "free text":
+    if row_format == "free text":
         written = [free_text(f"Ünd {i}, 1.50?") for i in range(12)]
     else:
-        written = [FORMATS[shape](row) for row in rows]
+        written = [FORMATS[row_format](row) for row in rows]
     path = write(tmp_path / "rows.jsonl", written)
     built = build(path, tokenizer, overlong="trim_policy", max_seq_length=500, entity_fields=FIELDS)
     original = {row.line: row.record for row in load_jsonl(path).rows}
     assert len(built.held_out) > 0
     for row in built.held_out:
         stored = json.loads(row["record"])
-        assert (stored != original[row["line"]]) == (shape != "free text")  # trimmed
+        assert (stored != original[row["line"]]) == (row_format != "free text")  # trimmed
         assert leakage_keys(stored, FIELDS) == leakage_keys(original[row["line"]], FIELDS)
-        assert len(leakage_keys(stored, FIELDS)) == (1 if shape == "free text" else 3)
+        assert len(leakage_keys(stored, FIELDS)) == (1 if row_format == "free text" else 3)
 
 
-def test_the_traces_of_a_row_are_those_that_adapters_made_before_have_kept() -> None:
-    """Were they made otherwise, no champion's rows would be known any more, and nobody would notice."""
+def test_leakage_keys_equal_those_stored_in_existing_adapters() -> None:
+    """With a different digest, no row of an existing champion would be recognised as trained on."""
     row = record({"case_id": "Ä-1.5", "customer": " C-7", "order": None})
     assert leakage_keys(row, FIELDS) == [1928752452259796578, 177752632857757937]
     assert leakage_keys({"messages": [{"role": "user", "content": "May I?"}], "output": row["output"]}, FIELDS) == [

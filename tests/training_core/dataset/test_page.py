@@ -1,4 +1,4 @@
-"""The page on rows: the whole report, nothing from elsewhere, and no text of a row ever becomes markup."""
+"""The page on rows shows the whole report, loads nothing and escapes all texts of rows."""
 
 import json
 import re
@@ -22,13 +22,13 @@ from training_core.rows.strict_json import Problem
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SCRIPT = "<script>document.title='run'</script>"
 NO_LINES = Account("x", "unknown", 0, 0, 0, 0, 0, 0)
-UNFIT = "rows.jsonl: 9 of 15 lines cannot be used; mend them"
+UNFIT = "rows.jsonl: expected at most 10% rejected lines, got 9 of 15; fix them"
 
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium on the PATH")
 
 
 class _Page(HTMLParser):
-    """Tags and attributes of a page; each element that must be closed is."""
+    """Tags, attributes and texts of a page."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class _Page(HTMLParser):
 
 
 def hostile() -> DataReport:
-    """A script in every text that can come from a row or a file's name."""
+    """A report with a script in every text that can come from a row or a file name."""
     account = Account(f"/x/{SCRIPT}.jsonl", SCRIPT, *[15, 5, 4, 3, 2, 1])
     return report(
         accounts=[account],
@@ -58,30 +58,30 @@ def hostile() -> DataReport:
     )
 
 
-def test_the_page_holds_all_that_the_report_holds() -> None:
+def test_page_shows_the_whole_report() -> None:
     text = " ".join(" ".join(_Page(render_page(report(failures=[UNFIT]))).texts).split())
     parts = ("NOT fit to train on", UNFIT, "rows.jsonl", "native", "Lengths of 10 rows", "max_seq_length 2,048")
     more = (
         "Eligible",
         "exact duplicates: 3",
         "rows.jsonl:1 = rows.jsonl:2",
-        "5 is no text",
-        "give a text",
+        "expected a non-empty string, got 5",
+        "write a non-empty string",
         "700 tokens",
     )
     for part in (*parts, *more, "/some/where/rows.jsonl", "Rejected lines: 2 of 15", "5 trained and 4 held-out rows"):
         assert part in text, part
 
 
-def test_texts_of_rows_stay_texts() -> None:
+def test_page_escapes_texts_of_rows() -> None:
     page = _Page(render_page(hostile()))
     assert not {"script", "img"} & set(page.tags)
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     assert sum(text.count(SCRIPT) for text in page.texts) >= 10
 
 
-def test_scripts_in_a_file_of_rows_come_out_as_texts(tiny_base: Path, tmp_path: Path) -> None:
-    """In a decision, a key, a field's value, a line that is no JSON and the file's name."""
+def test_page_escapes_scripts_in_a_file_of_rows(tiny_base: Path, tmp_path: Path) -> None:
+    """In a decision, a key, a value, a line of invalid JSON and the file name."""
     rows = [*generate_rows(30, seed=3)]
     rows[0][SCRIPT] = SCRIPT
     for row in rows[:2]:
@@ -97,7 +97,7 @@ def test_scripts_in_a_file_of_rows_come_out_as_texts(tiny_base: Path, tmp_path: 
     assert sum(text.count("<script>") for text in page.texts) >= 5
 
 
-def test_the_page_loads_nothing_and_may_not() -> None:
+def test_page_loads_no_external_resource() -> None:
     page = _Page(render_page(report()))
     assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
     values = [value for name, value in page.attributes if name in ("href", "src", "srcset", "data", "xlink:href")]
@@ -106,7 +106,7 @@ def test_the_page_loads_nothing_and_may_not() -> None:
     assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in page.attributes
 
 
-def test_equal_reports_give_equal_pages() -> None:
+def test_page_of_equal_reports_is_equal() -> None:
     assert render_page(report()) == render_page(report())
 
 
@@ -121,12 +121,12 @@ def test_equal_reports_give_equal_pages() -> None:
     ],
     ids=["bare", "no lines", "many decisions", "all too long", "files"],
 )
-def test_every_report_has_a_page(changes: dict[str, object]) -> None:
+def test_page_can_be_rendered_for_every_report(changes: dict[str, object]) -> None:
     assert "nan" not in render_page(report(**changes))
 
 
 def browse(page: str, folder: Path, *flags: str) -> str:
-    """What Chromium makes of a page: its elements after loading."""
+    """The output of headless Chromium for a page."""
     (folder / "page.html").write_text(page, encoding="utf-8")
     own = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'browser'}"]
     command = [str(BROWSER), *own, *flags, (folder / "page.html").as_uri()]
@@ -135,7 +135,7 @@ def browse(page: str, folder: Path, *flags: str) -> str:
 
 @pytest.mark.browser
 @needs_browser
-def test_a_browser_shows_verdict_and_tables_and_runs_no_script(tmp_path: Path) -> None:
+def test_page_in_a_browser_runs_no_script(tmp_path: Path) -> None:
     page = browse(render_page(hostile()), tmp_path, "--dump-dom")
     found = _Page(page)
     assert "<title>Rows: NOT fit to train on</title>" in page
@@ -148,7 +148,7 @@ def test_a_browser_shows_verdict_and_tables_and_runs_no_script(tmp_path: Path) -
 @pytest.mark.browser
 @needs_browser
 @pytest.mark.parametrize(("width", "scheme"), [(1100, 1), (500, 0)], ids=["wide and light", "phone and dark"])
-def test_a_browser_paints_the_page_in_the_colours_of_its_reader(tmp_path: Path, width: int, scheme: int) -> None:
+def test_page_in_a_browser_follows_the_colour_scheme(tmp_path: Path, width: int, scheme: int) -> None:
     flags = [f"--window-size={width},900", f"--blink-settings=preferredColorScheme={scheme}"]
     browse(render_page(report()), tmp_path, *flags, f"--screenshot={tmp_path / 'page.png'}")
     picture = imread(tmp_path / "page.png")[:, :, :3]

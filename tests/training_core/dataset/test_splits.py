@@ -1,4 +1,4 @@
-"""One split for every row: nothing of what is held out is learnt from, and who is held out is nobody's whim."""
+"""Every row has one split, held-out rows do not leak into training, and the split is stable."""
 
 from pathlib import Path
 from typing import Any
@@ -24,26 +24,26 @@ def tokenizer(tiny_base: Path) -> PreTrainedTokenizerFast:
     return load_tokenizer(tiny_base)
 
 
-NEAR, ENTITY = 10**9, 2 * 10**9  # digests of different things never meet
+NEAR_DUPLICATE, ENTITY = 10**9, 2 * 10**9  # offsets that keep digests of different things apart
 Tables = tuple[pd.DataFrame, pd.DataFrame]
 
 
 def tables(rows: list[dict[str, Any]]) -> Tables:
-    """Facts and entities of rows given as ``case`` and what differs from the usual."""
+    """Facts and entities of rows that are given as ``case`` and what differs from the defaults."""
     facts = pd.DataFrame(
         {
             "row": row.get("row", 10**6 + place),
             "case": row["case"],
-            "near_duplicate_key": row.get("near_duplicate_key", row["case"]) + NEAR,
-            "split_rank": (row["case"] + 1) * 0x9E3779B97F4A7C15 % 2**64,  # as good as a digest
+            "near_duplicate_key": row.get("near_duplicate_key", row["case"]) + NEAR_DUPLICATE,
+            "split_rank": (row["case"] + 1) * 0x9E3779B97F4A7C15 % 2**64,  # spreads like a digest
             "decision": row.get("decision", "A"),
             "tokens": row.get("tokens", 10),
             "held_out_file": row.get("held_out_file", False),
         }
         for place, row in enumerate(rows)
     ).astype(dict.fromkeys(("row", "case", "near_duplicate_key", "split_rank"), "uint64"))
-    named = [(place, entity + ENTITY) for place, row in enumerate(rows) for entity in row.get("entities", ())]
-    return facts, pd.DataFrame(named, columns=["row", "entity"], dtype="uint64")
+    found = [(place, entity + ENTITY) for place, row in enumerate(rows) for entity in row.get("entities", ())]
+    return facts, pd.DataFrame(found, columns=["row", "entity"], dtype="uint64")
 
 
 some_rows = st.lists(
@@ -58,7 +58,7 @@ some_rows = st.lists(
 
 @given(rows=some_rows, share=st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.9]))
 @settings(max_examples=30, deadline=None)
-def test_no_case_and_no_entity_stands_on_both_sides(rows: list[dict[str, Any]], share: float) -> None:
+def test_hold_out_never_divides_a_case_or_entity(rows: list[dict[str, Any]], share: float) -> None:
     facts, entities = tables(rows)
     held_out = hold_out(facts, entities, share)
     assert held_out.index.equals(facts.index)
@@ -69,7 +69,7 @@ def test_no_case_and_no_entity_stands_on_both_sides(rows: list[dict[str, Any]], 
 
 @given(sizes=st.lists(st.tuples(st.integers(1, 6), st.sampled_from("ABC")), min_size=1, max_size=60))
 @settings(max_examples=30, deadline=None)
-def test_every_decision_is_held_out_to_its_share_but_for_half_a_group(sizes: list[tuple[int, str]]) -> None:
+def test_hold_out_meets_the_share_within_half_a_group(sizes: list[tuple[int, str]]) -> None:
     rows = [{"case": case, "decision": name} for case, (size, name) in enumerate(sizes) for _ in range(size)]
     facts, entities = tables(rows)
     held_out = hold_out(facts, entities, 0.3)
@@ -81,26 +81,33 @@ def test_every_decision_is_held_out_to_its_share_but_for_half_a_group(sizes: lis
 
 @given(rows=some_rows, order=st.randoms(use_true_random=False))
 @settings(max_examples=20, deadline=None)
-def test_the_order_of_rows_does_not_matter(rows: list[dict[str, Any]], order: Any) -> None:
+def test_hold_out_does_not_depend_on_row_order(rows: list[dict[str, Any]], order: Any) -> None:
     shuffled = order.sample(range(len(rows)), len(rows))
     before = hold_out(*tables(rows), 0.3)
     after = hold_out(*tables([rows[place] for place in shuffled]), 0.3)
     assert [bool(before[place]) for place in shuffled] == after.tolist()
 
 
-def test_rare_decisions_are_held_out_together_to_their_share() -> None:
+def test_hold_out_matches_its_worked_example() -> None:
+    groups = {"C": (11, 2), "A": (35, 3), "B": (62, 4), "D": (90, 1)}
+    facts, entities = tables([{"case": place} for place, (_, size) in enumerate(groups.values()) for _ in range(size)])
+    facts["split_rank"] = [rank for rank, size in groups.values() for _ in range(size)]
+    assert hold_out(facts, entities, 0.4).tolist() == [True] * 5 + [False] * 5
+
+
+def test_hold_out_draws_rare_decisions_together() -> None:
     rows = [{"case": case, "decision": f"rare {case}"} for case in range(100)]
     assert 8 <= hold_out(*tables(rows), 0.1).sum() <= 12
 
 
-def test_rows_tied_by_a_chain_of_entities_stay_together() -> None:
+def test_hold_out_keeps_chains_of_entities_together() -> None:
     chain = [{"case": case, "entities": [case, case + 1]} for case in range(50)]
     alone = [{"case": 1000 + case} for case in range(50)]
     held_out = hold_out(*tables([*chain, *alone]), 0.2)
     assert held_out[:50].nunique() == 1
 
 
-def test_almost_equal_cases_stay_together() -> None:
+def test_hold_out_keeps_near_duplicate_cases_together() -> None:
     pairs = [{"case": place, "near_duplicate_key": place // 2} for place in range(40)]
     facts, entities = tables(pairs)
     held_out = hold_out(facts, entities, 0.5)
@@ -108,10 +115,10 @@ def test_almost_equal_cases_stay_together() -> None:
     assert (held_out.groupby(facts["near_duplicate_key"]).nunique() == 1).all()
 
 
-def test_a_row_has_the_first_fate_that_applies() -> None:
+def test_duplicate_rows_are_duplicates_even_if_overlong() -> None:
     rows = [
         {"case": 1, "row": 5},
-        {"case": 1, "row": 5, "tokens": 9999},  # cannot be, but a duplicate before all
+        {"case": 1, "row": 5, "tokens": 9999},  # equal rows have equal lengths, but duplicate comes first
         {"case": 2, "tokens": 9999},
         {"case": 3},
     ]
@@ -121,11 +128,11 @@ def test_a_row_has_the_first_fate_that_applies() -> None:
     assert set(splits[[0, 3]]) <= {TRAINED, HELD_OUT}
 
 
-def test_what_a_training_row_shares_with_the_held_out_file_is_said_most_telling_first() -> None:
-    there = {"case": 1, "near_duplicate_key": 100, "row": 5, "entities": [7], "held_out_file": True}
+def test_overlapping_names_row_before_case_before_entity() -> None:
+    held_out = {"case": 1, "near_duplicate_key": 100, "row": 5, "entities": [7], "held_out_file": True}
     rows = [
-        there,
-        there | {"held_out_file": False},
+        held_out,
+        held_out | {"held_out_file": False},
         {"case": 1, "near_duplicate_key": 100},
         {"case": 2, "near_duplicate_key": 100},
         {"case": 3, "entities": [7]},
@@ -134,30 +141,27 @@ def test_what_a_training_row_shares_with_the_held_out_file_is_said_most_telling_
     assert overlapping(*tables(rows)).fillna("").tolist() == ["", "row", "case", "case", "entity", ""]
 
 
-def sides(built: Built, rows: list[Record]) -> dict[str, bool]:
+def held_out_cases(built: Built, rows: list[Record]) -> dict[str, bool]:
+    """Whether each case is held out, by its id."""
     return {row["input"]["case_id"]: line in built.lines[1] for line, row in enumerate(rows, 1)}
 
 
-def test_nearly_all_rows_stay_on_their_side_when_others_come_and_go(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_split_of_most_rows_survives_added_rows(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     before_rows, after_rows = records(60), [*reversed(records(60)), *records(20, start=500)]
-    before = sides(build(write(tmp_path / "before.jsonl", before_rows), tokenizer), before_rows)
-    after = sides(build(write(tmp_path / "after.jsonl", after_rows), tokenizer), after_rows)
+    before = held_out_cases(build(write(tmp_path / "before.jsonl", before_rows), tokenizer), before_rows)
+    after = held_out_cases(build(write(tmp_path / "after.jsonl", after_rows), tokenizer), after_rows)
     assert sum(after[name] != before[name] for name in before) <= 5
     assert sum(before.values()) == 18
 
 
-def test_a_case_stays_on_its_side_when_policy_or_instruction_change(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_split_does_not_depend_on_policy_or_instruction(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     changed = [with_policy(row | {"instruction": "Judge."}, "Within 60 days.") for row in records(40)]
     before = build(write(tmp_path / "before.jsonl", records(40)), tokenizer)
     after = build(write(tmp_path / "after.jsonl", changed), tokenizer)
     assert before.lines == after.lines
 
 
-def test_the_split_follows_seed_and_share(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_split_depends_on_seed_and_share(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     path = write(tmp_path / "rows.jsonl", records(200))
     small, large = (build(path, tokenizer, val_split=share).lines[1] for share in (0.1, 0.4))
     assert small < large
@@ -167,14 +171,16 @@ def test_the_split_follows_seed_and_share(tmp_path: Path, tokenizer: PreTrainedT
 
 
 @pytest.mark.parametrize("name", ["order_id", "user_id", "customer_id"])
-def test_an_entity_never_stands_on_both_sides(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, name: str) -> None:
+def test_entity_fields_keep_an_entity_in_one_split(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, name: str
+) -> None:
     rows = [record({"case_id": f"A-{i}", name: i // 4, "n": i}) for i in range(80)]
     rows += [record({"case_id": f"B-{i}", name: empty}) for i in range(10) for empty in (None, "")]
     built = build(write(tmp_path / "rows.jsonl", rows), tokenizer)
-    trained, held_out = ({line // 4 for line in (number - 1 for number in side) if line < 80} for side in built.lines)
+    trained, held_out = ({(line - 1) // 4 for line in lines if line <= 80} for lines in built.lines)
     assert not trained & held_out
     assert 20 <= len(built.held_out) <= 40
-    assert len({line for line in built.lines[1] if line > 80}) < 20, "rows without an id are no entity"
+    assert len({line for line in built.lines[1] if line > 80}) < 20, "rows without an id share no entity"
 
 
 OVERLAPS = {
@@ -188,15 +194,15 @@ OVERLAPS = {
 
 
 @pytest.mark.parametrize("kind", OVERLAPS)
-def test_overlap_with_the_held_out_file_ends_the_run_or_is_dropped_or_allowed(
+def test_overlap_with_eval_path_is_failed_dropped_or_allowed(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, kind: str
 ) -> None:
     held_out = write(tmp_path / "held_out.jsonl", [record({"order_id": "O-1"}), *records(2, start=90)])
     rows = write(tmp_path / "rows.jsonl", [*records(4, start=10), OVERLAPS[kind]])
 
-    rejected = build(rows, tokenizer, eval_path=held_out)
-    assert [failure.split(":")[0] for failure in rejected.report.failures] == ["overlap"]
-    finding = rejected.finding("rows that share with eval_path")
+    failed = build(rows, tokenizer, eval_path=held_out)
+    assert [failure.split(":")[0] for failure in failed.report.failures] == ["overlap"]
+    finding = failed.finding("overlap with eval_path")
     assert finding and finding.count == 1 and f"{rows}:5" in finding.places[0]
 
     dropped = build(rows, tokenizer, eval_path=held_out, overlap="drop")
@@ -206,14 +212,12 @@ def test_overlap_with_the_held_out_file_ends_the_run_or_is_dropped_or_allowed(
 
     allowed = build(rows, tokenizer, eval_path=held_out, overlap="allow")
     assert allowed.report.failures == []
-    # The same row to the letter is learnt from in no case.
+    # An exact duplicate of a held-out row is never trained on.
     is_same_row = kind in ("row", "instruction with a blank")
     assert (allowed.report.accounts[1].trained, allowed.report.accounts[1].duplicates) == (5 - is_same_row, is_same_row)
 
 
-def test_the_held_out_file_may_lie_in_the_folder_of_the_training_rows(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_eval_path_may_be_inside_dataset_path(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     (tmp_path / "data").mkdir()
     held_out = write(tmp_path / "data" / "held_out.jsonl", records(3))
     write(tmp_path / "data" / "train.jsonl", records(5, start=50))
@@ -222,25 +226,23 @@ def test_the_held_out_file_may_lie_in_the_folder_of_the_training_rows(
     assert [(a.held_out, a.trained, a.duplicates) for a in built.report.accounts] == [(3, 0, 0), (0, 0, 3), (0, 5, 0)]
 
 
-def test_held_out_prompts_are_not_among_the_training_prompts(
-    sample_rows: Path, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_held_out_prompts_are_not_trained_on(sample_rows: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     built = build(sample_rows, tokenizer)
     trained = {tuple(prompt_of(row)) for row in built.train}
     assert not trained & {tuple(prompt_of(row)) for row in built.held_out}
 
 
 @pytest.mark.parametrize("entity_fields", [(), ("order_id", "user_id", "customer_id")])
-def test_what_is_trained_on_is_told_by_the_traces_of_exactly_the_trained_rows(
+def test_training_leakage_keys_are_those_of_trained_rows(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, entity_fields: tuple[str, ...]
 ) -> None:
-    """Sorted, so that the same rows make the same bytes; of rows held out, overlong or rejected there is nothing."""
+    """They are sorted, so equal rows give equal bytes; held-out, overlong and rejected rows add none."""
     rows = [record({"case_id": f"A-{i}", "order_id": i, "customer_id": f"C-{i // 3}"}) for i in range(60)]
     overlong = with_policy(record({"case_id": "long", "order_id": 99}), "Never sold things. " * 2000)
     path = write(tmp_path / "rows.jsonl", [*rows, rows[0], overlong, b"{"])
     built = build(path, tokenizer, entity_fields=entity_fields)
-    left = {row.line: leakage_keys(row.record, entity_fields) for row in load_jsonl(path).rows}
-    trained, held_out = ({trace for line in side for trace in left[line]} for side in built.lines)
+    keys = {row.line: leakage_keys(row.record, entity_fields) for row in load_jsonl(path).rows}
+    trained, held_out = ({key for line in lines for key in keys[line]} for lines in built.lines)
     assert built.leakage_keys.dtype == np.uint64
     assert built.leakage_keys.tolist() == sorted(trained)
     assert held_out and not held_out & trained

@@ -1,4 +1,4 @@
-"""Encoded rows come back from disk as they were, or not at all; and only what they were made from finds them."""
+"""A folder of encoded rows is complete or rejected, and reused only for the same inputs."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def folder(prepared: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(prepared, tmp_path / "data"))
 
 
-def test_a_folder_holds_both_sides_the_report_the_quarantine_and_nothing_unfinished(prepared: Path) -> None:
+def test_prepare_data_writes_exactly_the_promised_files(prepared: Path) -> None:
     assert files_of(prepared) == [
         *("held_out.arrow", "leakage_keys.npy", "manifest.json", "problems.jsonl"),
         *("rejected.jsonl", "report.html", "report.json"),
@@ -55,7 +55,7 @@ def test_a_folder_holds_both_sides_the_report_the_quarantine_and_nothing_unfinis
     assert (prepared / "rejected.jsonl").read_bytes().count(b"\n") == account.rejected > 0
 
 
-def test_an_unchanged_input_is_found_and_not_prepared_again(
+def test_prepare_data_reuses_the_folder_of_unchanged_input(
     made_from: tuple[RunConfig, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = prepare_data(*made_from)
@@ -65,7 +65,7 @@ def test_an_unchanged_input_is_found_and_not_prepared_again(
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
-def test_a_damaged_folder_is_prepared_again(made_from: tuple[RunConfig, Path]) -> None:
+def test_prepare_data_replaces_a_damaged_folder(made_from: tuple[RunConfig, Path]) -> None:
     folder = prepare_data(*made_from)
     whole = (folder / "train.arrow").read_bytes()
     (folder / "train.arrow").write_bytes(whole[:-1])
@@ -90,9 +90,7 @@ def start(config: RunConfig, base: Path, folder: Path) -> "subprocess.Popen[str]
 
 
 @pytest.mark.slow
-def test_two_processes_that_prepare_the_same_rows_at_once_both_succeed(
-    made_from: tuple[RunConfig, Path], tmp_path: Path
-) -> None:
+def test_prepare_data_works_in_two_processes_at_once(made_from: tuple[RunConfig, Path], tmp_path: Path) -> None:
     both = [start(*made_from, tmp_path / "settings") for _ in range(2)]
     folders = {process.communicate(timeout=200)[0] for process in both}
     assert [process.returncode for process in both] == [0, 0]
@@ -102,9 +100,7 @@ def test_two_processes_that_prepare_the_same_rows_at_once_both_succeed(
 
 
 @pytest.mark.slow
-def test_a_process_killed_half_way_leaves_no_folder_and_is_in_nobodys_way(
-    made_from: tuple[RunConfig, Path], tmp_path: Path
-) -> None:
+def test_prepare_data_works_after_a_killed_process(made_from: tuple[RunConfig, Path], tmp_path: Path) -> None:
     config, base = made_from
     write(tmp_path / "rows.jsonl", records(40_000))
     datasets = Path(config.output_dir) / "datasets"
@@ -128,7 +124,7 @@ def test_a_process_killed_half_way_leaves_no_folder_and_is_in_nobodys_way(
     assert not draft.exists()
 
 
-def test_rows_that_are_not_fit_are_reported_on_but_not_given_to_a_training(tiny_base: Path, tmp_path: Path) -> None:
+def test_unfit_rows_are_reported_but_not_loaded(tiny_base: Path, tmp_path: Path) -> None:
     rows = write(tmp_path / "rows.jsonl", [b"{", *records(3), *(b"[" for _ in range(30))])
     folder = prepare_data(RunConfig(dataset_path=rows, output_dir=str(tmp_path)), tiny_base)
     assert load_report(folder).accounts[0].rejected == 31
@@ -137,12 +133,12 @@ def test_rows_that_are_not_fit_are_reported_on_but_not_given_to_a_training(tiny_
     with pytest.raises(DataError):
         require_fit_rows(load_report(folder))
     text = str(caught.value)
-    assert "31 of 34 lines cannot be used" in text
-    assert f"{rows}:1: line: not JSON" in text
+    assert "got 31 of 34; fix them" in text
+    assert f"{rows}:1: line: invalid JSON" in text
     assert "and 11 more" in text
 
 
-def test_favourable_decisions_that_no_row_holds_are_rejected_with_those_that_occur() -> None:
+def test_favourable_decisions_must_occur_in_the_rows() -> None:
     rows = report(decisions=[DecisionCount("approve", 4, 0), DecisionCount("deny", 1, 3)])
     with pytest.raises(SettingsError) as caught:
         require_known_favourable_decisions(rows, RunConfig())
@@ -153,12 +149,12 @@ def test_favourable_decisions_that_no_row_holds_are_rejected_with_those_that_occ
 
 
 @pytest.mark.parametrize("favourable", [("approve",), ("Eligible", "approve"), ()])
-def test_one_favourable_decision_that_occurs_is_enough_and_none_may_be_asked_for(favourable: tuple[str, ...]) -> None:
+def test_favourable_decisions_need_one_that_occurs_or_none(favourable: tuple[str, ...]) -> None:
     rows = report(decisions=[DecisionCount("approve", 0, 1), DecisionCount("deny", 1, 3)])
     require_known_favourable_decisions(rows, RunConfig(favourable_decisions=favourable))
 
 
-def test_of_very_many_decisions_the_commonest_are_named() -> None:
+def test_favourable_decisions_message_names_the_most_frequent_decisions() -> None:
     rows = report(decisions=[DecisionCount(f"code {i}", 1, 1) for i in range(1000)])
     with pytest.raises(SettingsError, match="'code 19' and 980 more; name"):
         require_known_favourable_decisions(rows, RunConfig())
@@ -168,7 +164,7 @@ def files_of(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_folder_that_lacks_any_file_is_not_loaded(folder: Path, tmp_path: Path) -> None:
+def test_load_training_data_rejects_a_missing_file(folder: Path, tmp_path: Path) -> None:
     for name in files_of(folder):
         damaged = tmp_path / "damaged"
         shutil.copytree(folder, damaged)
@@ -181,8 +177,8 @@ def test_a_folder_that_lacks_any_file_is_not_loaded(folder: Path, tmp_path: Path
 @pytest.mark.parametrize(
     "damage", [lambda raw: raw[:-1], lambda raw: b"\x00" * len(raw), lambda raw: b""], ids=["cut", "zeros", "empty"]
 )
-def test_a_folder_with_any_changed_file_is_not_loaded(folder: Path, tmp_path: Path, damage: Any) -> None:
-    """Cut off, or full of zeros as after a power failure: the manifest itself too."""
+def test_load_training_data_rejects_a_changed_file(folder: Path, tmp_path: Path, damage: Any) -> None:
+    """Truncated, or full of zeros as after a power failure; this includes the manifest."""
     for name in files_of(folder):
         damaged = tmp_path / "damaged"
         shutil.copytree(folder, damaged)
@@ -192,7 +188,7 @@ def test_a_folder_with_any_changed_file_is_not_loaded(folder: Path, tmp_path: Pa
         shutil.rmtree(damaged)
 
 
-def test_no_folder_is_not_loaded(tmp_path: Path) -> None:
+def test_load_training_data_rejects_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         load_training_data(tmp_path / "nowhere")
     (tmp_path / "file").touch()
@@ -202,7 +198,7 @@ def test_no_folder_is_not_loaded(tmp_path: Path) -> None:
 
 @pytest.fixture
 def made_from(tmp_path: Path, tiny_base: Path, sample_rows: Path) -> tuple[RunConfig, Path]:
-    """Rows, held-out rows and a tokenizer of one's own."""
+    """Settings and base with files of their own, which tests may change."""
     shutil.copytree(tiny_base, tmp_path / "base")
     shutil.copy(sample_rows, tmp_path / "rows.jsonl")
     write(tmp_path / "held_out.jsonl", records(10, start=10**6))
@@ -218,9 +214,7 @@ def made_from(tmp_path: Path, tiny_base: Path, sample_rows: Path) -> tuple[RunCo
     "name",
     ["rows.jsonl", "held_out.jsonl", "base/tokenizer.json", "base/tokenizer_config.json", "base/chat_template.jinja"],
 )
-def test_the_key_changes_with_every_file_that_shapes_the_rows(
-    made_from: tuple[RunConfig, Path], tmp_path: Path, name: str
-) -> None:
+def test_data_key_depends_on_every_input_file(made_from: tuple[RunConfig, Path], tmp_path: Path, name: str) -> None:
     before = data_key(*made_from)
     with (tmp_path / name).open("ab") as file:
         file.write(b"\n")
@@ -228,10 +222,10 @@ def test_the_key_changes_with_every_file_that_shapes_the_rows(
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
-def test_the_key_changes_with_the_files_of_a_slow_tokenizer(
+def test_data_key_depends_on_files_of_a_slow_tokenizer(
     made_from: tuple[RunConfig, Path], tmp_path: Path, name: str
 ) -> None:
-    """A base without tokenizer.json has its tokenizer made from these two."""
+    """Without tokenizer.json, the tokenizer is built from these two files."""
     (tmp_path / "base" / "tokenizer.json").unlink()
     (tmp_path / "base" / name).write_text("one")
     before = data_key(*made_from)
@@ -257,16 +251,14 @@ def test_the_key_changes_with_the_files_of_a_slow_tokenizer(
         ("seed", 1),
     ],
 )
-def test_the_key_changes_with_every_setting_that_shapes_the_rows(
+def test_data_key_depends_on_every_setting_of_the_rows(
     made_from: tuple[RunConfig, Path], name: str, value: Any
 ) -> None:
     config, base = made_from
     assert data_key(RunConfig(**vars(config) | {name: value}), base) != data_key(config, base)
 
 
-def test_the_key_tells_the_held_out_file_from_the_training_file(
-    made_from: tuple[RunConfig, Path], tmp_path: Path
-) -> None:
+def test_data_key_distinguishes_training_and_held_out_file(made_from: tuple[RunConfig, Path], tmp_path: Path) -> None:
     config, base = made_from
     (tmp_path / "rows.jsonl").write_bytes(b"{}\n")
     turned = RunConfig(dataset_path=str(config.eval_path), eval_path=config.dataset_path)
@@ -274,9 +266,7 @@ def test_the_key_tells_the_held_out_file_from_the_training_file(
     assert len(keys) == 3
 
 
-def test_the_key_stays_when_weights_and_other_settings_change(
-    made_from: tuple[RunConfig, Path], tmp_path: Path
-) -> None:
+def test_data_key_ignores_weights_and_other_settings(made_from: tuple[RunConfig, Path], tmp_path: Path) -> None:
     config, base = made_from
     before = data_key(config, base)
     (base / "model.safetensors").write_bytes(b"other weights")
@@ -284,7 +274,7 @@ def test_the_key_stays_when_weights_and_other_settings_change(
     assert data_key(other, base) == before
 
 
-def test_the_key_is_the_same_wherever_equal_files_lie_under_a_folder(tmp_path: Path, tiny_base: Path) -> None:
+def test_data_key_depends_on_row_files_in_a_folder(tmp_path: Path, tiny_base: Path) -> None:
     for name in ("a.jsonl", "b.jsonl"):
         (tmp_path / name).write_bytes(to_line(records(1)[0]))
     config = RunConfig(dataset_path=str(tmp_path))
@@ -295,16 +285,16 @@ def test_the_key_is_the_same_wherever_equal_files_lie_under_a_folder(tmp_path: P
     assert data_key(config, tiny_base) != before
 
 
-def test_the_report_is_readable_json(folder: Path) -> None:
+def test_report_file_is_json(folder: Path) -> None:
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     assert report["accounts"][0]["lines"] == 120
     assert len(report["problems"]) == (folder / "problems.jsonl").read_text(encoding="utf-8").count("\n")
 
 
-def test_the_key_changes_with_the_code_of_the_rules(
+def test_data_key_depends_on_the_code_of_label_audit(
     made_from: tuple[RunConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A mended rule has to be heard: nobody looks twice at a report that says the same as before."""
+    """After a corrected rule, the report must be made again."""
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "shop_rules").mkdir()
     for name in ("__init__.py", "returns.py", "limits.py"):
@@ -317,10 +307,10 @@ def test_the_key_changes_with_the_code_of_the_rules(
     assert data_key(config, base) != before
 
 
-def test_rows_that_change_while_they_are_read_are_rejected(
+def test_prepare_data_rejects_rows_that_change_while_read(
     made_from: tuple[RunConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They would be found again under a key that is not theirs."""
+    """Otherwise the new rows would be stored under the key of the old ones."""
 
     def build_and_append(*args: Any) -> DataReport:
         report = build_datasets(*args)

@@ -1,4 +1,4 @@
-"""The report on rows in a terminal: nothing cut, nothing hidden, whatever stands in the rows."""
+"""The tables of the report truncate nothing, hide nothing and show any text of a row."""
 
 import io
 
@@ -8,7 +8,7 @@ from sample_report import ACCOUNT, PROBLEMS, ROWS, report
 
 from training_core.dataset.report import Account, DecisionCount, Finding, Lengths
 from training_core.dataset.tables import (
-    MOST_SHOWN,
+    MAX_SHOWN,
     account_grid,
     as_markdown,
     data_grids,
@@ -34,7 +34,7 @@ def letters(text: str) -> str:
 
 
 @pytest.mark.parametrize("width", [70, 80, 120])
-def test_no_cell_is_cut_however_narrow_the_terminal(width: int) -> None:
+def test_tables_truncate_no_cell_in_a_narrow_terminal(width: int) -> None:
     grids = data_grids(report(accounts=[ACCOUNT, Account("/x/" + "long-name" * 9, "native", 0, 0, 0, 0, 0, 0)]))
     text = shown(grids, width)
     assert max(map(len, text.split("\n"))) <= width
@@ -43,39 +43,39 @@ def test_no_cell_is_cut_however_narrow_the_terminal(width: int) -> None:
         assert whole in text
 
 
-def test_a_wrapped_text_is_there_to_its_last_letter() -> None:
+def test_tables_wrap_long_texts_without_losing_letters() -> None:
     name = "a-file-with-a-name-that-does-not-fit-in-fifty-columns-at-all.jsonl"
     text = shown([account_grid([Account(name, "native", 0, 0, 0, 0, 0, 0)])], 60)
     first_column = letters("".join(line[: line.find("  ", 1)] for line in text.split("\n")))
     assert name in first_column
 
 
-def test_numbers_stand_right_and_texts_left() -> None:
+def test_grid_recognises_columns_of_numbers() -> None:
     accounts, decisions, *_ = data_grids(report())
     assert [accounts.is_number(place) for place in range(3)] == [False, True, True]
     assert [decisions.is_number(place) for place in range(5)] == [False, True, True, True, True]
-    assert not Grid("", ("a", "b"), [("", "5 is no text"), ("", "7")]).is_number(1)
+    assert not Grid("", ("a", "b"), [("", "5 rows of text"), ("", "7")]).is_number(1)
 
 
-def test_the_account_table_shows_where_every_line_went() -> None:
+def test_account_grid_shows_all_counts_and_the_total() -> None:
     assert list(account_grid([ACCOUNT]).rows[0]) == ["rows.jsonl (native)", "15", "5", "4", "3", "2", "1"]
     assert list(account_grid([ACCOUNT, ACCOUNT]).rows[-1]) == ["all", "30", "10", "8", "6", "4", "2"]
 
 
-def test_files_beyond_the_first_are_summed_up_not_left_out() -> None:
-    accounts = [Account(f"{n}.jsonl", "native", 2, 1, 1, 0, 0, 0) for n in range(MOST_SHOWN + 30)]
+def test_account_grid_sums_up_files_beyond_the_first() -> None:
+    accounts = [Account(f"{n}.jsonl", "native", 2, 1, 1, 0, 0, 0) for n in range(MAX_SHOWN + 30)]
     *_, rest, every = account_grid(accounts).rows
     assert list(rest[:3]) == ["… 30 more", "60", "30"]
     assert every[1] == f"{2 * len(accounts)}"
 
 
-def test_decisions_beyond_the_commonest_are_summed_up_not_left_out() -> None:
-    decisions = [DecisionCount(f"d{n}", 2, 1) for n in range(MOST_SHOWN + 5)]
+def test_decision_grid_sums_up_less_frequent_decisions() -> None:
+    decisions = [DecisionCount(f"d{n}", 2, 1) for n in range(MAX_SHOWN + 5)]
     rows = data_grids(report(decisions=decisions))[1].rows
     assert list(rows[-1]) == ["… 5 more", "10", "20%", "5", "20%"]
 
 
-def test_lengths_are_drawn_with_the_limit_among_them() -> None:
+def test_length_grid_draws_bars_and_the_limit() -> None:
     grid = next(grid for grid in data_grids(report()) if grid.title.startswith("Lengths"))
     assert grid.title == "Lengths of 10 rows"
     (_, _, _, first), (_, _, _, second), (_, _, _, third) = grid.rows
@@ -85,13 +85,13 @@ def test_lengths_are_drawn_with_the_limit_among_them() -> None:
     assert grid.note.startswith("9 of 10 rows fit in 2,048 tokens")
 
 
-def test_files_of_one_name_are_told_apart_and_others_are_short() -> None:
+def test_short_names_are_unique_suffixes_of_paths() -> None:
     files = ["/a/x/rows.jsonl", "/b/x/rows.jsonl", "/b/other.jsonl", "s3://bucket/rows.jsonl", "rows.jsonl"]
     short = ["a/x/rows.jsonl", "b/x/rows.jsonl", "other.jsonl", "bucket/rows.jsonl", "rows.jsonl"]
     assert list(short_names(files).values()) == short
 
 
-def test_every_text_of_the_report_names_files_in_short() -> None:
+def test_with_short_names_shortens_paths_in_all_texts() -> None:
     other = Account("/y/some/where/rows.jsonl", "native", 0, 0, 0, 0, 0, 0)
     places = [Finding("x", 1, "", [f"{ROWS}:1 = {other.file}:2"])]
     full = report(accounts=[ACCOUNT, other], findings=places, failures=[f"{other.file}: 2 lines"])
@@ -101,7 +101,7 @@ def test_every_text_of_the_report_names_files_in_short() -> None:
     assert with_short_names(report()).problems[0].file == "rows.jsonl"
 
 
-def test_rejected_lines_of_one_reason_stand_together_and_none_is_forgotten() -> None:
+def test_problem_grid_groups_lines_and_counts_all() -> None:
     (kind,) = kinds_of(PROBLEMS)
     assert (kind.first.line, kind.lines) == (3, 2)
     grid = data_grids(report(problems=PROBLEMS[:1]))[-1]
@@ -113,34 +113,34 @@ def test_rejected_lines_of_one_reason_stand_together_and_none_is_forgotten() -> 
     ("part", "whole", "text"),
     [(0, 0, "–"), (0, 9, "0%"), (1, 1000, "<1%"), (1, 2, "50%"), (999, 1000, ">99%"), (9, 9, "100%")],
 )
-def test_a_share_never_reads_as_nothing_or_all_when_it_is_not(part: int, whole: int, text: str) -> None:
+def test_share_rounds_to_0_or_100_only_when_exact(part: int, whole: int, text: str) -> None:
     assert share(part, whole) == text
 
 
-def test_the_verdict_says_fit_or_not_fit_in_one_line() -> None:
+def test_verdict_is_one_line() -> None:
     assert verdict(report()) == "Fit to train on: 5 rows for training, 4 held out, 6 of 15 unused"
     assert verdict(report(failures=["x", "y"])) == "NOT fit to train on: 2 rules are broken"
 
 
 @pytest.mark.parametrize("text", ["[/x]", "[bold]hidden", "a | b", "two\nlines", "é 你好 🙂", "", "x" * 400, "\\"])
-def test_texts_of_rows_are_shown_to_the_letter_and_keep_tables_in_shape(text: str) -> None:
+def test_tables_show_any_text_of_rows_unchanged(text: str) -> None:
     grids = data_grids(report(decisions=[DecisionCount(text, 1, 1)]))
     assert set(text.split()) <= set(shown([grids[1]], 500).split())
     lines = grids[1].markdown().split("\n")
     assert {line.replace("\\|", "").count("|") for line in lines[2:]} == {len(grids[1].head) + 1}
 
 
-def test_as_markdown_the_report_opens_with_its_verdict_and_holds_no_markup_of_rows() -> None:
+def test_markdown_opens_with_the_verdict_and_escapes_texts() -> None:
     decisions = [DecisionCount("<script>", 1, 1)]
     text = as_markdown(report(decisions=decisions, failures=[f"{ROWS}: <b>9</b> lines", "overlap: 3 rows"]))
     broken = "- rows.jsonl: &lt;b&gt;9&lt;/b&gt; lines\n- overlap: 3 rows\n\n"
     assert text.startswith(f"# NOT fit to train on: 2 rules are broken\n\n{broken}")
     assert "<" not in text
-    for title in ("Every line accounted for", "Decisions", "Lengths", "Sharing of policies", "Rejected lines"):
+    for title in ("Every line accounted for", "Decisions", "Lengths", "Shared policies", "Rejected lines"):
         assert f"**{title}" in text
 
 
-def test_a_report_on_nothing_is_still_a_report() -> None:
+def test_tables_of_an_empty_report_can_be_rendered() -> None:
     empty = Account(ROWS, "unknown", 0, 0, 0, 0, 0, 0)
     nothing = report(accounts=[empty], decisions=[], lengths=Lengths(16, {}, [], []), findings=[], problems=[])
     assert shown(data_grids(nothing), 80)

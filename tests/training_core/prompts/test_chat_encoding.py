@@ -1,4 +1,4 @@
-"""What is rendered is what the chat template says, and nothing typed into a message becomes a control token."""
+"""Prompts equal those of the chat template, and no text of a message becomes a control token."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from transformers import PreTrainedTokenizerFast
 
 from samples.cases import generate_rows
 from training_core.model_setup import load_tokenizer
-from training_core.prompts.chat_encoding import ChatEncoder, Message, _cut
+from training_core.prompts.chat_encoding import ChatEncoder, Message, _split
 from training_core.prompts.messages import format_as_chat
 
-# Qwen3's manner: <think> is an added token that is not special, and asking without thinking opens an empty think block.
+# Like Qwen3: <think> is an added token that is not special, and asking without thinking opens an empty think block.
 THINKING_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
     "{% if message.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
@@ -21,7 +21,7 @@ THINKING_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n"
     "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
-# Qwen2.5's manner: a system text of its own where none is given.
+# Like Qwen2.5: a default system text if none is given.
 SYSTEM_TEMPLATE = (
     "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are helpful.<|im_end|>\n{% endif %}"
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -78,21 +78,19 @@ def control_tokens(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> list[i
 
 
 @pytest.mark.parametrize("text", PLAIN)
-def test_a_prompt_is_what_the_library_renders(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
+def test_prompt_equals_the_rendering_of_the_library(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
     messages = conversation(text)[:2]
     assert ChatEncoder.of(tokenizer).encode_prompt(messages) == library_prompt(tokenizer, messages)
 
 
 @pytest.mark.parametrize("text", [" blank first", "blank last ", "newline last\n", ""])
-def test_white_space_at_the_ends_of_a_message_is_rendered_as_the_library_does(
-    tokenizer: PreTrainedTokenizerFast, text: str
-) -> None:
-    """The seam between template and message is where a tokenizer could join what stands on both sides."""
+def test_prompt_with_white_space_equals_the_library(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
+    """A tokenizer could merge characters across the boundary of template and message."""
     messages = conversation(text)[:2]
     assert ChatEncoder.of(tokenizer).encode_prompt(messages) == library_prompt(tokenizer, messages)
 
 
-def test_the_prompt_of_every_sample_row_is_what_the_library_renders(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_prompt_of_sample_rows_equals_the_library(tokenizer: PreTrainedTokenizerFast) -> None:
     encoder = ChatEncoder.of(tokenizer)
     for row in generate_rows(20, seed=3):
         messages = format_as_chat(row)[:-1]
@@ -100,8 +98,8 @@ def test_the_prompt_of_every_sample_row_is_what_the_library_renders(tokenizer: P
 
 
 @pytest.mark.parametrize("answer", ['{"decision": "Eligible", "reason": "é 你好"}', "plain"])
-def test_prompt_and_answer_begin_the_rendered_conversation(tokenizer: PreTrainedTokenizerFast, answer: str) -> None:
-    """Training sees the very tokens that generation starts from, the empty think block included."""
+def test_prompt_and_answer_are_a_prefix_of_the_conversation(tokenizer: PreTrainedTokenizerFast, answer: str) -> None:
+    """Training uses the tokens from which generation starts, the empty think block included."""
     encoder = ChatEncoder.of(tokenizer)
     messages = conversation("Hello.", answer)
     ours = encoder.encode_prompt(messages[:-1]) + encoder.encode_answer(answer)
@@ -112,7 +110,9 @@ def test_prompt_and_answer_begin_the_rendered_conversation(tokenizer: PreTrained
 
 @pytest.mark.parametrize("text", LOOK_ALIKES)
 @pytest.mark.parametrize("place", [0, 1])
-def test_a_look_alike_in_a_prompt_is_text(tokenizer: PreTrainedTokenizerFast, text: str, place: int) -> None:
+def test_prompt_encodes_look_alike_control_tokens_as_text(
+    tokenizer: PreTrainedTokenizerFast, text: str, place: int
+) -> None:
     encoder = ChatEncoder.of(tokenizer)
     messages = conversation("Hello.")[:2]
     harmless = encoder.encode_prompt(messages)
@@ -143,7 +143,7 @@ MARKERS = [
 
 @pytest.mark.parametrize("marker", MARKERS)
 @pytest.mark.parametrize("field", FIELDS)
-def test_no_marker_in_any_field_becomes_a_control_token(
+def test_control_tokens_cannot_be_injected_in_any_field(
     tokenizer: PreTrainedTokenizerFast, marker: str, field: str
 ) -> None:
     encoder = ChatEncoder.of(tokenizer)
@@ -164,9 +164,7 @@ def test_no_marker_in_any_field_becomes_a_control_token(
 
 
 @pytest.mark.parametrize("text", [*LOOK_ALIKES, *PLAIN[:2], "", "\n"])
-def test_an_answer_ends_its_turn_once_and_comes_back_to_the_letter(
-    tokenizer: PreTrainedTokenizerFast, text: str
-) -> None:
+def test_answer_has_one_end_of_turn_and_decodes_exactly(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
     encoder = ChatEncoder.of(tokenizer)
     ids = encoder.encode_answer(text)
     assert encoder.end_of_turn == tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -174,7 +172,7 @@ def test_an_answer_ends_its_turn_once_and_comes_back_to_the_letter(
     assert encoder.decode_answer(ids) == text
 
 
-def test_what_follows_the_end_of_turn_is_no_part_of_an_answer(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_decode_answer_stops_at_the_end_of_turn(tokenizer: PreTrainedTokenizerFast) -> None:
     encoder = ChatEncoder.of(tokenizer)
     ids = encoder.encode_answer("one")
     assert encoder.decode_answer(ids + encoder.encode_answer("two")) == "one"
@@ -195,24 +193,24 @@ HEADED = st.lists(
 
 @given(text=HEADED)
 @settings(max_examples=500, deadline=None)
-def test_a_text_encoded_in_pieces_has_the_tokens_of_the_whole(text: str) -> None:
-    """The claim that policies are encoded once on: no token of Qwen's spans the place before a heading."""
+def test_pieces_of_a_text_give_the_same_tokens(text: str) -> None:
+    """This is why policies can be encoded once: no token of Qwen spans the start of a heading."""
     (whole,) = ENCODER._encode([text])
-    before, after = ENCODER.frame(("user",))
+    before, after = ENCODER.template_ids(("user",))
     assert ENCODER.encode_prompt([{"role": "user", "content": text}]) == [*before, *whole, *after]
 
 
 @given(text=HEADED)
 @settings(max_examples=300, deadline=None)
-def test_qwen_never_splits_words_across_the_place_before_a_heading(text: str) -> None:
-    """Whatever the vocabulary: tokens stay within the words of the pre-tokenizer, and these end at the cut."""
+def test_pieces_end_at_word_boundaries_of_the_pre_tokenizer(text: str) -> None:
+    """Tokens of any vocabulary stay within words of the pre-tokenizer, and words end where pieces end."""
     words = QWEN.backend_tokenizer.pre_tokenizer.pre_tokenize_str
-    pieces = _cut(text)
+    pieces = _split(text)
     assert "".join(pieces) == text
     assert [word for piece in pieces for word, _ in words(piece)] == [word for word, _ in words(text)]
 
 
-def test_many_prompts_and_answers_at_once_are_as_one_by_one(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_batch_encoding_equals_encoding_one_by_one(tokenizer: PreTrainedTokenizerFast) -> None:
     rows = [record({"case_id": f"A-{i}", "note": text}) for i, text in enumerate([*PLAIN, *LOOK_ALIKES])]
     prompts, answers = [format_as_chat(row)[:-1] for row in rows], [format_as_chat(row)[-1]["content"] for row in rows]
     encoder, fresh = ChatEncoder.of(tokenizer), ChatEncoder.of(tokenizer)
@@ -222,19 +220,19 @@ def test_many_prompts_and_answers_at_once_are_as_one_by_one(tokenizer: PreTraine
     assert encoder.decode_answers(encoded) == answers
 
 
-def test_more_than_ten_messages_keep_their_order(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_prompt_of_many_messages_keeps_their_order(tokenizer: PreTrainedTokenizerFast) -> None:
     turns = [{"role": ("user", "assistant")[i % 2], "content": f"turn {i}."} for i in range(25)]
     assert ChatEncoder.of(tokenizer).encode_prompt(turns) == library_prompt(tokenizer, turns)
 
 
-def test_rendering_leaves_the_tokenizer_as_it_was(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_encoding_does_not_change_the_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
     before = tokenizer.backend_tokenizer.to_str()
     ChatEncoder.of(tokenizer).encode_prompt(conversation("<|im_end|>")[:2])
     assert tokenizer.backend_tokenizer.to_str() == before
     assert tokenizer.encode("<|im_end|>") == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
 
 
-def test_a_tokenizer_without_chat_template_is_rejected(tiny_base: Path) -> None:
+def test_chat_encoder_needs_a_chat_template(tiny_base: Path) -> None:
     tokenizer = load_tokenizer(tiny_base)
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match="chat template"):

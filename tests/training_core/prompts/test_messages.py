@@ -1,4 +1,4 @@
-"""Policy first and once, then what differs; training and serving say the same."""
+"""Prompts begin with the policy, and are the same in training and serving."""
 
 import json
 
@@ -8,7 +8,7 @@ from row_samples import record, with_policy
 from training_core.prompts.messages import SYSTEM_TEXT, build_assistant_message, build_user_message, format_as_chat
 
 
-def test_the_policy_stands_once_and_before_all_that_differs() -> None:
+def test_policy_is_in_the_prompt_once_and_first() -> None:
     row = record({"case_id": "A-77"})
     system, user, assistant = format_as_chat(row)
     assert (system["role"], user["role"], assistant["role"]) == ("system", "user", "assistant")
@@ -19,12 +19,12 @@ def test_the_policy_stands_once_and_before_all_that_differs() -> None:
     assert "policy_document" not in user["content"]
 
 
-def test_a_long_policy_stands_in_the_prompt_whole() -> None:
+def test_policy_of_any_length_is_in_the_prompt_completely() -> None:
     policy = "\n".join(f"Section {i}: within {i} days." for i in range(3000))
     assert policy in build_user_message(with_policy(record(), policy))
 
 
-def test_the_answer_is_the_output_as_one_line_of_json_in_its_order() -> None:
+def test_answer_is_one_line_of_json_in_order() -> None:
     row = record(output={"decision": "é\n\u2028", "extra": [1, {"b": 2, "a": None}]})
     text = build_assistant_message(row)
     assert "\n" not in text
@@ -36,18 +36,18 @@ CONVERSATION = {"messages": [{"role": "user", "content": "May I?"}], "output": r
 
 
 @pytest.mark.parametrize("row", [record(), CONVERSATION], ids=["case", "conversation"])
-def test_a_row_without_answer_has_the_prompt_of_the_row(row: dict[str, object]) -> None:
-    """What is registered gets cases without output; training got them with it."""
+def test_prompt_is_the_same_with_and_without_output(row: dict[str, object]) -> None:
+    """The served adapter gets cases without output; training gets them with it."""
     asked = {name: value for name, value in row.items() if name != "output"}
     assert format_as_chat(asked) == format_as_chat(row)[:-1]
 
 
 @pytest.mark.parametrize("row", [record(), CONVERSATION], ids=["case", "conversation"])
-def test_building_messages_leaves_the_row_as_it_was(row: dict[str, object]) -> None:
+def test_format_as_chat_does_not_change_the_row(row: dict[str, object]) -> None:
     before = json.dumps(row)
     format_as_chat(row).append({"role": "user", "content": "more"})
     assert json.dumps(row) == before
 
 
-def test_a_conversation_keeps_its_own_turns_and_gets_no_system_text() -> None:
+def test_conversation_keeps_its_messages_without_a_system_text() -> None:
     assert format_as_chat(CONVERSATION)[:-1] == CONVERSATION["messages"]

@@ -1,4 +1,4 @@
-"""Whole sections of a policy go, from where the room ends; case and answer stay."""
+"""Trimming removes whole sections of a policy and never touches case or answer."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def length(encoder: ChatEncoder, row: Record) -> int:
         ("- a\n- b\n#hashtag\n1.5 kilos", 1),
     ],
 )
-def test_sections_are_headings_or_else_paragraphs(policy: str, sections: int) -> None:
+def test_split_sections_uses_headings_or_else_paragraphs(policy: str, sections: int) -> None:
     found = split_sections(policy)
     assert len(found) == sections
     assert "".join(found) == policy
@@ -50,14 +50,14 @@ def test_sections_are_headings_or_else_paragraphs(policy: str, sections: int) ->
 
 
 @pytest.mark.parametrize("name", policy_names())
-def test_every_sample_policy_has_sections_that_make_it_up(name: str) -> None:
+def test_split_sections_loses_nothing_of_sample_policies(name: str) -> None:
     policy = policy_text(name).strip()
     assert len(split_sections(policy)) > 4
     assert "".join(split_sections(policy)) == policy
 
 
 @pytest.mark.parametrize("kept", [1, 2, 3, 5, 6])
-def test_as_many_sections_stay_as_fit_from_the_top(encoder: ChatEncoder, kept: int) -> None:
+def test_trim_policy_keeps_the_first_sections_that_fit(encoder: ChatEncoder, kept: int) -> None:
     expected = with_policy(LONG, "".join(SECTIONS[:kept]).strip())
     room = length(encoder, expected)
     for slack in (0, 5):
@@ -70,20 +70,20 @@ def test_as_many_sections_stay_as_fit_from_the_top(encoder: ChatEncoder, kept: i
     assert smaller is None if kept == 1 else smaller and smaller.kept == f"{kept - 1} of 6"
 
 
-def test_a_section_too_long_for_itself_does_not_take_the_shorter_ones_with_it(encoder: ChatEncoder) -> None:
+def test_trim_policy_skips_a_section_that_never_fits(encoder: ChatEncoder) -> None:
     sections = [SECTIONS[0], f"2. Huge\n{'Again and again. ' * 500}\n\n", SECTIONS[2].strip()]
     expected = with_policy(record(), sections[0] + sections[2])
     trimmed = trim_policy(with_policy(record(), "".join(sections)), encoder, length(encoder, expected))
     assert trimmed and trimmed.record == expected and trimmed.kept == "2 of 3"
 
 
-def test_a_row_whose_case_alone_is_too_long_and_a_conversation_are_not_trimmed(encoder: ChatEncoder) -> None:
+def test_trim_policy_returns_none_if_nothing_can_be_trimmed(encoder: ChatEncoder) -> None:
     assert trim_policy(LONG, encoder, 10) is None
     conversation = {"messages": [{"role": "user", "content": "x"}], "output": record()["output"]}
     assert trim_policy(conversation, encoder, 5) is None
 
 
-def test_shortened_rows_are_trained_on_and_listed_and_their_answers_are_whole(
+def test_trimmed_rows_are_listed_and_keep_their_answers(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, encoder: ChatEncoder
 ) -> None:
     long = [with_policy(row, LONG["input"]["policy_document"]) for row in records(6, start=50)]
@@ -93,7 +93,7 @@ def test_shortened_rows_are_trained_on_and_listed_and_their_answers_are_whole(
     built = build(write(tmp_path / "rows.jsonl", rows), tokenizer, overlong="trim_policy", max_seq_length=room)
     (account,) = built.report.accounts
     assert (account.overlong, account.trained + account.held_out) == (1, 12)
-    finding = built.finding("shortened policies")
+    finding = built.finding("trimmed policies")
     assert finding and finding.count == 6
     assert [place.split(": ")[0].rpartition(":")[2] for place in finding.places] == ["7", "8", "9", "10", "11", "12"]
     for row in built.rows:
@@ -103,23 +103,19 @@ def test_shortened_rows_are_trained_on_and_listed_and_their_answers_are_whole(
         assert written["input"]["case_id"] in tokenizer.decode(prompt_of(row))
 
 
-def test_overlong_rows_are_dropped_and_listed_or_end_the_run_with_their_places(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_overlong_rows_are_dropped_or_fail_the_run(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     path = write(tmp_path / "rows.jsonl", [*records(9), record({"case_id": "A-9"}, {"reason": "x " * 500})])
     dropped = build(path, tokenizer, max_seq_length=300)
     assert dropped.report.failures == []
     assert dropped.report.accounts[0].overlong == 1
-    ended = build(path, tokenizer, max_seq_length=300, overlong="error")
-    assert [failure.split(":")[0] for failure in ended.report.failures] == ["overlong"]
-    for built in (dropped, ended):
+    failed = build(path, tokenizer, max_seq_length=300, overlong="error")
+    assert [failure.split(":")[0] for failure in failed.report.failures] == ["overlong"]
+    for built in (dropped, failed):
         finding = built.finding("overlong rows")
         assert finding and f"{path}:10" in finding.places[0]
 
 
-def test_a_row_at_the_limit_is_whole_and_one_token_more_is_overlong(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_overlong_begins_one_token_above_the_limit(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     path = write(tmp_path / "rows.jsonl", [*records(9), record({"case_id": "A-9"}, {"reason": "x " * 50})])
     longest = max(len(row["input_ids"]) for row in build(path, tokenizer).rows)
     assert build(path, tokenizer, max_seq_length=longest).report.accounts[0].overlong == 0

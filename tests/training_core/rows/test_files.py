@@ -1,4 +1,4 @@
-"""Files, folders, globs and URLs; JSONL, JSON arrays and Parquet; whole or broken: every line comes out once."""
+"""Files, folders, globs and URLs of JSONL, JSON arrays and Parquet yield every line exactly once."""
 
 import datetime
 import gzip
@@ -29,16 +29,16 @@ def texts(lines: list[Line]) -> list[bytes]:
     return [line.raw.rstrip(b"\n") for line in lines]
 
 
-# Where files lie
+# Finding files
 
 
-def test_a_file_is_itself_whatever_its_name(tmp_path: Path) -> None:
+def test_find_files_returns_a_file_of_any_name(tmp_path: Path) -> None:
     for name in ("rows", "rows[1].jsonl", "r*ws.txt", "a b.jsonl"):
         (tmp_path / name).touch()
         assert find_files(str(tmp_path / name)) == [str(tmp_path / name)]
 
 
-def test_a_folder_holds_its_files_of_rows_at_any_depth_and_nothing_else(tmp_path: Path) -> None:
+def test_find_files_finds_row_files_at_any_depth(tmp_path: Path) -> None:
     wanted = ["a.jsonl", "b.json.gz", "deep/er/c.parquet", "deep/d.ndjson.zst"]
     (tmp_path / "deep" / "er").mkdir(parents=True)
     (tmp_path / "folder.jsonl").mkdir()
@@ -47,7 +47,7 @@ def test_a_folder_holds_its_files_of_rows_at_any_depth_and_nothing_else(tmp_path
     assert find_files(str(tmp_path)) == sorted(str(tmp_path / name) for name in wanted)
 
 
-def test_a_glob_gives_the_files_it_matches_in_order_of_name(tmp_path: Path) -> None:
+def test_find_files_sorts_the_matches_of_a_glob(tmp_path: Path) -> None:
     for name in ("b.jsonl", "a.jsonl", "c.txt"):
         (tmp_path / name).touch()
     (tmp_path / "d.jsonl").mkdir()
@@ -55,13 +55,13 @@ def test_a_glob_gives_the_files_it_matches_in_order_of_name(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("path", ["nowhere.jsonl", "*.jsonl", ".", "empty", "nowhere/rows.jsonl"])
-def test_where_there_are_no_rows_there_is_an_error(tmp_path: Path, path: str) -> None:
+def test_find_files_without_a_match_raises(tmp_path: Path, path: str) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="no file of rows"):
+    with pytest.raises(FileNotFoundError, match="found no file at"):
         find_files(str(tmp_path / path))
 
 
-def test_a_url_is_read_like_a_path(tmp_path: Path) -> None:
+def test_find_files_accepts_urls(tmp_path: Path) -> None:
     for name, pack in CONTAINERS.items():
         fsspec.filesystem("memory").pipe(f"/shop/rows{name}", pack(LINES))
     assert find_files("memory://shop") == [f"memory:///shop/rows{name}" for name in sorted(CONTAINERS)]
@@ -71,12 +71,12 @@ def test_a_url_is_read_like_a_path(tmp_path: Path) -> None:
     assert digest_files(f"file://{tmp_path}/rows.jsonl") == digest_files(str(tmp_path / "rows.jsonl"))
 
 
-def test_a_protocol_nobody_knows_is_rejected() -> None:
+def test_find_files_rejects_an_unknown_protocol() -> None:
     with pytest.raises(ValueError, match="nosuch"):
         find_files("nosuch://bucket/rows.jsonl")
 
 
-def test_the_digest_tells_contents_and_their_order_apart(tmp_path: Path) -> None:
+def test_digest_files_depends_on_contents_and_their_order(tmp_path: Path) -> None:
     for name, content in {"a": (b"x", b"y"), "b": (b"y", b"x"), "c": (b"xy", b""), "d": (b"x", b"y")}.items():
         (tmp_path / name).mkdir()
         for part, raw in enumerate(content):
@@ -91,21 +91,21 @@ def test_the_digest_tells_contents_and_their_order_apart(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("container", CONTAINERS)
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet", "rows.gz", "rows"])
-def test_what_a_file_is_is_read_from_its_bytes_not_from_its_name(tmp_path: Path, container: str, name: str) -> None:
+def test_container_is_detected_from_bytes_not_from_the_name(tmp_path: Path, container: str, name: str) -> None:
     lines = read(tmp_path / name, CONTAINERS[container](LINES))
     assert [json.loads(line.raw) for line in lines] == records(5)
     assert [line.number for line in lines] == ([2, 3, 4, 5, 6] if container == ".json" else [1, 2, 3, 4, 5])
 
 
 @pytest.mark.parametrize("container", [".jsonl.gz", ".jsonl.zst"])
-def test_compressed_files_put_together_are_read_to_the_end(tmp_path: Path, container: str) -> None:
+def test_concatenated_compressed_files_are_read_completely(tmp_path: Path, container: str) -> None:
     pack = CONTAINERS[container]
     content = pack(LINES[:2]) + pack([]) + pack(LINES[2:])
     assert texts(read(tmp_path / "rows", content)) == LINES
 
 
 @pytest.mark.parametrize("container", [".jsonl.gz", ".jsonl.zst", ".parquet"])
-def test_a_file_cut_off_anywhere_is_a_bad_file_and_nothing_worse(tmp_path: Path, container: str) -> None:
+def test_truncated_file_is_a_bad_file(tmp_path: Path, container: str) -> None:
     content = CONTAINERS[container](LINES * 20)
     for length in {*range(4, 40), *range(40, len(content), 397), len(content) - 1}:
         with pytest.raises(BadFileError, match="again"):
@@ -113,12 +113,12 @@ def test_a_file_cut_off_anywhere_is_a_bad_file_and_nothing_worse(tmp_path: Path,
 
 
 @pytest.mark.parametrize("container", [".jsonl.gz", ".jsonl.zst"])
-def test_rubbish_behind_a_compressed_file_is_not_passed_over(tmp_path: Path, container: str) -> None:
+def test_bytes_after_compressed_data_are_a_bad_file(tmp_path: Path, container: str) -> None:
     with pytest.raises(BadFileError):
         read(tmp_path / "rows", CONTAINERS[container](LINES) + b"rubbish")
 
 
-def test_rows_before_the_place_where_a_file_breaks_off_are_given_out(tmp_path: Path) -> None:
+def test_rows_before_a_truncation_are_yielded(tmp_path: Path) -> None:
     (tmp_path / "rows").write_bytes(gzip.compress(b"{}\n" * 500_000)[:-8])
     lines = read_lines(str(tmp_path / "rows"))
     assert next(lines) == Line(1, b"{}\n")
@@ -136,10 +136,10 @@ def test_lines_end_at_a_newline_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("chunk", [5, 7, 8, 100])
 @pytest.mark.parametrize("end", [b"", b"\n"])
-def test_a_line_too_long_comes_in_pieces_that_lose_nothing(
+def test_line_beyond_the_maximum_is_yielded_in_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, end: bytes
 ) -> None:
-    monkeypatch.setattr(files, "LONGEST_LINE", chunk)
+    monkeypatch.setattr(files, "MAX_LINE_BYTES", chunk)
     monkeypatch.setattr(files, "_READ_SIZE", 3)
     content = b"short\n" + b"x" * 20 + b"\nlast" + end
     lines = read(tmp_path / "rows", content)
@@ -167,7 +167,7 @@ def test_a_line_too_long_comes_in_pieces_that_lose_nothing(
         ['{"a": "x,y"}', "3", '"text"', "null", "[]", "[1, 2]"],
     ],
 )
-def test_an_array_is_split_as_json_says_wherever_it_is_cut_for_reading(
+def test_array_is_split_correctly_for_any_chunk_size(
     monkeypatch: pytest.MonkeyPatch, elements: list[str], size: int
 ) -> None:
     monkeypatch.setattr(files, "_READ_SIZE", size)
@@ -177,7 +177,17 @@ def test_an_array_is_split_as_json_says_wherever_it_is_cut_for_reading(
         assert [line.raw.decode() for line in lines] == elements
 
 
-def test_an_element_has_the_number_of_the_line_it_begins_on(tmp_path: Path) -> None:
+def test_array_split_matches_its_worked_example(tmp_path: Path) -> None:
+    content = b'[{"a": "x,]"},\n {"b": [1, 2]}]'
+    assert read(tmp_path / "rows", content) == [Line(1, b'{"a": "x,]"}'), Line(2, b'{"b": [1, 2]}')]
+    (tmp_path / "rows").write_bytes(b'[{"a": 1}, {"b": 2')
+    lines = read_lines(str(tmp_path / "rows"))
+    assert [next(lines).raw, next(lines).raw] == [b'{"a": 1}', b'{"b": 2']
+    with pytest.raises(BadFileError):
+        next(lines)
+
+
+def test_array_element_has_the_line_number_of_its_start(tmp_path: Path) -> None:
     content = b'\xef\xbb\xbf[\n\n{"a":\n1},{"b": 2}\n,\n\n{"c": 3}]'
     assert [(line.number, line.raw) for line in read(tmp_path / "rows", content)] == [
         (3, b'{"a":\n1}'),
@@ -195,7 +205,7 @@ def test_an_element_has_the_number_of_the_line_it_begins_on(tmp_path: Path) -> N
         (b'[{"a": 1}, \x0b]', [b'{"a": 1}', b"\x0b"]),
     ],
 )
-def test_what_is_wrong_in_an_array_comes_out_to_be_rejected(tmp_path: Path, content: bytes, rows: list[bytes]) -> None:
+def test_array_yields_invalid_elements_too(tmp_path: Path, content: bytes, rows: list[bytes]) -> None:
     assert [line.raw for line in read(tmp_path / "rows.json", content)] == rows
 
 
@@ -210,23 +220,19 @@ def test_what_is_wrong_in_an_array_comes_out_to_be_rejected(tmp_path: Path, cont
         b'[{"a": 1}}, {"b": 2}, {"c": 3}]',
     ],
 )
-def test_an_array_whose_brackets_or_quotes_do_not_match_is_a_file_that_breaks_off(
-    tmp_path: Path, content: bytes
-) -> None:
-    """One forgotten brace would swallow all rows behind it as a single rejected line."""
-    with pytest.raises(BadFileError, match="do not match from line 1 on"):
+def test_array_with_unmatched_brackets_is_a_bad_file(tmp_path: Path, content: bytes) -> None:
+    """One missing brace would swallow all rows after it as a single rejected line."""
+    with pytest.raises(BadFileError, match="unmatched one from line 1 on"):
         read(tmp_path / "rows.json", content)
 
 
 @pytest.mark.parametrize("content", [b"[1, 2]\n", b'[[{"a": 1}]]\n', b'["x"]\n', b'["role", {}]\n'])
-def test_a_line_that_is_a_list_makes_no_array_of_a_file(tmp_path: Path, content: bytes) -> None:
+def test_lists_on_lines_are_not_an_array(tmp_path: Path, content: bytes) -> None:
     assert [line.raw for line in read(tmp_path / "rows.jsonl", content * 2)] == [content, content]
 
 
-def test_an_element_too_long_comes_in_pieces_and_the_next_is_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(files, "LONGEST_LINE", 50)
+def test_array_element_beyond_the_maximum_is_yielded_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MAX_LINE_BYTES", 50)
     monkeypatch.setattr(files, "_READ_SIZE", 20)
     huge = b'{"a": "' + b"x" * 200 + b'"}'
     lines = read(tmp_path / "rows.json", b'[{"first": 1},\n' + huge + b',\n{"last": 1}]')
@@ -245,7 +251,7 @@ def parquet(**columns: object) -> bytes:
     return file.getvalue()
 
 
-def test_a_table_gives_rows_without_what_is_null_with_dates_as_text(tmp_path: Path) -> None:
+def test_parquet_rows_omit_nulls_and_have_dates_as_text(tmp_path: Path) -> None:
     day, price = datetime.date(2026, 2, 3), Decimal("12.50")
     content = parquet(
         input=[{"day": day, "price": price, "lost": None, "list": [1, None]}, None],
@@ -258,7 +264,7 @@ def test_a_table_gives_rows_without_what_is_null_with_dates_as_text(tmp_path: Pa
     ]
 
 
-def test_a_number_that_is_none_is_left_for_the_reader_of_the_row_to_refuse(tmp_path: Path) -> None:
+def test_parquet_nan_is_left_to_the_row_reader(tmp_path: Path) -> None:
     assert b"NaN" in read(tmp_path / "rows", parquet(a=[float("nan")]))[0].raw
 
 
@@ -268,9 +274,9 @@ BROKEN_TEXT = pa.StringArray.from_buffers(1, pa.array([0, 2], pa.int32()).buffer
 @pytest.mark.parametrize(
     "column",
     [[b"bytes"], BROKEN_TEXT, pa.array([2**62], pa.int64()).cast(pa.timestamp("us"))],
-    ids=["bytes", "text that is no UTF-8", "year 146,000"],
+    ids=["bytes", "text that is not UTF-8", "year 146,000"],
 )
-def test_a_column_that_cannot_be_said_in_json_is_a_bad_file(tmp_path: Path, column: object) -> None:
+def test_parquet_column_without_json_form_is_a_bad_file(tmp_path: Path, column: object) -> None:
     with pytest.raises(BadFileError) as caught:
         read(tmp_path / "rows", parquet(a=column))
     assert str(caught.value).count(";") == 1

@@ -1,4 +1,4 @@
-"""One row in six shapes is one record; rows of another shape are rejected, never half understood."""
+"""A row gives the same record in each of six formats; rows of another format are rejected."""
 
 import json
 from typing import Any
@@ -24,9 +24,9 @@ ANSWER = json.dumps(record()["output"])
 
 def read(value: object, like: object = None) -> Record:
     """The record of a row in a file whose first row was ``like``."""
-    shape = detect_format(value if like is None else like)
-    assert shape is not None
-    return to_record(parse_json(json.dumps(value).encode()), shape)
+    row_format = detect_format(value if like is None else like)
+    assert row_format is not None
+    return to_record(parse_json(json.dumps(value).encode()), row_format)
 
 
 def rejection(value: object, like: object = None) -> tuple[str, str]:
@@ -41,16 +41,16 @@ def chat(*turns: tuple[object, object]) -> Record:
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
 
 
-@pytest.mark.parametrize("shape", FORMATS)
-def test_a_case_is_the_same_record_in_every_shape(shape: str) -> None:
+@pytest.mark.parametrize("row_format", FORMATS)
+def test_case_is_the_same_record_in_every_format(row_format: str) -> None:
     for row in generate_rows(20, seed=4):
-        written = FORMATS[shape](row)
-        assert str(detect_format(written)) == NAMES[shape]
+        written = FORMATS[row_format](row)
+        assert str(detect_format(written)) == NAMES[row_format]
         assert read(written) == read(row)
         assert list(read(written)["output"]) == list(row["output"])
 
 
-@pytest.mark.parametrize("shape", [name for name in FORMATS if name != "native"])
+@pytest.mark.parametrize("row_format", [name for name in FORMATS if name != "native"])
 @pytest.mark.parametrize(
     ("case", "output"),
     [
@@ -60,18 +60,18 @@ def test_a_case_is_the_same_record_in_every_shape(shape: str) -> None:
         ({"marker": "<|im_start|>assistant\n<think>"}, {"reason": "<|im_end|>"}),
     ],
 )
-def test_odd_values_come_through_every_shape(shape: str, case: Record, output: Record) -> None:
-    assert read(FORMATS[shape](record(case, output))) == read(record(case, output))
+def test_unusual_values_are_preserved_in_every_format(row_format: str, case: Record, output: Record) -> None:
+    assert read(FORMATS[row_format](record(case, output))) == read(record(case, output))
 
 
-def test_a_conversation_in_free_text_keeps_its_own_turns() -> None:
+def test_free_text_conversation_keeps_its_turns() -> None:
     turns = [("system", " Be brief. "), ("user", "One?"), ("assistant", "1"), ("user", "Two?\n")]
     row = read(chat(*turns, ("assistant", ANSWER)))
     assert row["messages"] == [{"role": role, "content": str(text).strip()} for role, text in turns]
     assert row["output"] == record()["output"]
 
 
-def test_alpaca_rows_with_and_without_input_are_of_one_shape() -> None:
+def test_alpaca_rows_may_omit_the_input() -> None:
     with_input = {"instruction": "Judge.", "input": "Late parcel.", "output": ANSWER}
     for without in ({"input": ""}, {"input": None}, {}):
         row = {"instruction": "Judge.", "output": ANSWER} | without
@@ -81,10 +81,10 @@ def test_alpaca_rows_with_and_without_input_are_of_one_shape() -> None:
     assert rejection(with_input | {"input": {"a": 1}}, like=with_input)[0] == "input"
 
 
-@pytest.mark.parametrize("shape", [name for name in FORMATS if name != "native"])
-def test_cases_and_free_text_do_not_mix_in_one_file(shape: str) -> None:
-    """Whichever comes first: a case read as free text would lose its policy's sharing and its entities."""
-    case = FORMATS[shape](record())
+@pytest.mark.parametrize("row_format", [name for name in FORMATS if name != "native"])
+def test_cases_and_free_text_cannot_be_mixed(row_format: str) -> None:
+    """In either order: a case read as free text would lose its shared policy and its entities."""
+    case = FORMATS[row_format](record())
     free = json.loads(json.dumps(case).replace("policy_document", "policy"))
     assert rejection(free, like=case)[0] == "user"
     assert rejection(case, like=free)[0] == "user"
@@ -99,32 +99,32 @@ def test_cases_and_free_text_do_not_mix_in_one_file(shape: str) -> None:
         "By the policy_document {see above}",
     ],
 )
-def test_braces_in_free_text_make_no_case_of_it(asked: str) -> None:
+def test_braces_in_free_text_are_not_a_case(asked: str) -> None:
     turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": ANSWER}]
-    shape = detect_format({"messages": turns})
-    assert shape is not None
-    assert to_record({"messages": turns}, shape)["messages"] == turns[:1]
+    row_format = detect_format({"messages": turns})
+    assert row_format is not None
+    assert to_record({"messages": turns}, row_format)["messages"] == turns[:1]
 
 
-def test_a_template_of_the_answer_may_stand_before_the_case() -> None:
+def test_case_may_follow_a_template_of_the_answer() -> None:
     case = record()
     instruction = 'Answer with\n\n{"decision": "…"}\n\nfor this case:'
     asked = f"{instruction}\n\n{json.dumps(case['input'])}"
     row = {"prompt": asked, "completion": json.dumps(case["output"])}
-    shape = detect_format(row)
-    assert shape is not None
-    assert to_record(row, shape) == case | {"instruction": instruction}
+    row_format = detect_format(row)
+    assert row_format is not None
+    assert to_record(row, row_format) == case | {"instruction": instruction}
 
 
 @pytest.mark.parametrize("messages", [None, [], "text", [{"role": "assistant", "content": "x"}], [{"from": "tool"}]])
-def test_a_question_that_is_none_is_rejected(messages: object) -> None:
+def test_read_question_rejects_other_values(messages: object) -> None:
     with pytest.raises(BadLineError):
         read_question(messages)
 
 
 @pytest.mark.parametrize("first", FORMATS)
 @pytest.mark.parametrize("second", FORMATS)
-def test_two_shapes_do_not_mix_in_one_file(first: str, second: str) -> None:
+def test_two_formats_cannot_be_mixed_in_a_file(first: str, second: str) -> None:
     if first != second:
         field, _ = rejection(FORMATS[second](record()), like=FORMATS[first](record()))
         assert field in ("instruction", "input", "output", "messages", "conversations", "prompt", "completion")
@@ -133,38 +133,38 @@ def test_two_shapes_do_not_mix_in_one_file(first: str, second: str) -> None:
 @pytest.mark.parametrize(
     ("turns", "what"),
     [
-        ([], "0 turns"),
-        ([("user", "x")], "1 turns"),
-        ([("user", "x"), ("tool", "y"), ("assistant", ANSWER)], "role 'tool'"),
-        ([("user", "x"), (None, "y")], "role None"),
-        ([("user", "x"), (["assistant"], ANSWER)], "role"),
-        ([("user", "x"), ("user", "y")], "turns are user, user"),
-        ([("user", "x"), ("assistant", "y"), ("assistant", ANSWER)], "turns are user, assistant, assistant"),
-        ([("assistant", "x"), ("user", "y")], "turns are assistant, user"),
-        ([("user", "x"), ("assistant", ANSWER), ("system", "y")], "turns are user, assistant, system"),
-        ([("system", "x"), ("system", "y"), ("user", "z"), ("assistant", ANSWER)], "turns are system, system"),
-        ([("system", "x"), ("assistant", ANSWER)], "turns are system, assistant"),
-        ([("user", "x"), ("assistant", "")], "holds no text"),
-        ([("user", " \n\u00a0"), ("assistant", ANSWER)], "holds no text"),
-        ([("user", None), ("assistant", ANSWER)], "holds no text"),
-        ([("user", [{"type": "text", "text": "x"}]), ("assistant", ANSWER)], "holds no text"),
-        ([("user", "x"), ("assistant", "Yes, of course.")], "not JSON"),
-        ([("user", "x"), ("assistant", f"[{ANSWER}]")], "is no object"),
-        ([("user", "x"), ("assistant", '{"decision": "a", "decision": "b"}')], "twice"),
-        ([("user", "x"), ("assistant", '{"decision": "a"}')], "missing or null"),
-        ([("user", "x"), ("assistant", "```json\n" + ANSWER + "\n```")], "not JSON"),
+        ([], "got 0 messages"),
+        ([("user", "x")], "got 1 messages"),
+        ([("user", "x"), ("tool", "y"), ("assistant", ANSWER)], "got 'tool'"),
+        ([("user", "x"), (None, "y")], "got null or nothing"),
+        ([("user", "x"), (["assistant"], ANSWER)], "expected the role system, user or assistant, got a list"),
+        ([("user", "x"), ("user", "y")], "got user, user"),
+        ([("user", "x"), ("assistant", "y"), ("assistant", ANSWER)], "got user, assistant, assistant"),
+        ([("assistant", "x"), ("user", "y")], "got assistant, user"),
+        ([("user", "x"), ("assistant", ANSWER), ("system", "y")], "got user, assistant, system"),
+        ([("system", "x"), ("system", "y"), ("user", "z"), ("assistant", ANSWER)], "got system, system"),
+        ([("system", "x"), ("assistant", ANSWER)], "got system, assistant"),
+        ([("user", "x"), ("assistant", "")], "expected a non-empty string"),
+        ([("user", " \n\u00a0"), ("assistant", ANSWER)], "expected a non-empty string"),
+        ([("user", None), ("assistant", ANSWER)], "expected a non-empty string"),
+        ([("user", [{"type": "text", "text": "x"}]), ("assistant", ANSWER)], "expected a non-empty string"),
+        ([("user", "x"), ("assistant", "Yes, of course.")], "invalid JSON"),
+        ([("user", "x"), ("assistant", f"[{ANSWER}]")], "expected an object, got a list"),
+        ([("user", "x"), ("assistant", '{"decision": "a", "decision": "b"}')], "got a duplicate"),
+        ([("user", "x"), ("assistant", '{"decision": "a"}')], "got null or nothing"),
+        ([("user", "x"), ("assistant", "```json\n" + ANSWER + "\n```")], "invalid JSON"),
         ([("user", "x"), ("assistant", ANSWER.replace("Yes", "\\ud800"))], "surrogate"),
         ([("user", "x"), ("assistant", ANSWER.replace('"Yes."', "NaN"))], "NaN"),
         ([("user", "x"), ("assistant", ANSWER.replace("Yes", "\\u0007"))], "control character"),
     ],
 )
-def test_a_conversation_that_is_none_is_rejected_with_its_reason(turns: list[Any], what: str) -> None:
+def test_invalid_conversation_is_rejected_with_a_reason(turns: list[Any], what: str) -> None:
     assert what in rejection(chat(*turns))[1]
 
 
 @pytest.mark.parametrize("turn", [None, "text", 3, [], ["user", "x"]])
-def test_a_turn_that_is_no_object_is_rejected(turn: object) -> None:
-    assert "a turn is a" in rejection({"messages": [turn, {"role": "assistant", "content": ANSWER}]})[1]
+def test_turn_that_is_not_an_object_is_rejected(turn: object) -> None:
+    assert "expected an object" in rejection({"messages": [turn, {"role": "assistant", "content": ANSWER}]})[1]
 
 
 @pytest.mark.parametrize(
@@ -179,23 +179,23 @@ def test_a_turn_that_is_no_object_is_rejected(turn: object) -> None:
         {"text": "all in one"},
     ],
 )
-def test_a_row_of_no_known_shape_settles_nothing_and_is_rejected(value: object) -> None:
+def test_unknown_format_is_rejected(value: object) -> None:
     assert detect_format(value) is None
     with pytest.raises(BadLineError) as caught:
         reject_unknown_format(value)
     assert len(caught.value.args) == 3
 
 
-def test_an_odd_first_answer_does_not_turn_a_file_of_cases_into_free_text() -> None:
-    """The words of the question alone say whether a file holds cases."""
+def test_format_detection_ignores_the_answer() -> None:
+    """Only the question decides whether the rows of a file have their cases as JSON."""
     row = FORMATS["messages"](record())
     row["messages"][-1]["content"] = "not JSON"
     assert str(detect_format(row)) == "messages, cases"
 
 
-def test_only_allowed_decisions_are_read_when_they_are_given() -> None:
-    shape = detect_format(record())
-    assert shape
-    to_record(record(), shape, ("Eligible", "Escalate"))
-    with pytest.raises(BadLineError, match="no allowed decision"):
-        to_record(record(), shape, ("Escalate",))
+def test_allowed_decisions_reject_any_other_decision() -> None:
+    row_format = detect_format(record())
+    assert row_format
+    to_record(record(), row_format, ("Eligible", "Escalate"))
+    with pytest.raises(BadLineError, match="expected one of allowed_decisions, got 'Eligible'"):
+        to_record(record(), row_format, ("Escalate",))

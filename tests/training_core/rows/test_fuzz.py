@@ -1,4 +1,4 @@
-"""Whatever the bytes: a value, a row, a named problem; and the same as slower, simpler readers say."""
+"""Any bytes give a value, a row or a problem, in agreement with slower and simpler readers."""
 
 import json
 import unicodedata
@@ -18,7 +18,7 @@ from training_core.rows import files
 from training_core.rows.formats import detect_format, to_record
 from training_core.rows.strict_json import BadLineError, parse_json
 
-NASTY = st.sampled_from(
+TRICKY = st.sampled_from(
     [
         '"',
         "\\",
@@ -39,7 +39,7 @@ NASTY = st.sampled_from(
         "é",
     ]
 )
-texts = st.lists(st.one_of(NASTY, st.characters()), max_size=6).map("".join)
+texts = st.lists(st.one_of(TRICKY, st.characters()), max_size=6).map("".join)
 numbers = st.one_of(st.integers(), st.integers(-(10**40), 10**40), st.floats())
 values = st.recursive(
     st.one_of(st.none(), st.booleans(), numbers, texts),
@@ -52,28 +52,28 @@ PIECES = [
 ]
 
 
-class _RefusedError(ValueError):
-    """What standard JSON allows and we do not."""
+class _RejectedError(ValueError):
+    """For JSON that the standard library accepts and rows must not have."""
 
 
 def slow_parse(text: str) -> Any:
-    """The standard library and our rules, each by itself."""
+    """Parse with the standard library and apply the additional rules one by one."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         composed = {unicodedata.normalize("NFC", key): value for key, value in pairs}
         if len(composed) < len(pairs):
-            raise _RefusedError
+            raise _RejectedError
         return composed
 
     def reject(name: str) -> None:
-        raise _RefusedError(name)
+        raise _RejectedError(name)
 
     return _composed(json.loads(text, object_pairs_hook=unique, parse_constant=reject))
 
 
 def _composed(value: Any) -> Any:
     if isinstance(value, float) and abs(value) == float("inf"):
-        raise _RefusedError
+        raise _RejectedError
     if isinstance(value, dict):
         return {_composed(key): _composed(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -81,7 +81,7 @@ def _composed(value: Any) -> Any:
     if isinstance(value, str):
         rejected = [c for c in value if unicodedata.category(c) in ("Cc", "Cs") and c not in "\t\n\r\x85"]
         if rejected:
-            raise _RefusedError
+            raise _RejectedError
         return unicodedata.normalize("NFC", value)
     return value
 
@@ -100,23 +100,21 @@ def agree(raw: bytes) -> None:
 
 @given(value=values, ensure_ascii=st.booleans(), blank=st.sampled_from(["", " ", "\t"]))
 @settings(max_examples=250, deadline=None)
-def test_what_is_written_as_json_is_read_or_rejected_as_the_standard_library_would(
-    value: Any, ensure_ascii: bool, blank: str
-) -> None:
+def test_parse_json_agrees_with_the_standard_library(value: Any, ensure_ascii: bool, blank: str) -> None:
     text = json.dumps(value, ensure_ascii=ensure_ascii, separators=(f"{blank},", f"{blank}:{blank}"))
     agree(text.encode("utf-8", "surrogatepass"))
 
 
 @given(text=st.lists(st.sampled_from(PIECES), max_size=14).map("".join))
 @settings(max_examples=250, deadline=None)
-def test_what_looks_like_json_is_read_or_rejected_as_the_standard_library_would(text: str) -> None:
+def test_parse_json_agrees_on_almost_valid_json(text: str) -> None:
     for around in (text, f"{{{text}}}", f'{{"a": {text}}}', f'{{"a": 1, {text}: 2}}'):
         agree(around.encode())
 
 
 @given(raw=st.binary(max_size=40))
 @settings(max_examples=100, deadline=None)
-def test_any_bytes_are_a_value_or_a_problem(raw: bytes) -> None:
+def test_parse_json_accepts_or_rejects_any_bytes(raw: bytes) -> None:
     for around in (raw, b'{"a": "' + raw + b'"}'):
         try:
             parse_json(around)
@@ -125,7 +123,7 @@ def test_any_bytes_are_a_value_or_a_problem(raw: bytes) -> None:
 
 
 def is_text(value: str) -> bool:
-    """A text that every shape can hold: not blank, no control character, and its edges no white space."""
+    """Whether every format can hold a text: not blank, and no white space at its ends."""
     return bool(value.strip()) and value == value.strip()
 
 
@@ -139,15 +137,15 @@ facts = st.recursive(
 
 @given(instruction=plain, case=st.dictionaries(plain, facts, max_size=4), reason=plain)
 @settings(max_examples=80, deadline=None)
-def test_a_random_case_is_the_same_record_in_every_shape(instruction: str, case: dict[str, Any], reason: str) -> None:
+def test_random_case_is_the_same_record_in_every_format(instruction: str, case: dict[str, Any], reason: str) -> None:
     row = record(case, {"reason": reason}, instruction=instruction)
     found = []
     for write_as in FORMATS.values():
         try:
             value = parse_json(to_text(write_as(row)).encode())
-            shape = detect_format(value)
-            assert shape and (shape.name == "native" or shape.holds_cases)
-            found.append(to_record(value, shape))
+            row_format = detect_format(value)
+            assert row_format and (row_format.name == "native" or row_format.holds_cases)
+            found.append(to_record(value, row_format))
         except BadLineError as problem:
             found.append({"rejected": problem.args[1]})
     assert all(other == found[0] for other in found)
@@ -155,7 +153,7 @@ def test_a_random_case_is_the_same_record_in_every_shape(instruction: str, case:
 
 @given(elements=st.lists(values, max_size=5), indent=st.sampled_from([None, 1]), size=st.integers(1, 9))
 @settings(max_examples=80, deadline=None)
-def test_an_array_is_split_into_the_elements_that_json_sees(elements: list[Any], indent: int | None, size: int) -> None:
+def test_array_split_agrees_with_the_standard_library(elements: list[Any], indent: int | None, size: int) -> None:
     content = json.dumps(elements, indent=indent).encode()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "_READ_SIZE", size)
@@ -163,14 +161,14 @@ def test_an_array_is_split_into_the_elements_that_json_sees(elements: list[Any],
     assert [repr(json.loads(line.raw)) for line in lines] == [repr(value) for value in json.loads(content)]
 
 
-def test_mutated_lines_and_files_never_make_the_reader_crash(tmp_path: Path) -> None:
+def test_reader_never_crashes_on_mutated_files(tmp_path: Path) -> None:
     counts = fuzz(20_000, 1, tmp_path / "rows")
     assert counts["mutated lines"] >= 20_000
     assert min(counts["rows"], counts["rejected"], counts["bad files"]) > 50
 
 
-def test_mutated_files_end_in_a_report(tmp_path: Path, tiny_base: Path) -> None:
-    """Encoding, splitting and reporting as well: accounts add up, or they could not have been made."""
+def test_report_exists_for_mutated_files(tmp_path: Path, tiny_base: Path) -> None:
+    """Covers encoding, splits and report too; accounts that do not add up would raise."""
     tokenizer = load_tokenizer(tiny_base)
     usable = 0
     for place, (content, _) in enumerate(make_files(1_000, seed=2)):

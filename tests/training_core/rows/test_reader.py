@@ -1,4 +1,4 @@
-"""Every line that is not blank is a row or a rejection with its place and its bytes."""
+"""Every line that is not blank is a row or is rejected with its place and its bytes."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from row_samples import record, records, to_line, write
 
-from samples.bad_lines import SPOILERS, plant_bad_lines
+from samples.bad_lines import CORRUPTIONS, plant_bad_lines
 from samples.cases import generate_rows
 from samples.row_formats import FORMATS
 from training_core.data_loader import LoadedRows, load_jsonl
@@ -20,13 +20,13 @@ def load(path: Path, content: bytes) -> LoadedRows:
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-def test_line_ends_and_a_byte_order_mark_change_nothing(tmp_path: Path, line_end: bytes, mark: bytes) -> None:
+def test_line_ends_and_byte_order_mark_do_not_matter(tmp_path: Path, line_end: bytes, mark: bytes) -> None:
     loaded = load(tmp_path / "rows.jsonl", mark + line_end.join(map(to_line, records(5))))
     assert [row.record for row in loaded.rows] == records(5)
     assert [row.line for row in loaded.rows] == [1, 2, 3, 4, 5]
 
 
-def test_blank_lines_count_nowhere_and_line_numbers_stay_true(tmp_path: Path) -> None:
+def test_blank_lines_count_only_in_line_numbers(tmp_path: Path) -> None:
     first, second = records(2)
     loaded = load_jsonl(
         write(tmp_path / "rows.jsonl", [b"", first, b"  \t", b"\r", second, b"", b"{", b"\xef\xbb\xbf"])
@@ -36,26 +36,26 @@ def test_blank_lines_count_nowhere_and_line_numbers_stay_true(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("raw", [b"\xbf\xbf", b"\xef\xbb", "ﻻ".encode(), b"\x00", b"\x0b", b"\x0c", b"\xc2\xa0"])
-def test_only_white_space_of_json_is_blank(tmp_path: Path, raw: bytes) -> None:
-    """A line that is thrown away must show in the account."""
+def test_blank_lines_have_only_white_space_of_json(tmp_path: Path, raw: bytes) -> None:
+    """Any other line must be accounted for."""
     loaded = load_jsonl(write(tmp_path / "rows.jsonl", [raw]))
     assert [item.raw for item in loaded.rejected] == [raw + b"\n"]
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n\n", b"\xef\xbb\xbf", b"[]", b" [ ]\n", b"\xef\xbb\xbf[\n]"])
-def test_a_file_without_lines_holds_nothing(tmp_path: Path, content: bytes) -> None:
+def test_empty_file_has_no_rows(tmp_path: Path, content: bytes) -> None:
     assert load(tmp_path / "rows.jsonl", content) == LoadedRows([], [])
 
 
-def test_a_file_cut_off_in_its_last_line_loses_that_line_alone(tmp_path: Path) -> None:
+def test_truncated_last_line_is_the_only_one_rejected(tmp_path: Path) -> None:
     loaded = load(tmp_path / "rows.jsonl", b"\n".join(map(to_line, records(3)))[:-9])
     assert [row.line for row in loaded.rows] == [1, 2]
     assert [item.problem.line for item in loaded.rejected if item.problem] == [3]
 
 
-def test_rejected_lines_are_kept_byte_for_byte_with_their_numbers(tmp_path: Path) -> None:
+def test_rejected_lines_keep_their_bytes_and_numbers(tmp_path: Path) -> None:
     lines = list(plant_bad_lines(generate_rows(300, seed=3), share=0.5, seed=3))
-    rejected = [line.data for line in lines if line.kind in SPOILERS and line.kind != "overlong"]
+    rejected = [line.data for line in lines if line.kind in CORRUPTIONS and line.kind != "overlong"]
     loaded = load(tmp_path / "rows.jsonl", b"".join(line.data for line in lines))
     assert [item.raw for item in loaded.rejected] == rejected
     assert [item.problem.line for item in loaded.rejected if item.problem] == [
@@ -64,14 +64,14 @@ def test_rejected_lines_are_kept_byte_for_byte_with_their_numbers(tmp_path: Path
 
 
 @pytest.mark.parametrize("path", ["nowhere.jsonl", "."])
-def test_a_file_that_cannot_be_read_is_an_os_error_or_a_bad_file(tmp_path: Path, path: str) -> None:
+def test_unreadable_file_raises(tmp_path: Path, path: str) -> None:
     with pytest.raises((OSError, ValueError)):
         load_jsonl(tmp_path / path)
 
 
-@pytest.mark.parametrize("shape", FORMATS)
+@pytest.mark.parametrize("row_format", FORMATS)
 @pytest.mark.parametrize(
-    "spoil",
+    "corrupt",
     [
         lambda line: line[: len(line) // 2],
         lambda line: line.replace(b"Eligible", b" "),
@@ -81,25 +81,23 @@ def test_a_file_that_cannot_be_read_is_an_os_error_or_a_bad_file(tmp_path: Path,
     ],
     ids=["cut", "no decision", "other key", "text for output", "no answer"],
 )
-def test_a_bad_first_line_does_not_decide_how_the_others_are_read(tmp_path: Path, shape: str, spoil) -> None:  # type: ignore[no-untyped-def]
-    lines = [to_line(FORMATS[shape](row)) for row in records(4)]
-    loaded = load_jsonl(write(tmp_path / "rows.jsonl", [spoil(lines[0]), *lines[1:]]))
+def test_format_is_not_detected_from_a_rejected_line(tmp_path: Path, row_format: str, corrupt) -> None:  # type: ignore[no-untyped-def]
+    lines = [to_line(FORMATS[row_format](row)) for row in records(4)]
+    loaded = load_jsonl(write(tmp_path / "rows.jsonl", [corrupt(lines[0]), *lines[1:]]))
     assert [row.record for row in loaded.rows] == records(4)[1:]
     assert len(loaded.rejected) == 1
 
 
-def test_keys_that_nobody_reads_are_told_of(tmp_path: Path) -> None:
+def test_unknown_keys_are_reported(tmp_path: Path) -> None:
     (row, other) = load_jsonl(write(tmp_path / "rows.jsonl", [record(id=7, Input={}), record()])).rows
     assert row.unknown_keys == {"id", "Input"}
     assert other.unknown_keys == frozenset()
     assert row.record == other.record == record()
 
 
-def test_a_line_longer_than_can_be_held_is_rejected_once_and_kept_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_line_beyond_the_maximum_is_rejected_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (files, reader):
-        monkeypatch.setattr(module, "LONGEST_LINE", 2_000)
+        monkeypatch.setattr(module, "MAX_LINE_BYTES", 2_000)
     long = to_line(record(output={"reason": "x" * 9_000}))
     loaded = load_jsonl(write(tmp_path / "rows.jsonl", [*records(2), long, *records(2)]))
     assert [row.line for row in loaded.rows] == [1, 2, 4, 5]
@@ -107,7 +105,7 @@ def test_a_line_longer_than_can_be_held_is_rejected_once_and_kept_whole(
     assert [item.problem.line for item in loaded.rejected if item.problem] == [3]
 
 
-def test_the_record_of_a_row_is_what_its_line_says(tmp_path: Path) -> None:
+def test_record_equals_the_json_of_its_line(tmp_path: Path) -> None:
     rows = list(generate_rows(30, seed=9))
     for row, written in zip(load_jsonl(write(tmp_path / "rows.jsonl", rows)).rows, rows, strict=True):
         assert row.record["output"] == written["output"]

@@ -1,4 +1,4 @@
-"""A line is a row or a named problem, never a crash and never half understood."""
+"""A line is a valid row or is rejected with a reason; it never crashes the reader."""
 
 import codecs
 import json
@@ -7,8 +7,17 @@ from typing import Any
 
 import pytest
 
+from training_core.rows import strict_json
 from training_core.rows.formats import detect_format, to_record
-from training_core.rows.strict_json import ANSWER_FIELDS, DEEPEST, BadLineError, Problem, compose, normalise, parse_json
+from training_core.rows.strict_json import (
+    ANSWER_FIELDS,
+    MAX_DEPTH,
+    BadLineError,
+    Problem,
+    compose,
+    normalise,
+    parse_json,
+)
 
 RECORD: dict[str, Any] = {
     "instruction": "Decide this case.",
@@ -39,106 +48,123 @@ def with_value(json_text: str) -> bytes:
     return LINE.replace('"days": 30', f'"days": {json_text}').encode()
 
 
-def test_a_row_comes_back_as_it_was_written() -> None:
+def test_row_is_read_as_written() -> None:
     record = RECORD | {"output": RECORD["output"] | {"confidence": 0.5, "emoji": "🙂 é \u2028 \t\r\n\x85 \ufffe"}}
     assert parse_row(json.dumps(record).encode()) == record
     assert parse_row(json.dumps(record, ensure_ascii=False).encode()) == record
 
 
-def test_accents_are_composed_as_the_tokenizers_compose_them() -> None:
+def test_parse_json_composes_accents() -> None:
     record = RECORD | {"output": RECORD["output"] | {"decision": "De\u0301clin", "e\u0301tat": ["a\u0300"]}}
     for text in (json.dumps(record), json.dumps(record, ensure_ascii=False)):
         output = parse_row(text.encode())["output"]
         assert (output["decision"], output["\u00e9tat"]) == ("D\u00e9clin", ["\u00e0"])
 
 
-def test_a_case_that_is_served_is_normalised_as_one_that_is_read() -> None:
+def test_normalise_gives_the_form_used_in_training() -> None:
     case = {"instruction": " De\u0301cide \n", "input": {"a": " e\u0301 ", "policy_document": "\n Rule. "}}
     line = json.dumps(case | {"output": RECORD["output"]}).encode()
     assert normalise(case) == {name: value for name, value in parse_row(line).items() if name != "output"}
     assert normalise(case)["input"] == {"a": " \u00e9 ", "policy_document": "Rule."}
 
 
-def test_keys_that_meet_when_their_accents_are_composed_are_rejected() -> None:
-    with pytest.raises(BadLineError, match="twice"):
+def test_compose_rejects_keys_that_become_equal() -> None:
+    with pytest.raises(BadLineError, match="got a duplicate"):
         compose({"caf\u00e9": 1, "cafe\u0301": 2})
 
 
 @pytest.mark.parametrize(
     "ends", [(b"", b"\n"), (b"", b"\r\n"), (b"\xef\xbb\xbf", b"\r\n"), (b" \t", b" \t"), (b"", b"")]
 )
-def test_line_ends_and_a_byte_order_mark_are_no_part_of_a_row(ends: tuple[bytes, bytes]) -> None:
+def test_line_ends_and_byte_order_mark_are_ignored(ends: tuple[bytes, bytes]) -> None:
     assert parse_row(ends[0] + LINE.encode() + ends[1]) == RECORD
 
 
 @pytest.mark.parametrize("field", ["instruction", "input", "output"])
 @pytest.mark.parametrize("value", [None, 3, [], "", True])
-def test_a_part_of_the_wrong_kind_is_named(field: str, value: object) -> None:
+def test_part_of_the_wrong_type_is_named(field: str, value: object) -> None:
     assert rejection(json.dumps(RECORD | {field: value}).encode())[0] == field
 
 
 @pytest.mark.parametrize("field", ["instruction", "input", "output"])
-def test_a_missing_part_is_named(field: str) -> None:
+def test_missing_part_is_named(field: str) -> None:
     record = {name: value for name, value in RECORD.items() if name != field}
     assert rejection(json.dumps(record).encode())[:2] == (
         field,
-        "missing or null is no text" if field == "instruction" else "missing or null is no object",
+        "expected a non-empty string, got null or nothing"
+        if field == "instruction"
+        else "expected an object, got null or nothing",
     )
 
 
 @pytest.mark.parametrize("path", ["input.policy_document", *(f"output.{field}" for field in ANSWER_FIELDS)])
 @pytest.mark.parametrize("value", [None, "", " \n\t\u00a0", 7, ["x"], {"x": "y"}, False])
-def test_a_text_that_is_no_text_is_named(path: str, value: object) -> None:
+def test_text_field_of_another_type_or_blank_is_named(path: str, value: object) -> None:
     part, field = path.split(".")
     assert rejection(json.dumps(RECORD | {part: RECORD[part] | {field: value}}).encode())[0] == path
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999"])
-def test_a_number_that_json_cannot_say_is_rejected(value: str) -> None:
-    """1e999 is read as infinity, and would be taught as `Infinity`."""
+def test_number_that_is_not_finite_is_rejected(value: str) -> None:
+    """Python reads 1e999 as infinity and would write it as `Infinity`."""
     assert rejection(with_value(value))[0] in ("line", "input.days", "days")
 
 
+@pytest.mark.parametrize(
+    ("line", "is_ambiguous"),
+    [
+        (b'{"a": 1, "b": {"c": 2}}', False),
+        (b'{"a": "the \\"b\\": key"}', False),
+        (b'{"a": 1, "a": 2}', True),
+        (b'{"id": 12345678901234567890123}', True),
+        (b'{"a\\\\": 1, "b": 2, "b": "\\":"}', True),
+    ],
+)
+def test_quick_parser_matches_its_worked_example(line: bytes, is_ambiguous: bool) -> None:
+    found = strict_json._parse_quickly(line)
+    assert found is strict_json._AMBIGUOUS if is_ambiguous else found == json.loads(line)
+
+
 @pytest.mark.parametrize("value", ["-0.0", "1e-999", '"\\ud83d\\ude00"', "[[[[]]]]", '{"": 1}', '{"\\\\": 1}'])
-def test_odd_but_proper_json_is_a_row(value: str) -> None:
+def test_unusual_valid_json_is_a_row(value: str) -> None:
     assert parse_row(with_value(value))["input"]["days"] == json.loads(value)
 
 
 @pytest.mark.parametrize("digits", [*range(17, 27), 100, 4300])
 @pytest.mark.parametrize("sign", ["", "-"])
-def test_a_whole_number_keeps_every_digit(digits: int, sign: str) -> None:
-    """Order numbers of 19 digits and more are no floating point numbers."""
+def test_integer_keeps_every_digit(digits: int, sign: str) -> None:
+    """Order numbers of 19 digits and more must not become floating point numbers."""
     number = f"{sign}{'1234567890' * (digits // 10)}{'9876543210'[: digits % 10]}"
     assert str(parse_row(with_value(number))["input"]["days"]) == number
 
 
-def test_a_huge_number_is_a_problem_and_no_crash() -> None:
+def test_number_of_too_many_digits_is_rejected() -> None:
     assert rejection(with_value("9" * 5000))[0] == "line"
 
 
 @pytest.mark.parametrize("open_close", ["[]", "{}", "{[]}"])
-def test_nesting_is_read_to_a_stated_depth_and_no_deeper(open_close: str) -> None:
-    """Recursion has no say in it: what is one level too deep is rejected like what is a million levels too deep."""
+def test_nesting_is_limited_to_max_depth(open_close: str) -> None:
+    """The limit does not depend on the recursion limit: 65 levels are rejected like 200,000."""
 
     def nested(levels: int) -> str:
         dict_first = [open_close != "[]" and (open_close == "{}" or i % 2 == 0) for i in range(levels)]
         opening = "".join('{"k":' if is_dict else "[" for is_dict in dict_first)
         return opening + "0" + "".join("}" if is_dict else "]" for is_dict in reversed(dict_first))
 
-    parse_json(nested(DEEPEST).encode())
-    for levels in (DEEPEST + 1, 500, 1023, 1024, 1025, 5_000, 200_000):
-        with pytest.raises(BadLineError, match="nested"):
+    parse_json(nested(MAX_DEPTH).encode())
+    for levels in (MAX_DEPTH + 1, 500, 1023, 1024, 1025, 5_000, 200_000):
+        with pytest.raises(BadLineError, match="levels of nesting"):
             parse_json(nested(levels).encode())
 
 
 @pytest.mark.parametrize("code", [*range(9), 11, 12, *range(14, 32), *range(127, 160)])
 def test_control_characters_are_rejected_escaped_or_not(code: int) -> None:
-    """All but tab, newline, return and next line (U+0085): they are no text, and terminals obey them."""
+    """All but tab, newline, return and next line (U+0085): terminals interpret the others."""
     for ensure_ascii in (True, False):
-        for spoiled in ({"instruction": f"a{chr(code)}b"}, {"input": RECORD["input"] | {f"k{chr(code)}": 1}}):
-            raw = json.dumps(RECORD | spoiled, ensure_ascii=ensure_ascii).encode()
+        for changed in ({"instruction": f"a{chr(code)}b"}, {"input": RECORD["input"] | {f"k{chr(code)}": 1}}):
+            raw = json.dumps(RECORD | changed, ensure_ascii=ensure_ascii).encode()
             if code == 0x85:
-                assert parse_row(raw) == RECORD | spoiled
+                assert parse_row(raw) == RECORD | changed
             else:
                 assert f"U+{code:04X}" in rejection(raw)[1]
 
@@ -146,7 +172,7 @@ def test_control_characters_are_rejected_escaped_or_not(code: int) -> None:
 @pytest.mark.parametrize(
     "text", ["\ta\r\nb", "a\x85b", "\u2028\u2029", "\ufdd0\ufffe\uffff\U0010ffff", "\ufeff", "\u202e"]
 )
-def test_white_space_and_odd_but_harmless_characters_are_text(text: str) -> None:
+def test_unusual_characters_that_are_harmless_are_kept(text: str) -> None:
     row = RECORD | {"input": RECORD["input"] | {"note": f"x{text}y"}}
     for ensure_ascii in (True, False):
         assert parse_row(json.dumps(row, ensure_ascii=ensure_ascii).encode()) == row
@@ -155,7 +181,7 @@ def test_white_space_and_odd_but_harmless_characters_are_text(text: str) -> None
 @pytest.mark.parametrize(
     "text", ['": ', '\\": "', '\\\\": ', '{"a": 1, "a": 2}', '" :', '\\" :\t', "':'", '"":""', '\\\\\\"  :']
 )
-def test_quotes_and_colons_inside_texts_are_no_keys(text: str) -> None:
+def test_quotes_and_colons_in_texts_are_not_keys(text: str) -> None:
     for row in (RECORD | {"instruction": f"x{text}y"}, RECORD | {"input": RECORD["input"] | {text: text}}):
         assert parse_row(json.dumps(row).encode()) == row
 
@@ -173,10 +199,10 @@ def test_quotes_and_colons_inside_texts_are_no_keys(text: str) -> None:
         LINE.replace('"days": 30', '"days": "\\"  :", "days": 30'),
     ],
 )
-def test_a_key_that_stands_twice_is_rejected_by_name(line: str) -> None:
+def test_duplicate_key_is_rejected_with_its_name_and_byte(line: str) -> None:
     field, what, _ = rejection(line.encode())
     assert field.rstrip("\\") in ("days", "a", "instruction")
-    (place,) = re.findall(r"twice in one object, again at byte (\d+)", what)
+    (place,) = re.findall(r"got a duplicate at byte (\d+)", what)
     again = json.loads(re.match(r'"(?:[^"\\]|\\.)*"', line[int(place) :])[0])  # type: ignore[index]
     assert again.rstrip("\\") == field.rstrip("\\")
     assert line[: int(place)].count("{") >= line[: int(place)].count("}") + 1
@@ -190,7 +216,7 @@ def test_a_key_that_stands_twice_is_rejected_by_name(line: str) -> None:
         LINE.replace('"days"', '"\\udfff"'),
     ],
 )
-def test_a_lone_surrogate_is_rejected(line: str) -> None:
+def test_lone_surrogate_is_rejected(line: str) -> None:
     assert "surrogate" in rejection(line.encode())[1]
 
 
@@ -198,7 +224,7 @@ def test_a_lone_surrogate_is_rejected(line: str) -> None:
     "bad", ["NaN", "-Infinity", '"é \\u0007"', '"\\\\\\u0007"', '"\x7f"', '"\x86"', '"\\b"', '"\\ud800"', "01"]
 )
 @pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8], ids=["plain", "byte order mark"])
-def test_what_is_rejected_inside_a_line_is_found_by_its_byte(bad: str, mark: bytes) -> None:
+def test_problem_inside_a_line_has_its_byte(bad: str, mark: bytes) -> None:
     raw = mark + with_value(bad)
     start = raw.index(b'"days": ') + len(b'"days": ')
     (place,) = re.findall(r"at byte (\d+)", rejection(raw)[1])
@@ -206,7 +232,7 @@ def test_what_is_rejected_inside_a_line_is_found_by_its_byte(bad: str, mark: byt
 
 
 @pytest.mark.parametrize("key", ["\\ud800", "a\\nb", "x" * 10_000], ids=["surrogate", "newline", "long"])
-def test_a_problem_can_be_printed_on_one_line_whatever_the_key(key: str) -> None:
+def test_problem_is_printable_on_one_line(key: str) -> None:
     line = LINE.replace('"days": 30', f'"{key}": 1, "{key}": 2')
     text = str(Problem("rows.jsonl", 1, *rejection(line.encode())))
     assert text.encode("utf-8").count(b"\n") == 0
@@ -238,11 +264,11 @@ def test_a_problem_can_be_printed_on_one_line_whatever_the_key(key: str) -> None
     ],
     ids=range(19),
 )
-def test_anything_else_is_a_problem(raw: bytes) -> None:
+def test_other_bytes_are_rejected(raw: bytes) -> None:
     rejection(raw)
 
 
-def test_a_problem_says_where_what_and_how_to_mend_it() -> None:
-    assert str(Problem("rows.jsonl", 7, "output", "missing or null is no object", "write one")) == (
-        "rows.jsonl:7: output: missing or null is no object; write one"
+def test_problem_reads_file_line_field_what_fix() -> None:
+    assert str(Problem("rows.jsonl", 7, "output", "expected an object, got 5", "write one")) == (
+        "rows.jsonl:7: output: expected an object, got 5; write one"
     )

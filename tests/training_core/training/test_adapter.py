@@ -1,0 +1,82 @@
+"""An adapter folder is complete, reloads bit by bit and keeps its leakage keys."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from training_core.config import RunConfig
+from training_core.folders import MANIFEST, seal_digest
+from training_core.model_setup import LoadedModel, load_adapted_model, load_model_and_tokenizer
+from training_core.training.adapter import load_leakage_keys, write_adapter
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_base: Path) -> LoadedModel:
+    loaded = load_model_and_tokenizer(RunConfig(model_name=str(tiny_base)))
+    torch.manual_seed(1)
+    for name, parameter in loaded.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return loaded
+
+
+LEAKAGE_KEYS = np.array([3, 2**64 - 1], np.uint64)
+
+
+def test_adapter_folder_holds_exactly_the_needed_files(loaded: LoadedModel, tiny_base: Path, tmp_path: Path) -> None:
+    config = RunConfig(model_name=str(tiny_base), learning_rate=3e-4)
+    write_adapter(loaded.model, loaded.tokenizer, config, LEAKAGE_KEYS, tmp_path / "adapter")
+    assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "chat_template.jinja",
+        "leakage_keys.npy",
+        MANIFEST,
+        "run_config.json",
+        "system.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    assert seal_digest(tmp_path / "adapter")
+    assert RunConfig.load(tmp_path / "adapter") == config
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_adapter_reloads_bit_by_bit(loaded: LoadedModel, tiny_base: Path, tmp_path: Path) -> None:
+    config = RunConfig(model_name=str(tiny_base))
+    write_adapter(loaded.model, loaded.tokenizer, config, LEAKAGE_KEYS, tmp_path / "adapter")
+    again = load_adapted_model(tiny_base, tmp_path / "adapter")
+    before = {name: value for name, value in loaded.model.named_parameters() if "lora_" in name}
+    after = {name: value for name, value in again.model.named_parameters() if "lora_" in name}
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        assert after[name].dtype == torch.float32
+        assert torch.equal(after[name], value), name
+
+
+def test_write_adapter_replaces_the_whole_folder(loaded: LoadedModel, tmp_path: Path) -> None:
+    (tmp_path / "adapter.draft").mkdir()
+    (tmp_path / "adapter.draft" / "half").touch()
+    write_adapter(loaded.model, loaded.tokenizer, RunConfig(), LEAKAGE_KEYS, tmp_path / "adapter")
+    first = seal_digest(tmp_path / "adapter")
+    (tmp_path / "adapter" / "stray").touch()
+    write_adapter(loaded.model, loaded.tokenizer, RunConfig(), LEAKAGE_KEYS, tmp_path / "adapter")
+    assert seal_digest(tmp_path / "adapter") == first
+    names = {path.name for path in (tmp_path / "adapter").iterdir()}
+    assert not names & {"stray", "half"}
+
+
+def test_adapter_digest_covers_its_leakage_keys(loaded: LoadedModel, tmp_path: Path) -> None:
+    write_adapter(loaded.model, loaded.tokenizer, RunConfig(), LEAKAGE_KEYS, tmp_path / "adapter")
+    kept = load_leakage_keys(tmp_path / "adapter")
+    assert kept.dtype == np.uint64 and np.array_equal(kept, LEAKAGE_KEYS)
+    write_adapter(loaded.model, loaded.tokenizer, RunConfig(), LEAKAGE_KEYS[:1], tmp_path / "other")
+    assert seal_digest(tmp_path / "other") != seal_digest(tmp_path / "adapter")
+
+
+def test_adapter_without_leakage_keys_logs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    kept = load_leakage_keys(tmp_path)
+    assert kept.dtype == np.uint64 and len(kept) == 0
+    assert "does not say what it was trained on" in caplog.text
