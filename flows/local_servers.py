@@ -1,19 +1,16 @@
 """Servers for one machine: started for a command, and gone with it however the command ends, SIGKILL included."""
 
 import contextlib
-import os
-import runpy
-import signal
 import socket
 import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+
+from training_core.child_processes import child_process
 
 START_TIMEOUT_SECONDS = 180
 
@@ -65,7 +62,7 @@ def prefect_server(
         **{f"PREFECT_SERVER_SERVICES_{name}_ENABLED": str(for_workers).lower() for name in _SERVICES_WITHOUT_WORK},
     }
     command = ["uvicorn", "--factory", "prefect.server.api.server:create_app", "--log-level", "error"]
-    with running([*command, "--host", "127.0.0.1", "--port", str(port)], environment) as process:
+    with child_process([*command, "--host", "127.0.0.1", "--port", str(port)], environment) as process:
         yield Server(process, f"http://127.0.0.1:{port}", "/api/health")
 
 
@@ -76,7 +73,7 @@ def mlflow_server(tracking_uri: str, artifacts: Path, preferred_port: int = 5000
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     command = ["mlflow", "server", "--backend-store-uri", tracking_uri, "--workers", "1"]
     command += ["--artifacts-destination", artifacts.as_uri()]
-    with running([*command, "--host", "127.0.0.1", "--port", str(port)], environment) as process:
+    with child_process([*command, "--host", "127.0.0.1", "--port", str(port)], environment) as process:
         yield Server(process, f"http://127.0.0.1:{port}", "/health")
 
 
@@ -88,43 +85,3 @@ def free_port(preferred: int) -> int:
             probe.bind(("127.0.0.1", port))
             return int(probe.getsockname()[1])
     raise OSError("no port is free on 127.0.0.1")
-
-
-@contextlib.contextmanager
-def running(
-    arguments: list[str], environment: dict[str, str], folder: Path | None = None
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A Python module and its arguments, running until the body ends or this process does."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "flows.local_servers", str(os.getpid()), *arguments],
-        env=os.environ | environment,
-        cwd=folder,
-    )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def main() -> None:
-    """Run a Python module as ``python -m module arguments`` would, for as long as the parent process lives."""
-    parent, module, *arguments = sys.argv[1:]
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts jobs with & has it ignored
-    threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
-    sys.argv = [module, *arguments]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -22,6 +22,7 @@ MAY_IMPORT = {
 ORDER = (
     *(
         "config",
+        "child_processes",
         "folders",
         "local_base",
         "grid",
