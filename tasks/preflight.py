@@ -1,6 +1,5 @@
 """The task that looks, before a GPU is asked for, whether all that the run will need is there."""
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -67,8 +66,7 @@ def _memory_problems(config: RunConfig, dataset: DatasetRef) -> list[str]:
     data = load_training_data(open_folder(dataset.folder, config))
     heaviest = make_batches(data.train, data.held_out, config).train.heaviest_size()
     base = fetch_tokenizer(config.model_name, config.cache_dir)
-    architecture = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    needed = estimate_memory(architecture, config, heaviest, _BYTES_ON_A_GPU).total
+    needed = estimate_memory(base, config, heaviest, _BYTES_ON_A_GPU).total
     get_run_logger().info("The training needs at least %.1f of %s GiB of a GPU's memory", needed, room)
     if needed <= float(room):
         return []

@@ -24,7 +24,7 @@ ORDER = (
         "config",
         "child_processes",
         "folders",
-        "local_base",
+        "base_model",
         "grid",
         "code_digest",
         "rows",

@@ -19,22 +19,15 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from training_core.base_model import base_folder, target_modules
+from training_core.base_model import default_qwen_target_modules as default_qwen_target_modules
 from training_core.config import RunConfig
-from training_core.local_base import base_folder
 from training_core.utils import Precision, pick_precision, set_seed, setup_cache
 
 logger = logging.getLogger(__name__)
 
 SMALL_FILES = ("*.json", "*.txt", "*.jinja")
 _BASE_FILES = ("*.safetensors", *SMALL_FILES)
-
-
-def default_qwen_target_modules() -> list[str]:
-    """All linear layers of a Qwen2/Qwen3 block: QLoRA needs adapters on every one of them to match full fine-tuning.
-
-    Source: Dettmers et al. 2023, https://arxiv.org/abs/2305.14314, section 4.
-    """
-    return ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def fetch_base_model(model_name: str, cache_dir: str | None) -> Path:
@@ -139,13 +132,6 @@ def load_model_and_tokenizer(config: RunConfig) -> LoadedModel:
         100 * trained / total,
     )
     return LoadedModel(adapted, load_tokenizer(base), precision)
-
-
-def target_modules(config: RunConfig) -> list[str]:
-    """The names of the layers that get an adapter."""
-    if config.target_modules == "auto":
-        return default_qwen_target_modules()
-    return [name.strip() for name in config.target_modules.split(",")]
 
 
 def load_adapted_model(base: Path, adapter: Path) -> LoadedModel:
