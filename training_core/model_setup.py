@@ -66,7 +66,7 @@ def load_tokenizer(base: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def load_quantised_base(base: Path, precision: Precision, *, gradient_checkpointing: bool = False) -> PreTrainedModel:
+def load_quantised_base(base: Path, precision: Precision) -> PreTrainedModel:
     """The base model in NF4 with double quantisation, computing in the run's precision, norms and head in fp32.
 
     Training and answering load it by this one function, so that both compute the same.
@@ -93,7 +93,7 @@ def load_quantised_base(base: Path, precision: Precision, *, gradient_checkpoint
     # A base brings advice for sampling (Qwen2.5: repetition_penalty 1.05) that would bend greedy answers unasked.
     ends = {name: getattr(model.generation_config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model.generation_config = GenerationConfig(**ends)
-    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=gradient_checkpointing)
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # the trainer's
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def load_model_and_tokenizer(config: RunConfig) -> LoadedModel:
     logger.info("Precision: %s", precision.reason)
     set_seed(config.seed)  # the adapter's first weights are drawn here
     base = fetch_base_model(config.model_name, config.cache_dir)
-    model = load_quantised_base(base, precision, gradient_checkpointing=config.gradient_checkpointing)
+    model = load_quantised_base(base, precision)
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora_r,

@@ -16,6 +16,7 @@ from trl import SFTTrainer
 from training_core.base_model import adapted_layers, linear_layers, load_skeleton
 from training_core.config import RunConfig, SettingsError
 from training_core.packing.batches import Batches, BatchSize
+from training_core.training.activation_checkpointing import enable_checkpointing
 from training_core.training.disk_space import adapter_parameters
 
 logger = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ def _measure(trainer: SFTTrainer, batches: Batches, config: RunConfig) -> tuple[
     """Seconds of a training batch and of a held-out one."""
     model = trainer.model
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
+        enable_checkpointing(model)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     model.train()
