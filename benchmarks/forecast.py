@@ -74,7 +74,7 @@ def compare(base: str, case: Case) -> Comparison:
     vocabulary = SMALL_QWEN3["vocab_size"]
     batches = make_batches(rows.make(vocabulary), RowSet(case.tokens, 1, 2).make(vocabulary, seed=1), config)
     heaviest = BatchSize(batches.train.tokens_at_most, 2 * ANSWER_TOKENS, rows.longest_row)
-    reckoned = estimate_memory(json.loads((Path(base) / "config.json").read_text()), config, heaviest, 4)
+    reckoned = estimate_memory(Path(base), config, heaviest, 4)
     with tempfile.TemporaryDirectory() as folder:
         trainer = create_trainer(loaded, batches, config, Path(folder))
         expected = measure_heaviest_batch(trainer, batches, config)

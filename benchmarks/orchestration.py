@@ -29,7 +29,7 @@ BASE = str(ROOT / "samples" / "tiny_qwen")
 QUICK = ["--max_steps", "2", "--max_eval_rows", "16", "--eval_max_new_tokens", "8"]
 TRL_BAR = r"^\s*0%\|.*\b0/\d+ \[[^,]*, \?it/s\]"  # its bar of training steps; those of row preparation say examples/s
 FLOW = "from flows.cli import main; main()"
-PROCESSES = {"flows.local_servers": "Prefect server", "tasks.check_served": "registry check"}
+PROCESSES = {"prefect.server.api.server": "Prefect server", "tasks.check_served": "registry check"}
 RESULTS = Path("runs/benchmarks/orchestration.json")
 
 Program = Callable[[Path], Watched]

@@ -9,11 +9,13 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from flows.local_servers import free_port
+from training_core.child_processes import child_process
 
 _DEBIAN = Path("/usr/lib/postgresql")
 _SETTINGS = {
@@ -58,20 +60,26 @@ def postgres(programs: Path, folder: Path, databases: tuple[str, ...]) -> Iterat
     if not (folder / "PG_VERSION").exists():
         _create_cluster(programs, folder, owner)
     server = Postgres(free_port(5432))
-    # It ends with this process, however this process ends.
-    command = ["setpriv", "--pdeathsig", "INT"]
-    command += ["--reuid", owner, "--regid", owner, "--clear-groups"] if owner else []
+    command = ["setpriv", "--reuid", owner, "--regid", owner, "--clear-groups"] if owner else []
     command += [str(programs / "postgres"), "-D", str(folder), "-p", str(server.port)]
     command += [f"--{name}={value}" for name, value in _SETTINGS.items()]
-    process = subprocess.Popen(command, cwd="/")
-    try:
+    with child_process(["deployments.postgres", *command], seconds_to_end=60) as process:
         _wait(programs, server.port, process)
         for database in databases:
             _create(programs, server.port, database)
         yield server
+
+
+def main() -> None:
+    """Run PostgreSQL, whose command line is the arguments, until SIGTERM or SIGINT; then shut it down fast."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit())
+    process = subprocess.Popen(sys.argv[1:], cwd="/")
+    try:
+        sys.exit(process.wait())
     finally:
-        process.send_signal(signal.SIGINT)  # the fast shutdown
-        process.wait(timeout=60)
+        process.send_signal(signal.SIGINT)
+        process.wait()
 
 
 def _create_cluster(programs: Path, folder: Path, owner: str | None) -> None:
@@ -100,3 +108,7 @@ def _create(programs: Path, port: int, database: str) -> None:
         subprocess.run([str(programs / "createdb"), *server, database], check=True)
         extension = "CREATE EXTENSION IF NOT EXISTS pg_trgm"
         subprocess.run([*psql, "--dbname", database, "--command", extension], check=True)
+
+
+if __name__ == "__main__":
+    main()

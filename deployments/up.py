@@ -16,9 +16,10 @@ from rich.console import Console
 from deployments.deploy import NOTIFY, Outcome, deploy
 from deployments.postgres import find_postgres, is_accessible, postgres
 from flows.cli import set_environment
-from flows.local_servers import Server, mlflow_server, prefect_server, running
+from flows.local_servers import Server, mlflow_server, prefect_server
 from tasks.artifact_store import VARIABLE as STORE
 from tasks.tracking import tracking_uri
+from training_core.child_processes import child_process
 from training_core.config import config_from_command_line, read_settings
 
 DATABASE = "PREFECT_API_DATABASE_CONNECTION_URL"
@@ -114,7 +115,9 @@ def worker(pool: str, home: Path, found: Servers) -> Iterator[subprocess.Popen[b
     folder = home / pool
     folder.mkdir(parents=True, exist_ok=True)
     command = ["prefect", "worker", "start", "--pool", pool, "--type", "process", "--limit", str(WORKERS[pool])]
-    with running(command, found.worker_environment() | {"PREFECT_HOME": str(folder / "prefect")}, folder) as process:
+    with child_process(
+        command, found.worker_environment() | {"PREFECT_HOME": str(folder / "prefect")}, folder
+    ) as process:
         yield process
 
 

@@ -1,19 +1,16 @@
 """Servers for one machine. They stop with the process that started them, also when that is killed by SIGKILL."""
 
 import contextlib
-import os
-import runpy
-import signal
 import socket
 import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+
+from training_core.child_processes import child_process
 
 START_TIMEOUT_SECONDS = 180
 
@@ -71,7 +68,7 @@ def prefect_server(
         **{f"PREFECT_SERVER_SERVICES_{name}_ENABLED": str(for_workers).lower() for name in _DEPLOYMENT_SERVICES},
     }
     command = ["uvicorn", "--factory", "prefect.server.api.server:create_app", "--log-level", "error", "--fd", "0"]
-    with listener, running(command, environment, stdin=listener.fileno()) as process:
+    with listener, child_process(command, environment, stdin=listener.fileno()) as process:
         listener.close()  # here, so that nothing answers on its port when the server dies
         yield Server(process, address, "/api/health")
 
@@ -84,7 +81,7 @@ def mlflow_server(tracking_uri: str, artifacts: Path, preferred_port: int = 5000
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     command = ["mlflow", "server", "--backend-store-uri", tracking_uri, "--workers", "1", "--uvicorn-opts", "--fd 0"]
     command += ["--artifacts-destination", artifacts.as_uri()]
-    with listener, running(command, environment, stdin=listener.fileno()) as process:
+    with listener, child_process(command, environment, stdin=listener.fileno()) as process:
         listener.close()
         yield Server(process, address, "/health")
 
@@ -116,44 +113,3 @@ def free_port(preferred: int) -> int:
             listener.bind(("127.0.0.1", port))
             return int(listener.getsockname()[1])
     raise OSError("no port is free on 127.0.0.1")
-
-
-@contextlib.contextmanager
-def running(
-    arguments: list[str], environment: dict[str, str], folder: Path | None = None, stdin: int | None = None
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Run ``python -m`` with these arguments until the body ends or this process dies."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "flows.local_servers", str(os.getpid()), *arguments],
-        env=os.environ | environment,
-        cwd=folder,
-        stdin=stdin,
-    )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def main() -> None:
-    """Run a Python module as ``python -m module arguments`` would, for as long as the parent process lives."""
-    parent, module, *arguments = sys.argv[1:]
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts jobs with & has it ignored
-    threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
-    sys.argv = [module, *arguments]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,5 @@
 """Checks before a GPU is requested that everything the run will need is there."""
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -68,8 +67,7 @@ def _memory_problems(config: RunConfig, dataset: DatasetRef) -> list[str]:
     data = load_training_data(open_folder(dataset.folder, config))
     heaviest = make_batches(data.train, data.held_out, config).train.heaviest_size()
     base = fetch_tokenizer(config.model_name, config.cache_dir)
-    architecture = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    needed = estimate_memory(architecture, config, heaviest, _BYTES_ON_A_GPU).total
+    needed = estimate_memory(base, config, heaviest, _BYTES_ON_A_GPU).total
     get_run_logger().info("The training needs at least %.1f of a GPU's %s GiB memory", needed, room)
     if needed <= float(room):
         return []

@@ -15,9 +15,9 @@ from mlflow.tracking import MlflowClient
 from tasks.model_package import package_adapter
 from tasks.refs import FolderRef, RegisteredRef, RunRef, TrainedRef
 from tasks.tracking import FINGERPRINT_TAG, connect, experiment_id, tracking_uri
+from training_core.base_model import base_folder
 from training_core.config import RunConfig, SettingsError
 from training_core.folders import seal_digest
-from training_core.local_base import base_folder
 from training_core.model_setup import digest_base_model, fetch_base_model
 
 ADAPTER_TAG = "sft_flow.adapter_digest"

@@ -22,8 +22,9 @@ MAY_IMPORT = {
 ORDER = (
     *(
         "config",
+        "child_processes",
         "folders",
-        "local_base",
+        "base_model",
         "grid",
         "code_digest",
         "rows",

@@ -2,11 +2,8 @@
 
 import json
 import logging
-import os
-import select
 import subprocess
 import sys
-import threading
 import warnings
 from collections import deque
 from dataclasses import asdict
@@ -16,6 +13,7 @@ import torch
 from accelerate import PartialState
 from transformers.utils.logging import disable_progress_bar
 
+from training_core.child_processes import child_process
 from training_core.config import RunConfig, read_settings
 from training_core.dataset.store import load_training_data
 from training_core.model_setup import load_model_and_tokenizer
@@ -23,7 +21,6 @@ from training_core.trainer import train_model
 
 logger = logging.getLogger(__name__)
 
-POLL_SECONDS = 1
 _SECONDS_TO_END = 30
 _LINES_KEPT = 100
 
@@ -37,44 +34,22 @@ def train_on_devices(config: RunConfig, dataset: Path, run_dir: Path, devices: i
     """
     if devices == 1:
         return
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
-    command = [*launcher, "-m", "training_core.distributed", json.dumps(asdict(config)), str(dataset), str(run_dir)]
+    launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
+    rank = ["training_core.child_processes", "training_core.distributed"]
+    command = [*launcher, "-m", *rank, json.dumps(asdict(config)), str(dataset), str(run_dir)]
     last_lines: deque[str] = deque(maxlen=_LINES_KEPT)
-    # Nobody writes to their input: it ends when this process closes it or dies, and so do they.
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    try:
+    with child_process(command, output=subprocess.PIPE, seconds_to_end=_SECONDS_TO_END) as process:
         for line in process.stdout or ():
-            last_lines.append(line)
-            logger.info("%s", line.rstrip())
-    finally:
-        _end(process)
+            last_lines.append(line.decode(errors="replace"))
+            logger.info("%s", last_lines[-1].rstrip())
+        process.wait()
     if process.returncode:
         log = "".join(last_lines)
         raise RuntimeError(f"the training on {devices} devices ended with exit code {process.returncode}:\n{log}")
 
 
-def _end(process: subprocess.Popen[str]) -> None:
-    assert process.stdin
-    process.stdin.close()
-    try:
-        process.wait(_SECONDS_TO_END)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _end_with(launcher: int) -> None:
-    """End this process at once when the input ends or the launcher is gone: checkpoints allow for it."""
-    while os.getppid() == launcher and not select.select([sys.stdin], [], [], POLL_SECONDS)[0]:
-        pass
-    os._exit(1)
-
-
 def main() -> None:
     """Be one of the processes of ``train_on_devices``, started by torch's launcher."""
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     settings, dataset, run_dir = sys.argv[1:]
     ranks = PartialState(cpu=not torch.cuda.is_available())
     disable_progress_bar()

@@ -19,22 +19,15 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from training_core.base_model import base_folder, target_modules
+from training_core.base_model import default_qwen_target_modules as default_qwen_target_modules
 from training_core.config import RunConfig
-from training_core.local_base import base_folder
 from training_core.utils import Precision, pick_precision, set_seed, setup_cache
 
 logger = logging.getLogger(__name__)
 
 SMALL_FILES = ("*.json", "*.txt", "*.jinja")
 _BASE_FILES = ("*.safetensors", *SMALL_FILES)
-
-
-def default_qwen_target_modules() -> list[str]:
-    """All linear layers of a Qwen2/Qwen3 block: QLoRA needs adapters on every one of them to match full fine-tuning.
-
-    Source: Dettmers et al. 2023, https://arxiv.org/abs/2305.14314, section 4.
-    """
-    return ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def fetch_base_model(model_name: str, cache_dir: str | None) -> Path:
@@ -73,7 +66,7 @@ def load_tokenizer(base: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def load_quantised_base(base: Path, precision: Precision, *, gradient_checkpointing: bool = False) -> PreTrainedModel:
+def load_quantised_base(base: Path, precision: Precision) -> PreTrainedModel:
     """The base model in NF4 with double quantisation, computing in the run's precision, norms and head in fp32.
 
     Training and answering load it by this one function, so that both compute the same.
@@ -100,7 +93,7 @@ def load_quantised_base(base: Path, precision: Precision, *, gradient_checkpoint
     # A base brings advice for sampling (Qwen2.5: repetition_penalty 1.05) that would bend greedy answers unasked.
     ends = {name: getattr(model.generation_config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model.generation_config = GenerationConfig(**ends)
-    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=gradient_checkpointing)
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # the trainer's
 
 
 @dataclass(frozen=True)
@@ -122,7 +115,7 @@ def load_model_and_tokenizer(config: RunConfig) -> LoadedModel:
     logger.info("Precision: %s", precision.reason)
     set_seed(config.seed)  # the adapter's first weights are drawn here
     base = fetch_base_model(config.model_name, config.cache_dir)
-    model = load_quantised_base(base, precision, gradient_checkpointing=config.gradient_checkpointing)
+    model = load_quantised_base(base, precision)
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora_r,
@@ -139,13 +132,6 @@ def load_model_and_tokenizer(config: RunConfig) -> LoadedModel:
         100 * trained / total,
     )
     return LoadedModel(adapted, load_tokenizer(base), precision)
-
-
-def target_modules(config: RunConfig) -> list[str]:
-    """The names of the layers that get an adapter."""
-    if config.target_modules == "auto":
-        return default_qwen_target_modules()
-    return [name.strip() for name in config.target_modules.split(",")]
 
 
 def load_adapted_model(base: Path, adapter: Path) -> LoadedModel:

@@ -20,6 +20,7 @@ from training_core.model_setup import LoadedModel
 from training_core.packing.attention import use_shared_prefix_attention
 from training_core.packing.batches import Batches, Steps, make_batches
 from training_core.packing.plan import collate_pack
+from training_core.training.activation_checkpointing import checkpointing_arguments
 from training_core.training.callbacks import KeepJournal, SealCheckpoints
 from training_core.training.checkpoints import latest_complete_checkpoint, step_of
 from training_core.training.gpu_lock import hold_gpu
@@ -82,8 +83,6 @@ def create_training_arguments(config: RunConfig, precision: Precision, steps: St
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         optim=config.optim,
-        gradient_checkpointing=config.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
         use_cpu=not torch.cuda.is_available(),
         bf16=precision.name == "bf16",
         fp16=precision.name == "fp16",
@@ -100,6 +99,7 @@ def create_training_arguments(config: RunConfig, precision: Precision, steps: St
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
+        **checkpointing_arguments(enabled=config.gradient_checkpointing),
     )
 
 

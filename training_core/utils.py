@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-from safetensors import safe_open
 
+from training_core.base_model import adapted_layers, base_folder
 from training_core.config import RunConfig, SettingsError
-from training_core.local_base import base_folder
 from training_core.rows.files import find_files
 
 logger = logging.getLogger(__name__)
@@ -122,41 +121,39 @@ def _audit_problems(value: str | None) -> list[str]:
 def _base_model_problems(config: RunConfig) -> list[str]:
     folder = base_folder(config.model_name)
     if folder:
-        return _base_folder_problems(config, folder)
+        return _base_folder_problems(config, folder) or _adapter_problems(config, folder)
     try:
-        hf_hub_download(config.model_name, "config.json", cache_dir=config.cache_dir)
+        downloaded = hf_hub_download(config.model_name, "config.json", cache_dir=config.cache_dir)
     except LocalEntryNotFoundError:
-        cause = "the hub cannot be reached from here"
+        cause = "the hub cannot be reached"
     except (HFValidationError, OSError) as error:
-        cause = f"cannot be had from the hub ({str(error).splitlines()[0]})"
+        cause = f"the hub does not give it ({str(error).splitlines()[0]})"
     else:
-        return []
+        return _adapter_problems(config, Path(downloaded).parent)
     fix = "give --model_name the folder of a base model"
-    return [f"model_name: {config.model_name!r} is no local folder, and {cause}; {fix}"]
+    return [f"model_name: {config.model_name!r} is not a folder on this machine, and {cause}; {fix}"]
 
 
 def _base_folder_problems(config: RunConfig, folder: Path) -> list[str]:
-    lacking = [name for name in ("config.json", "tokenizer_config.json") if not (folder / name).is_file()]
-    weights = sorted(folder.glob("*.safetensors"))
-    lacking += [] if weights else ["*.safetensors"]
-    if lacking:
-        return [f"model_name: {config.model_name!r} lacks {name}; it is no complete base model" for name in lacking]
-    problems = []
-    template = (folder / "chat_template.jinja").is_file() or "chat_template" in json.loads(
-        (folder / "tokenizer_config.json").read_text(encoding="utf-8")
-    )
-    if not template:
-        problems.append(f"model_name: {config.model_name!r} has no chat template; use an instruct model")
-    if config.target_modules != "auto":
-        layers = {part for path in weights for name in _tensor_names(path) for part in name.split(".")}
-        unknown = [name for name in map(str.strip, config.target_modules.split(",")) if name and name not in layers]
-        problems += [f"target_modules: {config.model_name!r} has no layer called {name!r}" for name in unknown]
-    return problems
+    expected = ("config.json", "tokenizer_config.json", "*.safetensors")
+    missing = [pattern for pattern in expected if not any(folder.glob(pattern))]
+    if missing:
+        return [f"model_name: {config.model_name!r} lacks {name}; give a complete base model" for name in missing]
+    try:
+        tokenizer = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        return [f"model_name: {config.model_name!r} has a tokenizer_config.json that is not JSON ({error})"]
+    if (folder / "chat_template.jinja").is_file() or "chat_template" in tokenizer:
+        return []
+    return [f"model_name: {config.model_name!r} has no chat template; use an instruct model"]
 
 
-def _tensor_names(path: Path) -> list[str]:
-    with safe_open(path, framework="pt") as file:
-        return list(file.keys())
+def _adapter_problems(config: RunConfig, folder: Path) -> list[str]:
+    try:
+        adapted_layers(config, folder)
+    except SettingsError as error:
+        return error.problems
+    return []
 
 
 def _folder_problems(name: str, value: str) -> list[str]:

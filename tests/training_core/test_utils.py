@@ -1,10 +1,11 @@
-"""What every run needs before it starts does what it says, and nothing besides."""
+"""Settings are checked all at once; logging, seed, cache and precision do what they promise and nothing else."""
 
 import importlib.metadata
 import json
 import logging
 import os
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,12 @@ def names_of(problems: list[str]) -> list[str]:
     return [problem.partition(":")[0] for problem in problems]
 
 
-def test_usable_settings_pass_and_nothing_is_written(usable: dict[str, Any], tmp_path: Path) -> None:
+def test_validation_passes_usable_settings_and_writes_nothing(usable: dict[str, Any], tmp_path: Path) -> None:
     validate_args(RunConfig(**usable))
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
-def test_all_problems_are_reported_at_once_and_nothing_is_written(tmp_path: Path) -> None:
+def test_validation_reports_all_problems_and_writes_nothing(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "base").mkdir()
     problems = problems_of(
@@ -65,7 +66,9 @@ def test_all_problems_are_reported_at_once_and_nothing_is_written(tmp_path: Path
         ("nosuch://bucket/rows.jsonl", "Protocol not known"),
     ],
 )
-def test_rows_must_be_found(usable: dict[str, Any], tmp_path: Path, name: str, path: str, words: str) -> None:
+def test_validation_needs_files_of_rows(
+    usable: dict[str, Any], tmp_path: Path, name: str, path: str, words: str
+) -> None:
     (tmp_path / "folder").mkdir()
     (problem,) = problems_of(usable | {name: path if "://" in path else str(tmp_path / path)})
     assert problem.startswith(f"{name}: ")
@@ -73,7 +76,7 @@ def test_rows_must_be_found(usable: dict[str, Any], tmp_path: Path, name: str, p
 
 
 @pytest.mark.parametrize("lost", ["config.json", "tokenizer_config.json", "model.safetensors"])
-def test_an_incomplete_base_model_is_named_with_what_it_lacks(
+def test_base_model_that_is_incomplete_names_the_missing_file(
     usable: dict[str, Any], tiny_base: Path, tmp_path: Path, lost: str
 ) -> None:
     base = tmp_path / "base"
@@ -87,20 +90,18 @@ def test_an_incomplete_base_model_is_named_with_what_it_lacks(
 
 
 @pytest.mark.parametrize("name", ["nobody/no-such-model", "./no/such/folder", "a b c", "x" * 300, "/etc/hostname"])
-def test_a_base_model_that_cannot_be_had_is_one_problem(usable: dict[str, Any], name: str) -> None:
+def test_base_model_that_does_not_exist_is_one_problem(usable: dict[str, Any], name: str) -> None:
     (problem,) = problems_of(usable | {"model_name": name})
     assert problem.startswith("model_name: ")
 
 
-def test_a_base_model_that_cannot_be_had_leaves_no_cache_folder(usable: dict[str, Any], tmp_path: Path) -> None:
+def test_base_model_that_does_not_exist_leaves_no_cache(usable: dict[str, Any], tmp_path: Path) -> None:
     problems_of(usable | {"model_name": "nobody/no-such-model", "cache_dir": str(tmp_path / "cache")})
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_base_model_without_chat_template_is_a_wrong_setting(
-    usable: dict[str, Any], tiny_base: Path, tmp_path: Path
-) -> None:
-    """A base model that was never taught to chat is the likeliest wrong choice on the hub."""
+def test_base_model_without_chat_template_is_refused(usable: dict[str, Any], tiny_base: Path, tmp_path: Path) -> None:
+    """A pretrained base without instruction tuning is the likeliest wrong choice on the hub."""
     base = tmp_path / "base"
     base.mkdir()
     for path in tiny_base.iterdir():
@@ -109,28 +110,58 @@ def test_a_base_model_without_chat_template_is_a_wrong_setting(
     assert names_of(problems_of(usable | {"model_name": str(base)})) == ["model_name"]
 
 
-def test_layers_the_base_model_does_not_have_are_a_wrong_setting(usable: dict[str, Any]) -> None:
-    assert names_of(problems_of(usable | {"target_modules": "q_proj,query_proj"})) == ["target_modules"]
+@pytest.mark.parametrize("bad", ["query_proj", "embed_tokens", "mlp", "input_layernorm"])
+def test_target_modules_must_be_linear_layers(usable: dict[str, Any], bad: str) -> None:
+    (problem,) = problems_of(usable | {"target_modules": f"q_proj,{bad}"})
+    assert problem.startswith(f"target_modules: '{bad}' ")
+
+
+def test_target_modules_are_checked_on_a_hub_base(
+    usable: dict[str, Any], tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub gives config.json alone; the weights come later."""
+    (tmp_path / "hub").mkdir()
+    config = shutil.copy(tiny_base / "config.json", tmp_path / "hub")
+    monkeypatch.setattr("training_core.utils.hf_hub_download", lambda *_, **__: config)
+    validate_args(RunConfig(**usable | {"model_name": "some/base"}))
+    assert names_of(problems_of(usable | {"model_name": "some/base", "target_modules": "mlp"})) == ["target_modules"]
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_base_model_with_broken_json_is_refused(
+    usable: dict[str, Any], tiny_base: Path, tmp_path: Path, file: str
+) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    (base / file).write_text('{"model_type": ')
+    (problem,) = problems_of(usable | {"model_name": str(base)})
+    assert problem.startswith("model_name: ") and file in problem
+
+
+def test_base_model_of_unknown_type_is_refused(usable: dict[str, Any], tiny_base: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    (base / "config.json").write_text('{"model_type": "unheard-of"}')
+    (problem,) = problems_of(usable | {"model_name": str(base)})
+    assert "cannot build a model" in problem and "unheard-of" in problem
 
 
 @pytest.mark.parametrize("eval_path", [None, ""])
-def test_a_run_without_rows_to_evaluate_on_is_a_contradiction(usable: dict[str, Any], eval_path: str | None) -> None:
+def test_validation_needs_rows_to_evaluate_on(usable: dict[str, Any], eval_path: str | None) -> None:
     assert names_of(problems_of(usable | {"val_split": 0, "eval_path": eval_path})) == ["val_split"]
 
 
-def test_the_rows_trained_on_cannot_be_the_rows_evaluated_on(usable: dict[str, Any], tmp_path: Path) -> None:
+def test_eval_path_must_differ_from_dataset_path(usable: dict[str, Any], tmp_path: Path) -> None:
     """Whatever the file is called the second time."""
     (tmp_path / "link.jsonl").symlink_to(usable["dataset_path"])
     for same in (usable["dataset_path"], f"{tmp_path}/./rows.jsonl", str(tmp_path / "link.jsonl")):
         assert names_of(problems_of(usable | {"eval_path": same})) == ["eval_path"]
 
 
-def test_an_output_folder_that_cannot_be_made_is_named(usable: dict[str, Any], tmp_path: Path) -> None:
+def test_output_dir_that_cannot_be_created_is_refused(usable: dict[str, Any], tmp_path: Path) -> None:
     assert names_of(problems_of(usable | {"output_dir": usable["dataset_path"]})) == ["output_dir"]
     validate_args(RunConfig(**usable | {"output_dir": str(tmp_path / "a" / "b" / "c")}))
 
 
-def test_logging_shows_the_core_once_and_leaves_the_root_alone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_logging_shows_only_the_core_and_once(capsys: pytest.CaptureFixture[str]) -> None:
     root = logging.getLogger()
     before = (root.level, root.handlers[:])
     setup_logging()
@@ -143,7 +174,7 @@ def test_logging_shows_the_core_once_and_leaves_the_root_alone(capsys: pytest.Ca
     assert (root.level, root.handlers) == before
 
 
-def test_a_log_line_is_shown_to_the_letter(capsys: pytest.CaptureFixture[str]) -> None:
+def test_logging_shows_square_brackets_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
     """Paths and policies hold square brackets, which rich could take for its own."""
     setup_logging()
     logging.getLogger("training_core.somewhere").info("rows[bold].jsonl [/x]")
@@ -151,7 +182,7 @@ def test_a_log_line_is_shown_to_the_letter(capsys: pytest.CaptureFixture[str]) -
     assert "rows[bold].jsonl [/x]" in shown.out + shown.err
 
 
-def test_equal_seeds_draw_equal_numbers_everywhere() -> None:
+def test_seed_sets_python_numpy_and_torch() -> None:
     def draw() -> tuple[float, float, float]:
         return random.random(), float(np.random.random()), float(torch.rand(1))
 
@@ -164,11 +195,11 @@ def test_equal_seeds_draw_equal_numbers_everywhere() -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 2**32 - 1])
-def test_every_seed_that_a_config_takes_can_be_set(seed: int) -> None:
+def test_seed_may_have_any_value_of_the_setting(seed: int) -> None:
     set_seed(RunConfig(seed=seed).seed)
 
 
-def test_the_cache_folder_is_made_and_returned_and_the_environment_left_alone(tmp_path: Path) -> None:
+def test_cache_folder_is_created_without_touching_the_environment(tmp_path: Path) -> None:
     before = dict(os.environ)
     assert setup_cache(str(tmp_path / "a" / "b")) == tmp_path / "a" / "b"
     assert (tmp_path / "a" / "b").is_dir()
@@ -176,7 +207,7 @@ def test_the_cache_folder_is_made_and_returned_and_the_environment_left_alone(tm
     assert dict(os.environ) == before
 
 
-def test_the_precision_says_why_it_was_chosen() -> None:
+def test_precision_says_why_it_was_chosen() -> None:
     precision = pick_precision()
     assert precision == pick_precision()
     assert precision.reason.startswith(f"{precision.name}: ")
@@ -185,7 +216,7 @@ def test_the_precision_says_why_it_was_chosen() -> None:
         assert precision.name == "fp32"
 
 
-def test_the_system_facts_hold_the_versions_a_result_depends_on() -> None:
+def test_system_facts_hold_the_versions_of_libraries() -> None:
     facts = log_system_info()
     assert json.loads(json.dumps(facts)) == facts
     assert facts["torch"] == importlib.metadata.version("torch")

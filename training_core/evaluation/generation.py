@@ -102,8 +102,9 @@ def _fits(prompt: _Prompt, first: _Prompt) -> bool:
 def _read(model: PeftModel, tokens: Sequence[int]) -> DynamicCache:
     """The keys and values of a prompt's beginning."""
     inputs = torch.tensor([tokens], device=model.device)
-    cache: DynamicCache = model(input_ids=inputs, use_cache=True, logits_to_keep=1).past_key_values
-    return cache
+    output = model(input_ids=inputs, use_cache=True, logits_to_keep=1)
+    # By its type: transformers calls it past_key_values until 5.23 and cache from then on.
+    return next(value for value in output.values() if isinstance(value, DynamicCache))
 
 
 def _pad_left(prompts: Sequence[_Prompt], padding: int, device: torch.device) -> dict[str, Tensor]:

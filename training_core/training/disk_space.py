@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
-
+from training_core.base_model import adapted_layers
 from training_core.config import RunConfig
-from training_core.model_setup import SMALL_FILES, target_modules
+from training_core.model_setup import SMALL_FILES
 
 _BYTES_OF_A_WEIGHT = 4
 
@@ -16,10 +14,7 @@ def adapter_parameters(config: RunConfig, base: Path) -> int:
 
     A layer from m to n values gets r·(m + n) of them: Hu et al. 2021, https://arxiv.org/abs/2106.09685, section 4.1.
     """
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
-    endings = tuple(f".{name}" for name in target_modules(config))
-    layers = [layer for name, layer in model.named_modules() if f".{name}".endswith(endings)]
+    layers = adapted_layers(config, base).values()
     return sum(config.lora_r * (layer.in_features + layer.out_features) for layer in layers)
 
 

@@ -4,19 +4,20 @@ import logging
 import os
 import resource
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
 
 import torch
 from accelerate.utils import send_to_device
 from datasets import Dataset
 from trl import SFTTrainer
 
+from training_core.base_model import adapted_layers, linear_layers, load_skeleton
 from training_core.config import RunConfig, SettingsError
-from training_core.model_setup import target_modules
 from training_core.packing.batches import Batches, BatchSize
+from training_core.training.activation_checkpointing import enable_checkpointing
+from training_core.training.disk_space import adapter_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -43,31 +44,28 @@ class MemoryEstimate:
         return sum(asdict(self).values())
 
 
-def estimate_memory(
-    architecture: Mapping[str, Any], config: RunConfig, batch: BatchSize, compute_bytes: int
-) -> MemoryEstimate:
-    """Reckon with the ``config.json`` of a Qwen2 or Qwen3 base, for the longest batch; needs neither weights nor GPU.
+def estimate_memory(base: Path, config: RunConfig, batch: BatchSize, compute_bytes: int) -> MemoryEstimate:
+    """The memory of a training of a Qwen2 or Qwen3 base with this batch as its heaviest.
 
-    ``compute_bytes`` is 4 for fp32 and 2 for bf16 and fp16. What the libraries themselves take is not in it. Weights
-    and adapter are exact to a hundredth; the whole is a lower bound: on 2026-11-22 trainings of 512 to 2,048 tokens on
-    a CPU took a quarter to two fifths more where rows were packed, and up to twice as much where they were padded.
-    ``probe`` was within 11%.
+    Of the base only ``config.json`` is read; no GPU is needed. ``compute_bytes`` is 4 for fp32 and 2 for bf16 and fp16.
+    What the libraries themselves need is not counted. Weights and adapter are exact to a hundredth. The total is a
+    lower bound: on 2026-11-22 trainings of 512 to 2,048 tokens on a CPU needed a quarter to two fifths more where rows
+    were packed, and up to twice as much where they were padded. ``measure_heaviest_batch`` was within 11%.
     """
-    shapes = _linear_shapes(architecture)
-    layers, hidden, vocabulary = (architecture[key] for key in ("num_hidden_layers", "hidden_size", "vocab_size"))
-    quantised = layers * sum(outputs * inputs for outputs, inputs in shapes.values())
-    tables = vocabulary * hidden * (1 if architecture.get("tie_word_embeddings") else 2)
-    adapted = [shapes[name] for name in target_modules(config)]
-    trained = layers * config.lora_r * sum(outputs + inputs for outputs, inputs in adapted)
+    skeleton = load_skeleton(base)
+    architecture = skeleton.config.to_dict()
+    quantised = sum(layer.weight.numel() for layer in linear_layers(base).values())
+    others = sum(weight.numel() for weight in skeleton.parameters()) - quantised
+    trained = adapter_parameters(config, base)
     gib = {
         "quantised_weights": quantised * _NF4,
-        "other_weights": (tables + (2 * layers + 1) * hidden) * _FP32,
+        "other_weights": others * _FP32,
         "adapter": trained * _FP32,
         "gradients": trained * _FP32,
         "optimiser": trained * _optimiser_bytes(config),
-        "activations": _activations(architecture, config, compute_bytes) * batch.tokens,
+        "activations": _activation_values(base, config) * compute_bytes * batch.tokens,
         "attention": architecture["num_attention_heads"] * batch.longest_row**2 * compute_bytes,
-        "logits": min(batch.labels, _HEAD_TILE[0]) * min(vocabulary, _HEAD_TILE[1]) * 2 * _FP32,
+        "logits": min(batch.labels, _HEAD_TILE[0]) * min(architecture["vocab_size"], _HEAD_TILE[1]) * 2 * _FP32,
     }
     return MemoryEstimate(**{name: size / 2**30 for name, size in gib.items()})
 
@@ -77,33 +75,16 @@ def _optimiser_bytes(config: RunConfig) -> int:
     return 2 if config.optim.endswith("8bit") else 2 * _FP32
 
 
-def _linear_shapes(architecture: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """Outputs and inputs of the linear layers of a block, which are quantised."""
-    hidden, inner, heads = (architecture[key] for key in ("hidden_size", "intermediate_size", "num_attention_heads"))
-    head_size = architecture.get("head_dim") or hidden // heads
-    queries, keys = heads * head_size, architecture["num_key_value_heads"] * head_size
-    return {
-        "q_proj": (queries, hidden),
-        "k_proj": (keys, hidden),
-        "v_proj": (keys, hidden),
-        "o_proj": (hidden, queries),
-        "gate_proj": (inner, hidden),
-        "up_proj": (inner, hidden),
-        "down_proj": (hidden, inner),
-    }
-
-
-def _activations(architecture: Mapping[str, Any], config: RunConfig, compute_bytes: int) -> float:
-    """Bytes a token that the backward pass finds in memory: of all layers, or recomputed of one layer at a time."""
-    shapes = _linear_shapes(architecture)
-    hidden, queries, keys, inner = (shapes[name][0] for name in ("o_proj", "q_proj", "k_proj", "gate_proj"))
+def _activation_values(base: Path, config: RunConfig) -> float:
+    """Values a token that the backward pass needs: of all blocks, or of one that is computed again and its result."""
+    blocks = load_skeleton(base).config.num_hidden_layers
+    features = {name.rpartition(".")[2]: layer.out_features for name, layer in linear_layers(base).items()}
+    hidden, queries, keys, inner = (features[name] for name in ("o_proj", "q_proj", "k_proj", "gate_proj"))
     # Norms, their inputs and results; queries, keys and values before and after rotation; the four of the gated unit.
-    layer = 6 * hidden + 4 * queries + 4 * keys + 4 * inner
+    block = 6 * hidden + 4 * queries + 4 * keys + 4 * inner
     if config.lora_dropout:  # each adapter keeps a masked copy of its input, and the mask
-        layer += round(1.25 * sum(shapes[name][1] for name in target_modules(config)))
-    layers = architecture["num_hidden_layers"]
-    kept = layers * hidden + 2 * layer if config.gradient_checkpointing else layers * layer
-    return kept * compute_bytes
+        block += round(1.25 * sum(layer.in_features for layer in adapted_layers(config, base).values()) / blocks)
+    return blocks * hidden + 2 * block if config.gradient_checkpointing else blocks * block
 
 
 @dataclass(frozen=True)
@@ -154,7 +135,7 @@ def _measure(trainer: SFTTrainer, batches: Batches, config: RunConfig) -> tuple[
     """Seconds of a training batch and of a held-out one."""
     model = trainer.model
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
+        enable_checkpointing(model)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     model.train()

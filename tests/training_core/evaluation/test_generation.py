@@ -8,6 +8,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tiny_models import ARCHITECTURES, tiny_model
+from transformers import DynamicCache
+from transformers.utils import ModelOutput
 
 from training_core.config import RunConfig
 from training_core.evaluation.generation import generate
@@ -73,12 +75,17 @@ def test_one_prompt_strangers_single_tokens_and_twins_are_answered(
     assert_likeliest(loaded, prompts, generate(loaded, prompts, settings()))
 
 
+def cache_of(output: ModelOutput) -> tuple[str, DynamicCache]:
+    """The cache in a model's output and its name, which differs between versions of transformers."""
+    return next((name, value) for name, value in output.items() if isinstance(value, DynamicCache))
+
+
 @torch.inference_mode()
 def test_logits_on_a_cached_prefix_are_those_of_whole_rows(loaded: LoadedModel) -> None:
     """While prompts are read and while answers grow, with padding between prefix and row."""
     model, rows = loaded.model, sorted(range(len(PROMPTS)), key=lambda i: RESTS[i][0])
     prefixes = [
-        CachedPrefix(sum(policy == own for own, _ in RESTS), model(input_ids=torch.tensor([tokens])).past_key_values)
+        CachedPrefix(sum(policy == own for own, _ in RESTS), cache_of(model(input_ids=torch.tensor([tokens])))[1])
         for policy, tokens in POLICIES.items()
     ]
     longest = max(tokens for _, tokens in RESTS)
@@ -92,12 +99,8 @@ def test_logits_on_a_cached_prefix_are_those_of_whole_rows(loaded: LoadedModel) 
     ids, seen, at = (torch.tensor(values) for values in (rest, mask, positions))
     with continue_prefixes(model, prefixes):
         read = model(input_ids=ids[:, :-1], attention_mask=seen[:, :-1], position_ids=at[:, :-1], use_cache=True)
-        grown = model(
-            input_ids=ids[:, -1:],
-            attention_mask=seen,
-            position_ids=at[:, -1:],
-            past_key_values=read.past_key_values,
-        )
+        name, cache = cache_of(read)
+        grown = model(input_ids=ids[:, -1:], attention_mask=seen, position_ids=at[:, -1:], **{name: cache})
     for i, tokens in enumerate(whole):
         expected = model(input_ids=torch.tensor([tokens])).logits[0, -2:]
         found = torch.stack([read.logits[i, -1], grown.logits[i, -1]])

@@ -1,7 +1,8 @@
-"""What a training needs is known before it starts, and asking changes nothing."""
+"""The memory of a training is estimated before it starts, and measuring it changes nothing."""
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from training_core.training.memory import (
 from training_core.utils import pick_precision, set_seed
 
 QWEN25_7B = {
+    "model_type": "qwen2",
     "vocab_size": 152_064,
     "hidden_size": 3_584,
     "intermediate_size": 18_944,
@@ -54,8 +56,15 @@ def batches(config: RunConfig) -> Batches:
     return make_batches(data.train, data.held_out, config)
 
 
-def estimate(batch: BatchSize = BATCH, architecture: dict[str, Any] = QWEN25_7B, **settings: Any) -> MemoryEstimate:
-    return estimate_memory(architecture, RunConfig(**settings), batch, 2)
+@pytest.fixture
+def estimate(tmp_path: Path) -> Callable[..., MemoryEstimate]:
+    """The estimate for a base of which only config.json is present."""
+
+    def estimate(batch: BatchSize = BATCH, architecture: dict[str, Any] = QWEN25_7B, **settings: Any) -> MemoryEstimate:
+        (tmp_path / "config.json").write_text(json.dumps(architecture))
+        return estimate_memory(tmp_path, RunConfig(**settings), batch, 2)
+
+    return estimate
 
 
 @pytest.mark.parametrize(
@@ -70,44 +79,43 @@ def estimate(batch: BatchSize = BATCH, architecture: dict[str, Any] = QWEN25_7B,
         ({"gradient_checkpointing": False}, {"activations"}),
     ],
 )
-def test_more_of_anything_needs_more_memory_where_it_is_held(change: dict[str, Any], terms: set[str]) -> None:
+def test_memory_estimate_grows_where_a_thing_is_held(
+    estimate: Callable[..., MemoryEstimate], change: dict[str, Any], terms: set[str]
+) -> None:
     before, after = dataclasses.asdict(estimate()), dataclasses.asdict(estimate(**change))
     assert all(after[name] >= before[name] for name in before)
     assert terms <= {name for name in before if after[name] > before[name]}
     assert sum(after.values()) == pytest.approx(estimate(**change).total)
 
 
-def test_eight_bit_moments_take_a_quarter() -> None:
+def test_memory_estimate_counts_eight_bit_moments_as_a_quarter(estimate: Callable[..., MemoryEstimate]) -> None:
     assert estimate(optim="paged_adamw_8bit").optimiser == pytest.approx(estimate().optimiser / 4)
 
 
-def test_weights_are_reckoned_as_they_are_loaded(config: RunConfig) -> None:
-    """Within a hundredth; without the constants of double quantisation, NF4 would be 3% short."""
-    architecture = json.loads((Path(config.model_name) / "config.json").read_text())
-    reckoned = estimate_memory(architecture, config, BATCH, 4)
+def test_memory_estimate_of_weights_is_that_of_loaded_ones(config: RunConfig) -> None:
+    """Within a hundredth for NF4; without the constants of double quantisation it would be 3% short."""
+    estimated = estimate_memory(Path(config.model_name), config, BATCH, 4)
     base = load_quantised_base(Path(config.model_name), pick_precision())
     others = [weight for weight in base.parameters() if weight.dtype != torch.uint8]
-    assert reckoned.other_weights * 2**30 == pytest.approx(sum(weight.nbytes for weight in others), rel=0.01)
+    assert estimated.other_weights * 2**30 == pytest.approx(sum(weight.nbytes for weight in others))
     quantised = [module.weight for module in base.modules() if hasattr(module, "quant_state")]
     loaded = sum(weight.nbytes + weight.quant_state.absmax.nbytes for weight in quantised)
-    assert reckoned.quantised_weights * 2**30 == pytest.approx(loaded, rel=0.01)
+    assert estimated.quantised_weights * 2**30 == pytest.approx(loaded, rel=0.01)
     adapter = [weight for weight in load_model_and_tokenizer(config).model.parameters() if weight.requires_grad]
-    assert reckoned.adapter * 2**30 == pytest.approx(sum(weight.nbytes for weight in adapter))
+    assert estimated.adapter * 2**30 == pytest.approx(sum(weight.nbytes for weight in adapter))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("packing", [True, False])
-def test_a_probed_training_is_the_training_without_a_probe_bit_by_bit(
-    config: RunConfig, tmp_path: Path, packing: bool
-) -> None:
+def test_measuring_the_heaviest_batch_changes_no_training(config: RunConfig, tmp_path: Path, packing: bool) -> None:
     config = RunConfig(**vars(config) | {"packing": packing})
     data = load_training_data(prepare_data(config, Path(config.model_name)))
     batches = make_batches(data.train, data.held_out, config)
     trained = []
-    for probed in (True, False):
+    for measured in (True, False):
         loaded = load_model_and_tokenizer(config)
-        trainer = create_trainer(loaded, batches, config, tmp_path / str(probed))
-        if probed:
+        trainer = create_trainer(loaded, batches, config, tmp_path / str(measured))
+        if measured:
             before = _adapter(loaded)
             assert measure_heaviest_batch(trainer, batches, config).seconds > 0
             assert torch.equal(_adapter(loaded), before)
@@ -115,8 +123,8 @@ def test_a_probed_training_is_the_training_without_a_probe_bit_by_bit(
         set_seed(config.seed)
         trainer.train()
         trained.append((_adapter(loaded), [log for log in trainer.state.log_history if "loss" in log]))
-    (with_probe, its_curve), (without, curve) = trained
-    assert torch.equal(with_probe, without)
+    (with_measurement, its_curve), (without, curve) = trained
+    assert torch.equal(with_measurement, without)
     assert [(log["loss"], log["mean_token_accuracy"]) for log in its_curve] == [
         (log["loss"], log["mean_token_accuracy"]) for log in curve
     ]
@@ -126,14 +134,12 @@ def _adapter(loaded: LoadedModel) -> torch.Tensor:
     return torch.cat([weight.detach().flatten() for weight in loaded.model.parameters() if weight.requires_grad])
 
 
-def test_the_heaviest_batch_is_the_one_that_is_probed(batches: Batches, config: RunConfig) -> None:
+def test_heaviest_batch_is_the_longest_of_all(batches: Batches, config: RunConfig) -> None:
     sizes = [len(example["input_ids"]) for example in batches.train_order]
     assert len(batches.train.heaviest_batch[0]["input_ids"]) == batches.train.tokens_at_most >= max(sizes)
 
 
-def test_a_batch_that_does_not_fit_is_rejected_with_what_to_change(
-    config: RunConfig, batches: Batches, tmp_path: Path
-) -> None:
+def test_memory_error_in_a_batch_names_the_fix(config: RunConfig, batches: Batches, tmp_path: Path) -> None:
     loaded = load_model_and_tokenizer(config)
     trainer = create_trainer(loaded, batches, config, tmp_path)
 
@@ -145,7 +151,7 @@ def test_a_batch_that_does_not_fit_is_rejected_with_what_to_change(
         measure_heaviest_batch(trainer, batches, config)
 
 
-def test_a_training_that_will_not_fit_is_rejected_with_figures_and_fix() -> None:
+def test_memory_forecast_above_the_device_is_rejected() -> None:
     require_memory(Forecast(23.9, 24.0, 1.0, 1.0), RunConfig())
     with pytest.raises(
         SettingsError, match=r"30\.0 GiB are needed and there are 24\.0: set gradient_checkpointing true"
@@ -153,6 +159,6 @@ def test_a_training_that_will_not_fit_is_rejected_with_figures_and_fix() -> None
         require_memory(Forecast(30.0, 24.0, 1.0, 1.0), RunConfig(gradient_checkpointing=False))
 
 
-def test_remedies_lead_to_less_memory_and_keep_the_rows_of_a_step_as_long_as_they_can() -> None:
+def test_memory_fix_keeps_the_rows_of_a_step() -> None:
     assert memory_fix(RunConfig()) == "set per_device_train_batch_size 2 and gradient_accumulation_steps 16"
     assert "max_seq_length 1024" in memory_fix(RunConfig(per_device_train_batch_size=1))

@@ -1,0 +1,67 @@
+"""A child process ends when its parent does, however the parent ends."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from training_core.child_processes import child_process
+
+pytestmark = pytest.mark.slow
+
+WAIT = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).touch(); time.sleep(600)"
+
+
+@pytest.fixture
+def modules(tmp_path: Path) -> Path:
+    """A folder with modules that children run."""
+    (tmp_path / "report.py").write_text("import os, sys; print(sys.argv, os.environ['GREETING'], __name__)")
+    (tmp_path / "wait.py").write_text(WAIT)
+    (tmp_path / "stubborn.py").write_text(f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {WAIT}")
+    (tmp_path / "nested.py").write_text(
+        "import subprocess, sys\n"
+        "subprocess.run([sys.executable, '-m', 'training_core.child_processes', 'wait', 'grandchild'])"
+    )
+    (tmp_path / "parent.py").write_text(
+        "import contextlib, pathlib\n"
+        "from training_core.child_processes import child_process\n"
+        "with child_process(['nested']) as process:\n"
+        "    process.wait()"
+    )
+    return tmp_path
+
+
+def wait_for(path: Path) -> None:
+    while not path.exists():
+        time.sleep(0.02)
+
+
+def test_child_runs_a_module_with_arguments_and_environment(modules: Path) -> None:
+    with child_process(["report", "a", "b c"], {"GREETING": "hi"}, modules, output=subprocess.PIPE) as process:
+        assert process.stdout
+        printed = process.stdout.read().decode()
+        assert process.wait() == 0
+    assert printed == f"{[str(modules / 'report.py'), 'a', 'b c']} hi __main__\n"
+
+
+@pytest.mark.parametrize(("module", "exit_code"), [("wait", -15), ("stubborn", -9)])
+def test_child_ends_with_the_body(modules: Path, module: str, exit_code: int) -> None:
+    with child_process([module, "started"], folder=modules, seconds_to_end=1) as process:
+        wait_for(modules / "started")
+    assert process.returncode == exit_code
+
+
+@pytest.mark.parametrize("victim", ["parent", "child"])
+def test_children_end_with_a_killed_parent(modules: Path, victim: str) -> None:
+    """The grandchild watches the child, so that a killed child leaves nothing running either."""
+    parent = psutil.Popen([sys.executable, "-m", "parent"], cwd=modules)
+    wait_for(modules / "grandchild")
+    (child,) = parent.children()
+    below = child.children()
+    assert len(below) == 1
+    {"parent": parent, "child": child}[victim].kill()
+    parent.wait(timeout=60)
+    assert not psutil.wait_procs([child, *below], timeout=60)[1]
