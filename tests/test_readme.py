@@ -6,10 +6,10 @@ import shlex
 from pathlib import Path
 
 import pytest
+from benchmarks.findings import Findings
 
 from benchmarks.faults import RESULTS as FAULTS
 from benchmarks.faults import faults_table
-from benchmarks.findings import Findings
 from benchmarks.report import PICTURE, RESULTS, section
 from flows.settings_table import settings_table
 from training_core.config import config_from_command_line, read_settings
