@@ -1,7 +1,7 @@
 """Injects faults into a real team set-up, one at a time, and records how each run ended.
 
-``python -m benchmarks.faults [FAULT …]`` writes ``results/faults.json`` and the table of docs/reliability.md; all faults
-take an hour. ``--render`` writes the table from the last results.
+``python -m benchmarks.faults [FAULT …]`` writes ``results/faults.json`` and the table of docs/reliability.md. All
+faults take an hour. ``--render`` writes the table from the last results.
 """
 
 import contextlib
@@ -19,11 +19,11 @@ from typing import Any
 
 import httpx
 import psutil
-from flows.doc_sections import DOCS, write_section
 from rich.console import Console
 
 from deployments.up import WORKERS, Servers, deploy_to, servers, worker
 from flows.cli import set_environment
+from flows.doc_sections import DOCS, write_section
 from flows.local_servers import prefect_server
 
 SETTINGS = {

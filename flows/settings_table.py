@@ -32,7 +32,7 @@ def _as_typed(default: object) -> str:
 
 def _allowed(schema: dict[str, Any]) -> str:
     choices = [True, False] if schema.get("type") == "boolean" else schema.get("enum", [])
-    bounds = [f"{sign} {schema[name]:g}" for name, sign in _BOUNDS.items() if name in schema]
+    bounds = [f"{sign} {schema[name]}" for name, sign in _BOUNDS.items() if name in schema]
     return ", ".join([*(f"`{_as_typed(choice)}`" for choice in choices), *bounds])
 
 
