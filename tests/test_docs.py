@@ -20,6 +20,7 @@ from flows.doc_sections import DOCS, README, ROOT, read_section
 from flows.reevaluate_flow import reevaluate_flow
 from flows.sft_flow import sft_flow
 from training_core.config import config_from_command_line, read_settings, settings_info
+from training_core.evaluation.report import score_grid
 
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "deployments" / "README.md", *sorted(DOCS.glob("*.md"))]
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
@@ -31,7 +32,9 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=TEXTS)
 
 
 def code_blocks(text: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    """The fenced blocks of this language; a closing fence is no opening one."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return [block for found, block in blocks if found == language]
 
 
 def commands(start: str) -> list[str]:
@@ -76,6 +79,11 @@ def test_reliability_page_shows_the_last_measurement() -> None:
     measured = json.loads(faults.RESULTS.read_text(encoding="utf-8"))
     written = read_section(faults.PAGE, faults.SECTION)
     assert written == faults.faults_table(measured), "run `python -m benchmarks.faults --render`"
+
+
+def test_evaluation_page_explains_every_column() -> None:
+    explained = re.findall(r"^\| ([^|]+) \|", TEXTS["docs/evaluation.md"], flags=re.MULTILINE)
+    assert set(score_grid({}).head) - {""} <= set(explained)
 
 
 @pytest.mark.slow
@@ -137,7 +145,7 @@ def test_make_targets_in_the_docs_exist() -> None:
 
 def test_readme_activates_the_environment_before_sft_flow() -> None:
     lines = [line for block in code_blocks(TEXTS["README.md"], "") for line in block.split("\n")]
-    first = next(place for place, line in enumerate(lines) if line.startswith("sft-flow ") and "version" not in line)
+    first = next(place for place, line in enumerate(lines) if line.startswith("sft-flow "))
     assert lines.index("source .venv/bin/activate") < first
 
 
