@@ -44,7 +44,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt $(TORCH) --editable '.[dev]'
 	touch $@
 
-# Twenty minutes on two idle cores: measures, then writes results, picture and the README's figures.
+# Twenty minutes on two idle cores: measures, then writes results, picture and the figures of docs/performance.md.
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
 

@@ -1,6 +1,7 @@
-"""What happens when something dies: a real set-up, one fault after the other, and a table of what came of it.
+"""Injects faults into a real team set-up, one at a time, and records how each run ended.
 
-``python -m benchmarks.faults [FAULT …]`` writes ``results/faults.json`` and the README's table; an hour for all.
+``python -m benchmarks.faults [FAULT …]`` writes ``results/faults.json`` and the table of docs/reliability.md. All
+faults take an hour. ``--render`` writes the table from the last results.
 """
 
 import contextlib
@@ -11,6 +12,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +23,8 @@ from rich.console import Console
 
 from deployments.up import WORKERS, Servers, deploy_to, servers, worker
 from flows.cli import set_environment
+from flows.doc_sections import DOCS, write_section
 from flows.local_servers import prefect_server
-from flows.readme import write_section
 
 SETTINGS = {
     "max_steps": 40,
@@ -30,17 +33,18 @@ SETTINGS = {
     "gradient_accumulation_steps": 4,
     "max_eval_rows": 8,
     "eval_max_new_tokens": 16,
-    "min_improvement": 0.9,  # nobody becomes champion, so that all faults meet the same evaluation
+    "min_improvement": 0.9,  # no run changes the champion, so that all runs have the same evaluation
 }
 LONGEST_SECONDS = 600
 RESULTS = Path(__file__).parent / "results" / "faults.json"
+PAGE, SECTION = DOCS / "reliability.md", "faults"
 
 console = Console(highlight=False, soft_wrap=True)
 
 
 @dataclass
 class Team:
-    """A set-up whose parts can be killed one by one and started again, and a run of the demo in it."""
+    """A team set-up whose parts can be killed and started again one by one, and a run of the demo in it."""
 
     home: Path
     servers: Servers
@@ -49,7 +53,7 @@ class Team:
     run: str = ""
 
     def start_worker(self, pool: str) -> None:
-        """Another worker of a pool."""
+        """Start another worker of a pool."""
         process = self.stack.enter_context(worker(pool, self.home, self.servers))
         self.workers[pool] = psutil.Process(process.pid)
 
@@ -59,13 +63,13 @@ class Team:
         return next(process for process in below if "prefect.engine" in process.cmdline())
 
     def kill_machine(self, pool: str) -> None:
-        """A pool's worker and the flow it runs."""
+        """Kill a pool's worker and the flow that it runs."""
         engine = self.engine(pool)
         self.workers[pool].kill()
         engine.kill()
 
     def api(self, path: str, **body: Any) -> Any:
-        """What the Prefect server answers. Raises ``httpx.HTTPError``."""
+        """The Prefect server's response to a POST. Raises ``httpx.HTTPError``."""
         answer = httpx.post(f"{self.servers.prefect.address}/api/{path}", json=body, timeout=30)
         answer.raise_for_status()
         return answer.json() if answer.content else None
@@ -77,8 +81,8 @@ class Team:
         run = self.api(f"deployments/{deployment}/create_flow_run", parameters=SETTINGS | settings)
         self.run = run["id"]
 
-    def look(self) -> dict[str, dict[str, Any]]:
-        """The run and its training by their flows' names; nothing while the server is away."""
+    def poll(self) -> dict[str, dict[str, Any]]:
+        """The run and its training by flow name; empty while the server does not answer."""
         own = {"any_": [self.run]}
         try:
             found = self.api("flow_runs/filter", flow_runs={"id": own})
@@ -108,7 +112,7 @@ def kill_training(team: Team) -> None:
 
 
 def kill_gpu_worker(team: Team) -> None:
-    """SIGKILL of the GPU worker; its run lives on; another worker after 10 s."""
+    """SIGKILL of the GPU worker only; its run keeps training; another worker after 10 s."""
     team.workers["gpu"].kill()
     time.sleep(10)
     team.start_worker("gpu")
@@ -138,8 +142,8 @@ def kill_server(team: Team) -> None:
     _restart_server(team, 30)
 
 
-def keep_server_away(team: Team) -> None:
-    """SIGKILL of the Prefect server; started again after 150 s, when every run has been silent for too long."""
+def kill_server_for_long(team: Team) -> None:
+    """SIGKILL of the Prefect server; started again after 150 s, when all heartbeats are overdue."""
     _restart_server(team, 150)
 
 
@@ -154,7 +158,7 @@ def _restart_server(team: Team, after: int) -> None:
 
 
 def freeze_training(team: Team) -> None:
-    """SIGSTOP of GPU worker and training for 150 s, as of a machine that sleeps; another worker after 10 s."""
+    """SIGSTOP of GPU worker and training for 150 s, like a machine that sleeps; another worker after 10 s."""
     engine, frozen = team.engine("gpu"), team.workers["gpu"]
     for process in (frozen, engine):
         process.suspend()
@@ -178,8 +182,8 @@ def pause_pool(team: Team) -> None:
     httpx.patch(pool, json={"is_paused": False}, timeout=30).raise_for_status()
 
 
-def keep_gpu_worker_away(team: Team) -> None:
-    """SIGKILL of GPU worker and training; no worker ever comes back."""
+def lose_gpu_machine(team: Team) -> None:
+    """SIGKILL of GPU worker and training; no other worker is started."""
     team.kill_machine("gpu")
 
 
@@ -187,14 +191,14 @@ FAULTS: dict[str, Callable[[Team], None]] = {
     fault.__name__: fault
     for fault in (
         *(kill_training, kill_gpu_worker, kill_gpu_machine, freeze_training, kill_parent, kill_cpu_machine),
-        *(kill_server, keep_server_away, cancel, pause_pool, keep_gpu_worker_away),
+        *(kill_server, kill_server_for_long, cancel, pause_pool, lose_gpu_machine),
     )
 }
 
 
 @contextlib.contextmanager
 def fresh_team() -> Iterator[Team]:
-    """Servers, deployments and workers of their own, in a folder that goes with them."""
+    """New servers, deployments and workers, in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         home = Path(folder)
         home.chmod(0o755)  # PostgreSQL runs as another user when this process is root
@@ -208,11 +212,11 @@ def fresh_team() -> Iterator[Team]:
 
 
 def measure(name: str) -> dict[str, Any]:
-    """Let one fault happen in the middle of a training, and follow the run to its end."""
+    """Inject one fault in the middle of a training, and follow the run to its end."""
     fault = FAULTS[name]
-    patience = {"max_queue_hours": 0.03} if fault is keep_gpu_worker_away else {}
+    queue_limit = {"max_queue_hours": 0.03} if fault is lose_gpu_machine else {}
     with fresh_team() as team:
-        team.start_run(**patience)
+        team.start_run(**queue_limit)
         _wait_for(lambda: len(team.checkpoints()) >= 2)
         done = _last_step(team)
         happened = time.monotonic()
@@ -228,7 +232,8 @@ def measure(name: str) -> dict[str, Any]:
             follower.join(0.5)
         return {
             "fault": name,
-            "what": str(fault.__doc__),
+            "date": str(date.today()),
+            "prefect": version("prefect"),
             "first_training_process_gone": gone,
             "steps_at_fault": done,
             **_outcome(team),
@@ -250,10 +255,10 @@ def _last_step(team: Team) -> int:
 
 
 def _follow(team: Team, since: float, changes: list[Change]) -> None:
-    """Note every change until the run is over."""
+    """Record every state change until the run ends."""
     last: dict[str, tuple[str, int]] = {}
     while time.monotonic() - since < LONGEST_SECONDS:
-        runs = team.look()
+        runs = team.poll()
         for flow, run in runs.items():
             now = (str(run["state"]["name"]), int(run["run_count"]))
             if last.get(flow) != now:
@@ -266,9 +271,9 @@ def _follow(team: Team, since: float, changes: list[Change]) -> None:
 
 
 def _outcome(team: Team) -> dict[str, Any]:
-    """What is there in the end: each kind of thing once, or not at all."""
+    """How the run ended, and how many trainings, points of the curve and registered versions there are."""
     summaries = [json.loads(path.read_text()) for path in team.home.glob("gpu/runs/*/training.json")]
-    runs = team.look()
+    runs = team.poll()
     journals = list(team.home.glob("gpu/runs/*/journal.jsonl"))
     points = [json.loads(line) for path in journals for line in path.read_text().splitlines()]
     steps = [point["step"] for point in points if "loss" in point["values"]]
@@ -285,9 +290,9 @@ def _outcome(team: Team) -> dict[str, Any]:
 
 
 def faults_table(found: dict[str, dict[str, Any]]) -> str:
-    """What came of each fault, as Markdown."""
+    """The outcome of each fault, as Markdown, and when it was measured."""
     lines = [
-        "| fault | known after, s | trains again after, s | steps lost | trained twice | end |",
+        "| fault | detected after, s | training resumed after, s | steps lost | steps trained twice | end state |",
         "|---|--:|--:|--:|--:|---|",
     ]
     for name in (name for name in FAULTS if name in found):
@@ -296,15 +301,19 @@ def faults_table(found: dict[str, dict[str, Any]]) -> str:
         again = next((change.seconds for change in changes if change.state == "Running" and change.run_count > 1), None)
         end = fault["end"]["sft-flow"]
         if name == "cancel":
-            end += f"; the training's process is gone after {fault['first_training_process_gone']} s"
+            end += f"; the training process ended after {fault['first_training_process_gone']} s"
         lost = max(0, fault["steps_at_fault"] - (fault["resumed_from_step"] or fault["steps_at_fault"]))
         cells = ("—" if cell is None else str(cell) for cell in (known, again, lost, fault["points_twice"], end))
-        lines.append(f"| {fault['what'].rstrip('.')} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        lines.append(f"| {str(FAULTS[name].__doc__).rstrip('.')} | {' | '.join(cells)} |")
+    measured = sorted({f"{fault['date']} with Prefect {fault['prefect']}" for fault in found.values()})
+    return "\n".join([*lines, "", f"Measured on {', '.join(measured)}."]) + "\n"
 
 
 def main() -> None:
-    """Measure the faults named, or all, and keep what came of each."""
+    """Measure the faults named, or all, and record each outcome."""
+    if sys.argv[1:] == ["--render"]:
+        write_section(PAGE, SECTION, faults_table(json.loads(RESULTS.read_text(encoding="utf-8"))))
+        return
     set_environment()
     for name in sys.argv[1:] or FAULTS:
         console.print(f"{name}: {FAULTS[name].__doc__}")
@@ -312,7 +321,7 @@ def main() -> None:
         known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
         text = json.dumps(known | {name: found}, indent=1)
         RESULTS.write_text(text + "\n", encoding="utf-8")
-        write_section("faults", faults_table(json.loads(text)))
+        write_section(PAGE, SECTION, faults_table(json.loads(text)))
         console.print({key: value for key, value in found.items() if key != "changes"})
 
 

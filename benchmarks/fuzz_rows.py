@@ -1,10 +1,10 @@
-"""Mutated lines and mutated files through the data stage: each ends in rows, rejection or a bad file, never in a crash.
+"""Reads mutated lines and mutated files: each must end as rows, as rejected lines or as a bad file, never in a crash.
 
     python -m benchmarks.fuzz_rows --lines 1000000 --seed 0
 
-Lines of all shapes are flipped, cut, spliced and sprinkled with what JSON and chat templates find hard, or have a value
-put where another belongs, then read in files of all containers, whose bytes are mutated too. Whatever comes out that is
-no row, no ``Problem`` and no ``BadFileError`` ends the command, and the file that did it stays in ``runs/fuzz/rows``.
+Lines of all row formats get flipped bits, cuts, splices, tokens that are hard for JSON and chat templates, or values of
+the wrong type. They are then read from files of all kinds, whose bytes are mutated too. Any other error ends the
+command; the file that caused it is ``runs/fuzz/rows``.
 """
 
 import argparse
@@ -73,17 +73,17 @@ VALUES: tuple[Any, ...] = (
 
 
 def make_lines(seed: int, count: int) -> list[bytes]:
-    """Good lines of all shapes, with policies short enough that much else is mutated."""
+    """Good lines of all row formats, with short policies, so that most mutations hit something else."""
     lines = []
     for place, row in enumerate(generate_rows(count, seed)):
         row["input"]["policy_document"] = row["input"]["policy_document"][:200]
-        shape = list(FORMATS.values())[place % len(FORMATS)]
-        lines.append(json.dumps(shape(row)).encode() if place % 5 == 0 else to_text(shape(row)).encode())
+        write = list(FORMATS.values())[place % len(FORMATS)]
+        lines.append(json.dumps(write(row)).encode() if place % 5 == 0 else to_text(write(row)).encode())
     return lines
 
 
 def mutate(raw: bytes, other: bytes, rng: Random) -> bytes:
-    """The bytes after one to four accidents."""
+    """The bytes after one to four random mutations."""
     for _ in range(rng.choice((1, 1, 1, 2, 3, 4))):
         start, end = sorted(rng.randrange(len(raw) + 1) for _ in range(2))
         short = start + rng.randrange(1, 9)
@@ -107,7 +107,7 @@ def mutate(raw: bytes, other: bytes, rng: Random) -> bytes:
 
 
 def misplace(line: bytes, rng: Random) -> bytes:
-    """A good line with some value replaced by one of ``VALUES``, or lost, or under another key."""
+    """A good line with one value replaced by one of ``VALUES``, or moved to another key."""
     row = json.loads(line)
     place: Any = row
     while True:
@@ -123,17 +123,17 @@ def misplace(line: bytes, rng: Random) -> bytes:
 
 
 def make_files(lines: int, seed: int) -> Iterator[tuple[bytes, int]]:
-    """Files and how many lines they were made from. Parquet holds no broken lines, so its bytes are mutated always."""
+    """Files, each with the number of its lines. Parquet cannot hold a broken line, so its bytes are always mutated."""
     rng = Random(seed)
     good = make_lines(seed, 600)
-    by_shape = [good[place :: len(FORMATS)] for place in range(len(FORMATS))]
+    by_format = [good[place :: len(FORMATS)] for place in range(len(FORMATS))]
     left = lines
     while left > 0:
         container = rng.choice(list(CONTAINERS))
-        chosen = rng.choices(rng.choice(by_shape) if rng.random() < 0.8 else good, k=min(LINES_A_FILE, left))
+        chosen = rng.choices(rng.choice(by_format) if rng.random() < 0.8 else good, k=min(LINES_A_FILE, left))
         is_table = container == ".parquet"
         if is_table:
-            chosen = by_shape[0][: rng.randrange(1, 5)]
+            chosen = by_format[0][: rng.randrange(1, 5)]
         else:
             chosen = [
                 misplace(line, rng) if rng.random() < 0.5 else mutate(line, rng.choice(good), rng) for line in chosen
@@ -146,7 +146,7 @@ def make_files(lines: int, seed: int) -> Iterator[tuple[bytes, int]]:
 
 
 def read(path: Path) -> Counter[str]:
-    """How a file's lines ended. Raises whatever should not have come out."""
+    """How many lines of a file ended as what. Raises any error but ``BadFileError``."""
     counts: Counter[str] = Counter()
     try:
         for item in read_rows(str(path)):
@@ -158,7 +158,7 @@ def read(path: Path) -> Counter[str]:
 
 
 def fuzz(lines: int, seed: int, path: Path) -> Counter[str]:
-    """Counts of how lines and files ended. An error travels, and leaves the file that made it at `path`."""
+    """How many lines and files ended as what. An error is raised on; the file that caused it is then at `path`."""
     counts: Counter[str] = Counter()
     for content, made in make_files(lines, seed):
         path.write_bytes(content)
@@ -169,7 +169,7 @@ def fuzz(lines: int, seed: int, path: Path) -> Counter[str]:
 
 
 def main() -> None:
-    """Fuzz and print counts; where the reader crashes, so does this, and runs/fuzz/rows is the file that did it."""
+    """Read mutated files and print the counts. An error of the reader ends the command; runs/fuzz/rows caused it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz_rows", description=main.__doc__)
     parser.add_argument("--lines", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)

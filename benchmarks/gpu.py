@@ -1,7 +1,8 @@
-"""The same comparison on a GPU, with Qwen2.5's shapes and random weights: `python -m benchmarks.gpu`.
+"""The same comparison on a GPU, with Qwen2.5's architectures and random weights: `python -m benchmarks.gpu`.
 
 Needs torch, transformers, peft, bitsandbytes, trl, datasets, pydantic, pyyaml, orjson, pandas, pyarrow, fsspec, scipy,
-scikit-learn, filelock, jinja2, rich and matplotlib; neither Prefect nor MLflow. `--tiny` shows on a CPU that it runs.
+scikit-learn, filelock, jinja2, rich and matplotlib, but neither Prefect nor MLflow. `--tiny` runs a tiny model, also on
+a CPU.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.compare import Plan, check_losses, compare
-from benchmarks.findings import Findings
+from benchmarks.measurements import Measurements
 from benchmarks.report import RUNS
 from benchmarks.rows import Architecture, RowSet
 
@@ -50,14 +51,14 @@ ARCHITECTURES: dict[str, Architecture] = {
     },
 }
 FULL = Plan(
-    everyone=(RowSet(800, 8, 2), RowSet(3_000, 2, 2)),
-    only_ours=(RowSet(3_000, 32, 2),),
+    all_layouts=(RowSet(800, 8, 2), RowSet(3_000, 2, 2)),
+    only_sharing=(RowSet(3_000, 32, 2),),
     repeats=1,
     starts=0,
     steps=4,
     gradient_checkpointing=True,
 )
-TINY = Plan(everyone=(RowSet(64, 4, 2),), only_ours=(), repeats=1, starts=0)
+TINY = Plan(all_layouts=(RowSet(64, 4, 2),), only_sharing=(), repeats=1, starts=0)
 H100_TFLOPS = 989.0  # dense bf16, by its data sheet; the H200 has the same
 
 
@@ -70,7 +71,7 @@ def block_weights(architecture: Architecture) -> int:
 
 
 def utilisation(run: dict[str, Any], architecture: Architecture, peak_tflops: float) -> float:
-    """MFU: the least arithmetic for the tokens computed, over what the GPU could do in that time.
+    """Model FLOPs utilisation (MFU): the arithmetic of the computed tokens over what the GPU can do in that time.
 
     Two operations a weight forward, two backward (frozen weights need no gradient); attention, adapter, head and
     recomputed activations are not counted.
@@ -79,7 +80,7 @@ def utilisation(run: dict[str, Any], architecture: Architecture, peak_tflops: fl
     return operations / run["wall_seconds"] / (peak_tflops * 1e12)
 
 
-def show(results: Findings, architecture: Architecture, peak_tflops: float) -> Table:
+def show(results: Measurements, architecture: Architecture, peak_tflops: float) -> Table:
     table = Table("policy", "rows per policy", "layout", "tokens before sharing/s", "MFU", "peak MB")
     for run in results.runs:
         table.add_row(
@@ -102,7 +103,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="where the results are written")
     arguments = parser.parse_args()
     if not (arguments.tiny or torch.cuda.is_available()):
-        parser.error("there is no GPU here; --tiny runs on a CPU")
+        parser.error("expected a GPU, found none; --tiny runs on a CPU")
     output = arguments.output or (RUNS / "gpu_tiny.json" if arguments.tiny else RESULTS)
     console = Console()
     found = {}

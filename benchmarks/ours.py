@@ -1,4 +1,4 @@
-"""Our own training, of the parts that `train_model` is made of; nobody here takes a held-out loss or saves."""
+"""Our training with the parts of `train_model`, without its evaluations and checkpoints."""
 
 from peft import PeftModel
 from transformers.trainer_callback import PrinterCallback
@@ -16,12 +16,12 @@ from training_core.training.callbacks import KeepJournal
 
 
 def sharing(job: Job) -> tuple[PeftModel, int]:
-    """As trained by default: the rows of a policy under one copy of it."""
+    """The default: the rows of a policy under one copy of it."""
     return _train(job, job.rows.rows_per_policy)
 
 
 def not_sharing(job: Job) -> tuple[PeftModel, int]:
-    """The same packs with every row under a copy of its own."""
+    """The same packs, but every row has its own copy of the policy."""
     return _train(job, 1)
 
 
@@ -43,7 +43,7 @@ def _train(job: Job, rows_per_prefix: int) -> tuple[PeftModel, int]:
     loaded = load_model_and_tokenizer(config)
     use_shared_prefix_attention(loaded.model)
     rows = job.rows.make(job.vocabulary)
-    # Room for one policy with all of its rows: where nothing is shared, for a row.
+    # The longest pack: one policy with all of its rows.
     room = job.rows.policy_tokens + job.rows.rows_per_policy * (CASE_TOKENS[1] + ANSWER_TOKENS)
     plan = plan_packing(rows, room, len(rows), config.seed, rows_per_prefix)
     steps = Steps.of(config, len(plan.packs), 1, plan.packs_per_step)
@@ -58,7 +58,7 @@ def _train(job: Job, rows_per_prefix: int) -> tuple[PeftModel, int]:
         callbacks=[KeepJournal(job.run_dir / "journal.jsonl", tokens_per_step=plan.row_tokens)],
     )
     trainer.remove_callback(PrinterCallback)
-    for weight in loaded.model.parameters():  # as in train_model: the trainer rounds the adapter to bf16
+    for weight in loaded.model.parameters():  # as train_model does: TRL's trainer has rounded the adapter to bf16
         if weight.requires_grad:
             weight.data = weight.data.float()
     trainer.train()

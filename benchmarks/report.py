@@ -1,4 +1,4 @@
-"""The results as tables, as a picture, and as the README's section "How fast"."""
+"""The measurements as tables, as a picture, and as the section of docs/performance.md."""
 
 from pathlib import Path
 from statistics import median
@@ -8,19 +8,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from rich.table import Table
 
-from benchmarks.findings import ALONE, BEST, DOCUMENTED, FLOOR, LAYOUT_NAMES, OURS, Findings, spread_of
+from benchmarks.measurements import BEST, BY_HAND, DOCUMENTED, LAYOUT_NAMES, NOT_SHARING, OURS, Measurements, spread_of
+from flows.doc_sections import DOCS, ROOT
 
-ROOT = Path(__file__).parent.parent
-PICTURE = ROOT / "docs" / "packing.png"
+PAGE = DOCS / "performance.md"
+PICTURE = DOCS / "packing.png"
+SECTION = "bench"
 RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
 RUNS = ROOT / "runs" / "benchmarks"
 
-COLOURS = {DOCUMENTED: "#c9c9c9", BEST: "#9a9a9a", FLOOR: "#5f5f5f", ALONE: "#9ecae1", OURS: "#1f77b4"}
+COLOURS = {DOCUMENTED: "#c9c9c9", BEST: "#9a9a9a", BY_HAND: "#5f5f5f", NOT_SHARING: "#9ecae1", OURS: "#1f77b4"}
 HEADLINE = {"policy_tokens": 800, "rows_per_policy": 8}
 SHADES = ("#9ecae1", "#6baed6", "#2171b5", "#08306b")
 
 
-def details(results: Findings) -> Table:
+def details(results: Measurements) -> Table:
     """Everything that was measured, medians over repeats, for the terminal."""
     table = Table("policy", "rows each", "layout", "per CPU s", "per s", "CPU s", "s", "spread", "peak MB", "loss")
     for rows in results.row_sets():
@@ -41,7 +43,7 @@ def details(results: Findings) -> Table:
     return table
 
 
-def table(results: Findings) -> str:
+def table(results: Measurements) -> str:
     """Tokens before sharing per CPU second of every layout on every set of rows, as Markdown."""
     headings = (
         "policy, tokens",
@@ -56,7 +58,7 @@ def table(results: Findings) -> str:
         cells = [f"{rows['policy_tokens']:,}", str(rows["rows_per_policy"])]
         cells += [_figure(results.speed(layout, rows)) for layout in LAYOUT_NAMES[:-1]]
         cells += [f"**{_figure(results.speed(OURS, rows))}**"]
-        cells += [f"{results.gain(over, rows):.1f}×" for over in (ALONE, DOCUMENTED)]
+        cells += [f"{results.gain(over, rows):.1f}×" for over in (NOT_SHARING, DOCUMENTED)]
         cells += [f"{_figure(results.peak(BEST, rows))} → {_figure(results.peak(OURS, rows))}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -66,25 +68,25 @@ def _figure(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}"
 
 
-def section(results: Findings) -> str:
-    """The README's picture and table, and what they depend on; all figures come from the results."""
+def section(results: Measurements) -> str:
+    """The page's picture and table, and what they depend on; all figures come from the measurements."""
     about = results.about
     return f"""\
-![Tokens before sharing per CPU second: TRL, a loop written by hand, and ours]({PICTURE.relative_to(ROOT).as_posix()})
+![Tokens before sharing per CPU second: TRL, a plain loop, and ours]({PICTURE.relative_to(PAGE.parent).as_posix()})
 
 {table(results)}
-*÷* is ours over that layout. An empty cell: a layout that shares nothing takes the same time for every row, so a few
-rows are enough; the ratios compare with the same length of policy. *Peak MB*: TRL at its best → ours. From the birth of
-a process to the end of its first step: TRL {results.start(BEST):.1f}, ours {results.start(OURS):.1f} CPU seconds.
-Repeats of one cell differ by up to {results.spread():.2f}×.
+*÷* is the speed of *ours* divided by the speed of that layout. Empty cells were not measured: a layout that shares
+nothing takes the same time for every row, so its ratios use the cell with the same policy length. *Peak MB*: TRL at its
+best → ours. From the start of the process to the end of the first step: TRL {results.start(BEST):.1f}, ours
+{results.start(OURS):.1f} CPU seconds. Repeats of one cell differ by up to {results.spread():.2f}×.
 
 {about["date"]}, {about["cpu"]}, {about["cores"]} cores, medians of {about["repeats"]}, `{about["environment"]}`;
-{about["versions"]}. `make bench` measures anew and writes these lines.
+{about["versions"]}. `make bench` measures again and writes these lines.
 """
 
 
-def draw(results: Findings, path: Path) -> None:
-    """Left: everyone on the same rows. Right: what sharing gains as a policy has more rows."""
+def draw(results: Measurements, path: Path) -> None:
+    """Left: all layouts on the same rows. Right: the gain of sharing as a policy has more rows."""
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
     _draw_bars(results, left)
@@ -95,7 +97,7 @@ def draw(results: Findings, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _draw_bars(results: Findings, axes: Axes) -> None:
+def _draw_bars(results: Measurements, axes: Axes) -> None:
     rows = next((rows for rows in results.row_sets() if rows.items() >= HEADLINE.items()), results.row_sets()[-1])
     speeds = {layout: speed for layout in LAYOUT_NAMES if (speed := results.speed(layout, rows)) is not None}
     bars = axes.barh(list(speeds), list(speeds.values()), color=[COLOURS[layout] for layout in speeds])
@@ -108,12 +110,12 @@ def _draw_bars(results: Findings, axes: Axes) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def _draw_lines(results: Findings, axes: Axes) -> None:
+def _draw_lines(results: Measurements, axes: Axes) -> None:
     lengths = sorted({rows["policy_tokens"] for rows in results.row_sets()})
     for length, shade in zip(lengths, SHADES, strict=False):
         sets = [rows for rows in results.row_sets() if rows["policy_tokens"] == length]
         shares = [1, *(rows["rows_per_policy"] for rows in sets if rows["rows_per_policy"] > 1)]
-        gains = [1.0, *(results.gain(ALONE, rows) for rows in sets if rows["rows_per_policy"] > 1)]
+        gains = [1.0, *(results.gain(NOT_SHARING, rows) for rows in sets if rows["rows_per_policy"] > 1)]
         if len(shares) > 1:
             axes.plot(shares, gains, "o-", color=shade)
             axes.annotate(

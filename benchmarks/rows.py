@@ -1,4 +1,4 @@
-"""What every trainer is given: the same rows of random tokens and the same base model of random weights."""
+"""The rows of random tokens and the base model of random weights that all layouts train."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,7 +48,7 @@ class RowSet:
         return f"{share} per {self.policy_tokens:,}-token policy"
 
     def make(self, vocabulary: int, seed: int = 0) -> Dataset:
-        """Columns `input_ids` and `labels`. Answers are of few frequent tokens, so that there is something to learn."""
+        """Columns `input_ids` and `labels`. Answers are of few frequent tokens, so that the loss can fall."""
         random = np.random.default_rng([seed, *asdict(self).values()])
         made = []
         for _ in range(self.policies):

@@ -1,4 +1,4 @@
-"""One training in a process of its own: timed from optimiser step to optimiser step, judged by one held-out loss."""
+"""One training in a process of its own, timed from optimiser step to optimiser step, with its held-out loss."""
 
 import resource
 import time
@@ -39,10 +39,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training took, its first step left out but for the start; what it computed; what it learnt.
+    """Time, memory and held-out loss of a training. The times leave out the first step, but for those of the start.
 
-    `row_tokens` counts every row in full in every step, `computed_tokens` what went through the model for that.
-    `start` is from the birth of the process to the end of the first step.
+    `row_tokens` counts every row in full in every step (tokens before sharing), `computed_tokens` what the model
+    computed for that. `start` is from the start of the process to the end of the first step.
     """
 
     row_tokens: int
@@ -60,12 +60,12 @@ Trainer = Callable[[Job], tuple[PeftModel, int]]
 
 
 def run_alone(trainer: Trainer, job: Job, context: BaseContext) -> Outcome:
-    """Train in a new process: nothing is left over from another training, and the memory is its own."""
+    """Train in a new process, so that memory and caches are of this training alone."""
     with ProcessPoolExecutor(1, mp_context=context) as process:
         return process.submit(_run, trainer, job, time.time()).result()
 
 
-def _run(trainer: Trainer, job: Job, born: float) -> Outcome:
+def _run(trainer: Trainer, job: Job, process_start: float) -> Outcome:
     laps: list[tuple[float, float]] = []
 
     def end_of_step(*_: Any) -> None:
@@ -77,7 +77,7 @@ def _run(trainer: Trainer, job: Job, born: float) -> Outcome:
     model, computed = trainer(job)
     watch.remove()
     (start_cpu, start_wall), (cpu, wall) = laps[0], laps[-1]
-    assert len(laps) == job.steps, f"{len(laps)} optimiser steps instead of {job.steps}"
+    assert len(laps) == job.steps, f"expected {job.steps} optimiser steps, got {len(laps)}"
     lengths = map(len, job.rows.make(job.vocabulary)["input_ids"])
     return Outcome(
         row_tokens=sum(lengths) * (job.steps - 1),
@@ -85,7 +85,7 @@ def _run(trainer: Trainer, job: Job, born: float) -> Outcome:
         cpu_seconds=cpu - start_cpu,
         wall_seconds=wall - start_wall,
         start_cpu_seconds=start_cpu,
-        start_wall_seconds=start_wall - born,
+        start_wall_seconds=start_wall - process_start,
         peak_memory_mb=_peak_memory_mb(),
         held_out_loss=held_out_loss(model, job),
     )
@@ -109,7 +109,7 @@ def lora() -> LoraConfig:
 
 
 def held_out_loss(model: PeftModel, job: Job) -> float:
-    """Mean loss of two rows nobody was trained on, each alone; in training mode, where bitsandbytes does not repack."""
+    """Mean loss of two held-out rows, one at a time, in training mode: there bitsandbytes does not repack weights."""
     rows = RowSet(job.rows.policy_tokens, 1, 2).make(job.vocabulary, seed=1).with_format("torch", device=model.device)
     with torch.no_grad():
         losses = [row_loss(model, row["input_ids"], row["labels"]) for row in rows]
@@ -117,7 +117,7 @@ def held_out_loss(model: PeftModel, job: Job) -> float:
 
 
 def row_loss(model: PeftModel, ids: Tensor, labels: Tensor) -> Tensor:
-    """The loss of one row, mean over its labels; logits are computed where there is a label and nowhere else."""
+    """The mean loss over the labels of one row; logits are computed for labelled tokens only."""
     base = model.get_base_model()
     predicts = labels[1:] != IGNORED
     hidden = base.model(ids[None], use_cache=False).last_hidden_state[0, :-1][predicts]

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer: as its documentation shows QLoRA, and with the settings that are fastest here."""
+"""TRL's SFTTrainer with the settings of its documentation, and with the fastest settings that we found."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from peft import PeftModel
 from transformers import PrinterCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from benchmarks.floor import load_nf4
+from benchmarks.by_hand import load_nf4
 from benchmarks.training import LEARNING_RATE, SEED, Job, lora
 
 DOCUMENTED_BATCH = 8  # the default of per_device_train_batch_size
@@ -16,19 +16,20 @@ DOCUMENTED_BATCH = 8  # the default of per_device_train_batch_size
 def as_documented(job: Job) -> tuple[PeftModel, int]:
     """TRL's guide to QLoRA and TRL's defaults: bf16, gradient checkpointing, padded batches of eight.
 
-    What has to be the same for all: learning rate, LoRA without dropout, labels on answers alone, and no row cut
-    (`max_length` would do that at 1,024). Source: docs/source/peft_integration.md, "Using QLoRA with TRL".
+    The same for all layouts: learning rate, LoRA without dropout, labels on answers alone, and no row is cut
+    (TRL's default `max_length` would cut rows at 1,024 tokens). Source: docs/source/peft_integration.md of TRL, "Using
+    QLoRA with TRL".
     """
     trainer = _trainer(job, torch.bfloat16, min(DOCUMENTED_BATCH, job.rows.policies * job.rows.rows_per_policy))
     return _train(trainer)
 
 
 def at_its_best(job: Job) -> tuple[PeftModel, int]:
-    """The fastest of what was tried: fp32 where there is no GPU, no recomputation, rows one at a time (no padding)."""
+    """The fastest settings of those tried: fp32 without a GPU, no recomputation, one row at a time (no padding)."""
     if torch.cuda.is_available():
         return _train(_trainer(job, torch.bfloat16, 1, gradient_checkpointing=job.gradient_checkpointing))
     trainer = _trainer(job, torch.float32, 1, gradient_checkpointing=job.gradient_checkpointing, bf16=False)
-    for weight in trainer.model.parameters():  # the trainer rounds the adapter of a quantised model to bf16
+    for weight in trainer.model.parameters():  # TRL's trainer rounds the adapter of a quantised model to bf16
         if weight.requires_grad:
             weight.data = weight.data.float()
     return _train(trainer)

@@ -1,4 +1,4 @@
-"""The comparison is fair: same rows, same result, every row counted in full; and it runs from a command."""
+"""The speed benchmark: all layouts train the same rows to the same loss, and every row counts in full."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 from benchmarks import __main__ as command_line
 from benchmarks import gpu
 from benchmarks.compare import LAYOUTS, Plan, check_losses
-from benchmarks.findings import ALONE, BEST, DOCUMENTED, FLOOR, OURS, Findings
+from benchmarks.measurements import BEST, BY_HAND, DOCUMENTED, NOT_SHARING, OURS, Measurements
 from benchmarks.report import draw, section, table
 from benchmarks.rows import RowSet
 
@@ -20,31 +20,29 @@ ROWS = {"policy_tokens": 100, "rows_per_policy": 4, "policies": 2}
 
 
 @pytest.fixture(autouse=True)
-def _environment_stays_as_it_was() -> Iterator[None]:
+def _restore_environment() -> Iterator[None]:
     with patch.dict(os.environ):
         yield
 
 
 @pytest.mark.slow
-def test_all_layouts_learn_the_same_and_only_ours_computes_less(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_layouts_learn_the_same_and_only_ours_computes_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "quick.json"
     monkeypatch.setattr(command_line, "RUNS", tmp_path)
     monkeypatch.setattr("sys.argv", ["benchmarks", "--quick"])
     command_line.main()
-    runs = {run["layout"]: run for run in Findings.load(path).runs}
+    runs = {run["layout"]: run for run in Measurements.load(path).runs}
     assert list(runs) == list(LAYOUTS)
     assert len({run["row_tokens"] for run in runs.values()}) == 1
     assert {layout for layout, run in runs.items() if run["computed_tokens"] < run["row_tokens"]} == {OURS}
     assert all(run["cpu_seconds"] > 0 and run["peak_memory_mb"] > 0 for run in runs.values())
-    in_fp32 = [runs[layout]["held_out_loss"] for layout in (BEST, FLOOR, ALONE, OURS)]
+    in_fp32 = [runs[layout]["held_out_loss"] for layout in (BEST, BY_HAND, NOT_SHARING, OURS)]
     assert in_fp32 == pytest.approx([in_fp32[0]] * 4, abs=1e-4)
     assert runs[DOCUMENTED]["held_out_loss"] == pytest.approx(in_fp32[0], abs=5e-2)
 
 
 @pytest.mark.slow
-def test_the_gpu_benchmark_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_benchmark_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "gpu_tiny.json"
     monkeypatch.setattr(gpu, "RUNS", tmp_path)
     monkeypatch.setattr("sys.argv", ["benchmarks.gpu", "--tiny"])
@@ -53,7 +51,7 @@ def test_the_gpu_benchmark_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.Mon
     assert [run["layout"] for run in runs] == list(LAYOUTS)
 
 
-def test_the_gpu_benchmark_without_a_gpu_says_what_to_do(
+def test_gpu_benchmark_without_a_gpu_names_the_flag(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -64,26 +62,26 @@ def test_the_gpu_benchmark_without_a_gpu_says_what_to_do(
 
 
 @pytest.mark.parametrize(("name", "billions"), [("1.5B", 1.31), ("7B", 6.53)])
-def test_the_gpu_architectures_are_those_of_qwen25(name: str, billions: float) -> None:
+def test_gpu_architectures_match_qwen25(name: str, billions: float) -> None:
     """Parameters without embeddings, from the model cards, in billions."""
     assert gpu.block_weights(gpu.ARCHITECTURES[name]) / 1e9 == pytest.approx(billions, abs=0.01)
 
 
-def test_utilisation_counts_four_operations_a_weight_and_computed_token() -> None:
+def test_utilisation_counts_four_operations_per_weight_and_token() -> None:
     weights = gpu.block_weights(gpu.ARCHITECTURES["7B"])
     run = {"computed_tokens": 1_000, "wall_seconds": 4 * weights * 1_000 / 1e12}
     assert gpu.utilisation(run, gpu.ARCHITECTURES["7B"], peak_tflops=2.0) == pytest.approx(0.5)
 
 
-def test_a_layout_that_learnt_something_else_is_an_error() -> None:
-    runs = [{"layout": layout, "rows": ROWS, "held_out_loss": 9.0} for layout in (OURS, FLOOR)]
-    check_losses(Findings({}, runs, starts=[]))
-    with pytest.raises(RuntimeError, match=r"ours on .* ends at 9\.001"):
-        check_losses(Findings({}, [runs[0] | {"held_out_loss": 9.001}, runs[1]], starts=[]))
+def test_layout_with_another_loss_is_an_error() -> None:
+    runs = [{"layout": layout, "rows": ROWS, "held_out_loss": 9.0} for layout in (OURS, BY_HAND)]
+    check_losses(Measurements({}, runs, starts=[]))
+    with pytest.raises(RuntimeError, match=r"expected a held-out loss of 9\.0, got 9\.001 from ours"):
+        check_losses(Measurements({}, [runs[0] | {"held_out_loss": 9.001}, runs[1]], starts=[]))
 
 
-def test_layouts_take_turns_and_the_slowest_runs_once() -> None:
-    plan = Plan(everyone=(RowSet(100, 4, 2),), only_ours=(RowSet(100, 8, 2),), repeats=2, starts=0)
+def test_plan_alternates_layouts_and_runs_the_slowest_once() -> None:
+    plan = Plan(all_layouts=(RowSet(100, 4, 2),), only_sharing=(RowSet(100, 8, 2),), repeats=2, starts=0)
     turns = [(rows.rows_per_policy, layout) for rows, layout in plan.turns()]
     assert turns == [(4, layout) for layout in LAYOUTS] + [(8, OURS)] + [
         *((4, layout) for layout in LAYOUTS if layout != DOCUMENTED),
@@ -91,7 +89,7 @@ def test_layouts_take_turns_and_the_slowest_runs_once() -> None:
     ]
 
 
-def test_row_sets_repeat_policies_and_nothing_else() -> None:
+def test_row_sets_repeat_only_the_policies() -> None:
     rows = RowSet(50, 3, 2).make(vocabulary=512)["input_ids"]
     policies = [tuple(row[:50]) for row in rows]
     assert [policies.count(policy) for policy in policies] == [3] * 6
@@ -111,25 +109,26 @@ def run_of(layout: str, seconds: float, **rows: int) -> dict[str, object]:
 
 
 @pytest.fixture
-def results() -> Findings:
+def results() -> Measurements:
     about = dict.fromkeys(("date", "cpu", "cores", "versions", "repeats", "environment"), "x")
-    everyone = [run_of(layout, seconds) for layout, seconds in zip(LAYOUTS, (10.0, 5.0, 4.0, 4.0, 2.0), strict=True)]
-    return Findings(about, [*everyone, run_of(OURS, 1.0, rows_per_policy=8)], [run_of(BEST, 1.0), run_of(OURS, 1.0)])
+    all_layouts = [run_of(layout, seconds) for layout, seconds in zip(LAYOUTS, (10.0, 5.0, 4.0, 4.0, 2.0), strict=True)]
+    runs = [*all_layouts, run_of(OURS, 1.0, rows_per_policy=8)]
+    return Measurements(about, runs, starts=[run_of(BEST, 1.0), run_of(OURS, 1.0)])
 
 
-def test_the_table_compares_unmeasured_layouts_by_the_length_of_the_policy(results: Findings) -> None:
+def test_table_compares_unmeasured_layouts_at_equal_policy_length(results: Measurements) -> None:
     four, eight = table(results).splitlines()[2:]
     assert four == "| 100 | 4 | 100 | 200 | 250 | 250 | **500** | 2.0× | 5.0× | 700 → 700 |"
     assert eight == "| 100 | 8 |  |  |  |  | **1,000** | 4.0× | 10.0× |  → 700 |"
 
 
-def test_a_median_is_taken_over_repeats(results: Findings) -> None:
+def test_speed_is_the_median_over_repeats(results: Measurements) -> None:
     more = replace(results, runs=[*results.runs, run_of(OURS, 1.0), run_of(OURS, 2.0)])
     assert more.speed(OURS, ROWS) == 500
     assert more.spread() == 2.0
 
 
-def test_the_picture_is_drawn_and_named_in_the_section(results: Findings, tmp_path: Path) -> None:
+def test_picture_is_drawn_and_linked_in_the_section(results: Measurements, tmp_path: Path) -> None:
     draw(results, tmp_path / "docs" / "picture.png")
     assert (tmp_path / "docs" / "picture.png").stat().st_size > 10_000
-    assert "](docs/packing.png)" in section(results)
+    assert "](packing.png)" in section(results)

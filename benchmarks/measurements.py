@@ -1,4 +1,4 @@
-"""What a benchmark found, and the figures that follow from it."""
+"""The measurements of a benchmark, and the figures that follow from them."""
 
 import json
 from dataclasses import dataclass
@@ -6,20 +6,26 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-DOCUMENTED, BEST, FLOOR, ALONE, OURS = "TRL as documented", "TRL at its best", "by hand", "ours, not sharing", "ours"
-LAYOUT_NAMES = (DOCUMENTED, BEST, FLOOR, ALONE, OURS)
+DOCUMENTED, BEST, BY_HAND, NOT_SHARING, OURS = (
+    "TRL as documented",
+    "TRL at its best",
+    "by hand",
+    "ours, not sharing",
+    "ours",
+)
+LAYOUT_NAMES = (DOCUMENTED, BEST, BY_HAND, NOT_SHARING, OURS)
 
 
 @dataclass(frozen=True)
-class Findings:
-    """A benchmark's json: `about` the machine, `runs` of layouts on rows, `starts` of fresh processes."""
+class Measurements:
+    """A benchmark's JSON file: `about` the machine, `runs` of layouts on rows, `starts` of fresh processes."""
 
     about: dict[str, Any]
     runs: list[dict[str, Any]]
     starts: list[dict[str, Any]]
 
     @classmethod
-    def load(cls, path: Path) -> "Findings":
+    def load(cls, path: Path) -> "Measurements":
         return cls(**json.loads(path.read_text(encoding="utf-8")))
 
     def row_sets(self) -> list[dict[str, int]]:
@@ -32,18 +38,19 @@ class Findings:
         return [run for run in self.runs if (run["layout"], run["rows"]) == (layout, rows)]
 
     def speed(self, layout: str, rows: dict[str, int], clock: str = "cpu_seconds") -> float | None:
-        """Median of real row tokens per second; None where the layout did not run on these rows."""
+        """Median of tokens before sharing per second; None where the layout did not run on these rows."""
         speeds = [run["row_tokens"] / run[clock] for run in self.of(layout, rows)]
         return median(speeds) if speeds else None
 
     def gain(self, over: str, rows: dict[str, int]) -> float:
-        """How many times as fast as a layout that shares nothing ours is on these rows.
+        """The speed of ours on these rows, divided by the speed of another layout.
 
-        Where that did not run on them, it is taken from rows with as long a policy: they cost it the same.
+        A layout that did not run on these rows is taken from rows with an equally long policy, whose speed is the same
+        for it because it shares nothing.
         """
         alike = [rows, *(other for other in self.row_sets() if other["policy_tokens"] == rows["policy_tokens"])]
-        rival = next(speed for other in alike if (speed := self.speed(over, other)) is not None)
-        return (self.speed(OURS, rows) or 0) / rival
+        other_speed = next(speed for found in alike if (speed := self.speed(over, found)) is not None)
+        return (self.speed(OURS, rows) or 0) / other_speed
 
     def peak(self, layout: str, rows: dict[str, int]) -> float | None:
         """Median of the most memory held, in MB; None where the layout did not run on these rows."""
@@ -55,11 +62,11 @@ class Findings:
         return median(start["start_cpu_seconds"] for start in self.starts if start["layout"] == layout)
 
     def spread(self) -> float:
-        """The most CPU time that one layout took on one set of rows, over the least; the worst of all."""
+        """The largest ``spread_of`` among all layouts and sets of rows."""
         cells = [self.of(layout, rows) for rows in self.row_sets() for layout in LAYOUT_NAMES]
         return max(spread_of(runs) for runs in cells if runs)
 
 
 def spread_of(runs: list[dict[str, Any]]) -> float:
-    """The most CPU time over the least."""
+    """The most CPU time of these repeats, divided by the least."""
     return max(run["cpu_seconds"] for run in runs) / min(run["cpu_seconds"] for run in runs)
