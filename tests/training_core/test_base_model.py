@@ -71,7 +71,7 @@ def test_adapted_layers_of_a_loaded_base_are_the_same(tiny_base: Path) -> None:
         ("act_fn", "is a SiLUActivation"),
     ],
 )
-def test_target_module_that_is_not_a_linear_layer_is_refused(base: Path, name: str, words: str) -> None:
+def test_target_module_must_be_a_linear_layer(base: Path, name: str, words: str) -> None:
     (problem,) = problems_of(base, f"q_proj,{name}")
     assert problem == (
         f"target_modules: {name!r} {words} of 'some/base'; its linear layers: "

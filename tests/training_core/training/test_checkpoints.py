@@ -87,7 +87,7 @@ def test_a_half_written_manifest_does_not_make_a_folder_complete(sealed: Path) -
     assert not (sealed / f"{MANIFEST}.draft").exists()
 
 
-def test_the_latest_checkpoint_is_that_of_the_highest_step(tmp_path: Path) -> None:
+def test_latest_checkpoint_is_that_of_the_highest_step(tmp_path: Path) -> None:
     assert latest_complete_checkpoint(tmp_path) is None
     assert latest_complete_checkpoint(tmp_path / "nowhere") is None
     for step in (9, 100, 20):
@@ -96,7 +96,7 @@ def test_the_latest_checkpoint_is_that_of_the_highest_step(tmp_path: Path) -> No
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_interrupted_and_damaged_checkpoints_are_deleted_and_passed_over(tmp_path: Path) -> None:
+def test_incomplete_checkpoints_are_deleted(tmp_path: Path) -> None:
     for step in (5, 10, 15):
         checkpoint(tmp_path, step)
     (tmp_path / "checkpoint-15" / "weights.bin").write_bytes(b"")
@@ -109,7 +109,7 @@ def test_interrupted_and_damaged_checkpoints_are_deleted_and_passed_over(tmp_pat
 
 
 @pytest.mark.parametrize("name", ["checkpoint-best", "checkpoint-10.bak"])
-def test_what_somebody_else_put_there_is_left_alone(tmp_path: Path, name: str) -> None:
+def test_checkpoint_search_ignores_other_files(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     (tmp_path / "checkpoint-99").write_text("a file")
     checkpoint(tmp_path, 5)
