@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from training_core.base_model import base_folder, target_modules
-from training_core.base_model import default_qwen_target_modules as default_qwen_target_modules
+from training_core.base_model import default_qwen_target_modules as default_qwen_target_modules  # promised here
 from training_core.config import RunConfig
 from training_core.utils import Precision, pick_precision, set_seed, setup_cache
 
@@ -73,15 +73,9 @@ def load_quantised_base(base: Path, precision: Precision) -> PreTrainedModel:
 
     Source: Dettmers et al. 2023, https://arxiv.org/abs/2305.14314, section 3.
     """
-    quantisation = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=precision.dtype,
-    )
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         base,
-        quantization_config=quantisation,
+        quantization_config=_nf4(precision),
         dtype=precision.dtype,
         device_map={"": torch.cuda.current_device()} if torch.cuda.is_available() else {"": "cpu"},
     )
@@ -94,6 +88,15 @@ def load_quantised_base(base: Path, precision: Precision) -> PreTrainedModel:
     ends = {name: getattr(model.generation_config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model.generation_config = GenerationConfig(**ends)
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # the trainer enables it
+
+
+def _nf4(precision: Precision) -> BitsAndBytesConfig:
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=precision.dtype,
+    )
 
 
 @dataclass(frozen=True)
@@ -125,12 +128,8 @@ def load_model_and_tokenizer(config: RunConfig) -> LoadedModel:
     )
     adapted = get_peft_model(model, lora)
     trained, total = adapted.get_nb_trainable_parameters()
-    logger.info(
-        "Adapter: %s of %s parameters are trained (%.2f%%)",
-        f"{trained:,}",
-        f"{total:,}",
-        100 * trained / total,
-    )
+    share = f"{100 * trained / total:.2f}%"
+    logger.info("Adapter: %s of %s parameters are trained (%s)", f"{trained:,}", f"{total:,}", share)
     return LoadedModel(adapted, load_tokenizer(base), precision)
 
 

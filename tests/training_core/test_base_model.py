@@ -1,4 +1,4 @@
-"""The layers that get an adapter are known, and bad names refused, before any weight is loaded."""
+"""The layers that get an adapter are known, and bad names rejected, before any weight is loaded."""
 
 import json
 from pathlib import Path
@@ -84,7 +84,7 @@ def test_target_modules_get_one_problem_for_each_bad_name(base: Path) -> None:
     assert [problem.split("'")[1] for problem in problems] == ["nothing", "mlp", "embed_tokens"]
 
 
-def test_auto_is_refused_where_none_of_its_layers_exists(base: Path) -> None:
+def test_auto_is_rejected_where_none_of_its_layers_exists(base: Path) -> None:
     (base / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_layer": 1, "n_embd": 8, "n_head": 2}))
     (problem,) = problems_of(base, "auto")
     assert "auto, which is q_proj, k_proj" in problem

@@ -26,13 +26,12 @@ class _Prompt(NamedTuple):
     rest: list[int]
 
 
+# prompts 0: P·a   1: d   2: P·c   3: e, where P is a prefix of at least 32 tokens
+#   → P is computed once, into a cache; batch 1: a and c continue it; batch 2: d and e have no prefix
+#   → the completions of 0, 1, 2, 3, each ending with its end-of-turn token or after eval_max_new_tokens
 @torch.inference_mode()
 def generate(loaded: LoadedModel, prompts: Sequence[list[int]], config: RunConfig) -> list[list[int]]:
     """Greedy completions of prompts, as token ids without padding, in the order of the prompts.
-
-        prompts 0: P·a   1: d   2: P·c   3: Q·e      where P is a prefix of at least 32 tokens
-        → P is computed once into a cache;  batch 1: a, c continue it;  batch 2: d, Q·e are read whole
-        → the completions of 0, 1, 2, 3, each to its end-of-turn token or eval_max_new_tokens
 
     Known as prefix caching, in batches of similar length: in a batch of at most eval_batch_size no rest is over twice
     as long as the first. A cache is kept only as long as batches continue it. Equal prompts get equal completions.

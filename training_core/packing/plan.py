@@ -127,7 +127,7 @@ def _read_prompts(rows: Dataset) -> tuple[list[int], list[bytes]]:
         first_labels = labelled[np.searchsorted(labelled, starts + 1)]
         if (unlabelled := np.flatnonzero(first_labels >= ends)).size:
             raise ValueError(
-                f"expected a label in every row, row {len(lengths) + unlabelled[0]} has none: drop it first"
+                f"expected labels in every row, got none in row {len(lengths) + unlabelled[0]}: drop that row"
             )
         lengths += (ends - starts).tolist()
         ids = column.flatten().to_numpy().astype(np.int32)
@@ -136,12 +136,11 @@ def _read_prompts(rows: Dataset) -> tuple[list[int], list[bytes]]:
     return lengths, prompts
 
 
+# rows 0: P·a   1: P·Q·b   2: P·c   3: P·Q·d   4: e, where P has 40 tokens; most_rows 4:
+#   Q of 40 tokens → [Group(80, [1, 3]), Group(40, [0, 2])], [4]     saves 80 + 40 tokens
+#   Q of  5 tokens → [Group(40, [0, 2, 1, 3])], [4]                  saves 3 · 40 tokens; two groups: 45 + 40
 def group_by_prefix(prompts: Sequence[bytes], most_rows: int) -> tuple[list[Group], list[int]]:
     """Groups of rows that share a prefix, and the rows that share none, in one sort and one pass.
-
-        rows 0: P·a   1: P·Q·b   2: P·c   3: P·Q·d   4: e      where P has 40 tokens
-        Q of 40 tokens, most_rows 4 → [Group(80, [1, 3]), Group(40, [0, 2])], [4]     saves 80 + 40 tokens
-        Q of  5 tokens, most_rows 4 → [Group(40, [0, 2, 1, 3])], [4]                  saves 3 · 40, not 45 + 40
 
     The shared prefixes form a prefix tree (trie). Sorting puts the rows of each subtree next to each other, so the
     stack is the path from the root to the current row. A node is closed when no later row can be below it: its rows
@@ -215,13 +214,12 @@ def _cut(group: Group, lengths: Sequence[int], most_rows: int, token_budget: int
     return [Piece(part, depth if len(part) > 1 else 0, size) for part, size in sized]
 
 
+# pieces of (rows, tokens): (3, 90) (2, 60) (1, 40) (1, 30) (1, 20)
+#   2 packs of at most 140 tokens → (3, 90) (1, 30)            4 rows, 120 tokens
+#                                   (2, 60) (1, 40) (1, 20)    4 rows, 120 tokens
+#   2 packs of at most 100 tokens → None
 def _fill(pieces: Sequence[Piece], count: int, token_budget: int) -> list[Pack] | None:
     """Distribute pieces among at most `count` packs, or return None when they do not fit.
-
-        pieces (rows, tokens): (3, 90) (2, 60) (1, 40) (1, 30) (1, 20), 2 packs of at most 140 tokens
-        → pack 0: (3, 90) (1, 30)             4 rows, 120 tokens
-          pack 1: (2, 60) (1, 40) (1, 20)     4 rows, 120 tokens
-        2 packs of at most 100 tokens → None
 
     Bin packing in decreasing order (longest first), but not "best fit": each piece goes to the pack with fewest rows
     that has room, and among those to the one with fewest tokens, so that packs have about equally many rows.

@@ -13,10 +13,10 @@ def steps_of(examples: int, config: RunConfig, devices: int) -> tuple[Steps, lis
     """The examples of each optimiser step, as the trainer distributes its batches, without fillers."""
     rows, batches = config.per_device_train_batch_size, config.gradient_accumulation_steps
     steps = Steps.of(config, examples, rows, batches, devices)
-    dealt = lay_out(Dataset.from_dict({"number": [*range(examples), FILLER]}), steps, config.seed)["number"]
-    assert len(dealt) % (rows * devices) == 0
+    laid_out = lay_out(Dataset.from_dict({"number": [*range(examples), FILLER]}), steps, config.seed)["number"]
+    assert len(laid_out) % (rows * devices) == 0
     size = rows * devices * steps.accumulation
-    parts = [dealt[first : first + size] for first in range(0, len(dealt), size)]
+    parts = [laid_out[first : first + size] for first in range(0, len(laid_out), size)]
     for part in parts:
         batches_of_all = [part[first : first + rows * devices] for first in range(0, len(part), rows * devices)]
         assert all(set(batch) != {FILLER} for batch in batches_of_all), "a batch of fillers only"
@@ -32,9 +32,9 @@ def test_step_has_the_same_examples_on_all_device_counts(
     config = RunConfig(per_device_train_batch_size=rows, gradient_accumulation_steps=batches, **settings)
     for examples in (1, 5, 37, 96):
         alone, expected = steps_of(examples, config, 1)
-        together, dealt = steps_of(examples, config, devices)
-        assert dealt == expected
-        assert len(dealt) == alone.total == together.total
+        together, laid_out = steps_of(examples, config, devices)
+        assert laid_out == expected
+        assert len(laid_out) == alone.total == together.total
 
 
 def test_epochs_are_continuous_and_hold_every_example_once() -> None:
