@@ -22,7 +22,7 @@ from training_core.utils import log_system_info, setup_logging, validate_args
 
 
 def run(config: RunConfig) -> None:
-    """Rows in, a scored adapter out, in ``output_dir/<run fingerprint>``."""
+    """Train and evaluate an adapter in ``output_dir/<run fingerprint>``."""
     validate_args(config)
     log_system_info()
     rows = prepare_data(config, fetch_tokenizer(config.model_name, config.cache_dir))
@@ -45,7 +45,7 @@ def run(config: RunConfig) -> None:
 
 
 def main() -> int:
-    """Read the settings, run, and say in one message what is wrong where something is."""
+    """Read the settings and run; wrong settings or rows are one message and exit code 2."""
     setup_logging()
     try:
         run(read_settings(config_from_command_line(sys.argv[1:], "train_qlora_sft.py")))

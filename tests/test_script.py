@@ -10,9 +10,7 @@ SCRIPT = Path(__file__).parents[1] / "train_qlora_sft.py"
 
 
 @pytest.mark.slow
-def test_the_script_leaves_exactly_the_promised_files_and_prints_its_tables(
-    tiny_base: Path, sample_rows: Path, tmp_path: Path
-) -> None:
+def test_script_writes_the_promised_files_and_prints_tables(tiny_base: Path, sample_rows: Path, tmp_path: Path) -> None:
     settings = tmp_path / "settings.yaml"
     settings.write_text("max_steps: 4\ngradient_checkpointing: false\nmax_eval_rows: 4\neval_max_new_tokens: 4\n")
     places = [

@@ -14,7 +14,8 @@ from training_core.config import RunConfig, SettingsError
 
 PROJECT = Path(__file__).parents[1]
 
-# What transformers and torch raise for a config.json that they cannot read, do not know, or cannot build a model from.
+# What transformers and torch raise for a config.json that they cannot read, do not know, or cannot build a model from;
+# found by setting each field of one to wrong values. They declare no exception of their own for it.
 _UNUSABLE_CONFIG = (
     *(OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, ImportError, RuntimeError),
     StrictDataclassError,
@@ -38,7 +39,7 @@ def default_qwen_target_modules() -> list[str]:
 
 
 def target_modules(config: RunConfig) -> list[str]:
-    """The names in ``target_modules``, as peft takes them: a layer's full name or the end of it."""
+    """The names in ``target_modules``, as in peft: a layer's full name or the end of it."""
     if config.target_modules == "auto":
         return default_qwen_target_modules()
     return [name.strip() for name in config.target_modules.split(",") if name.strip()]

@@ -1,4 +1,4 @@
-"""The code that a result is made from, as one digest: what a cache key says about code is derived here alone."""
+"""The code that a result depends on, as one digest: the code part of every cache key."""
 
 import ast
 import hashlib
@@ -9,11 +9,11 @@ PROJECT = Path(__file__).parents[1]
 
 
 def code_digest(entry: str, without: Collection[str] = ()) -> str:
-    """SHA-256 over a module of the project and all modules of the project that it imports, directly or not.
+    """SHA-256 over a module of the project and all modules of the project that it imports, directly or indirectly.
 
-    ``without`` names modules and packages whose effect is in the caller's key already: settings by their values, rows
-    and adapters by their digests. Comments, docstrings and layout do not count; a file beside a module that shares its
-    name, such as the template of a page, does.
+    ``without`` names modules and packages whose effect the caller's key holds already: settings by their values, rows
+    and adapters by their digests. Comments, docstrings and formatting do not count. A file next to a module and with
+    its name, such as the template of a page, counts.
 
         code_digest("training_core.trainer", without=["training_core.config"])
         → trainer, packing.plan, packing.batches, training.journal, …, but not config
@@ -41,7 +41,7 @@ def _reachable(entry: str, without: tuple[str, ...]) -> set[str]:
 
 
 def _imports(path: Path) -> Iterator[str]:
-    """Names of all modules that a file may import; what is no module of the project is sorted out by its caller."""
+    """Names that a file imports; some are not modules of the project, which the caller ignores."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

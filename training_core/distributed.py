@@ -1,4 +1,4 @@
-"""Training on several devices of a machine: a process on each, and none that outlives the one that asked for it."""
+"""Training on several devices of a machine: one process per device; all of them end with the calling process."""
 
 import json
 import logging
@@ -26,11 +26,11 @@ _LINES_KEPT = 100
 
 
 def train_on_devices(config: RunConfig, dataset: Path, run_dir: Path, devices: int) -> None:
-    """Train in ``run_dir`` on all devices, up to the checkpoint of the last step; ``train_model`` then finds it there.
+    """Train in ``run_dir`` on all devices; ``train_model`` then loads the checkpoint of the last step from there.
 
-    With one device there is nothing to do here: ``train_model`` trains on it. ``dataset`` is a folder of
-    ``prepare_data``. The processes die with this one, however it ends; their log goes on in the log of this one. Raises
-    ``RuntimeError`` with the last lines of that log when the training fails.
+    Does nothing for one device, on which ``train_model`` itself trains. ``dataset`` is a folder of ``prepare_data``.
+    The processes log to the log of this process, and end when it does. Raises ``RuntimeError`` with the last lines of
+    the log when the training fails.
     """
     if devices == 1:
         return
@@ -45,17 +45,17 @@ def train_on_devices(config: RunConfig, dataset: Path, run_dir: Path, devices: i
         process.wait()
     if process.returncode:
         log = "".join(last_lines)
-        raise RuntimeError(f"the training on {devices} devices ended with exit code {process.returncode}:\n{log}")
+        raise RuntimeError(f"training on {devices} devices failed with exit code {process.returncode}:\n{log}")
 
 
 def main() -> None:
-    """Be one of the processes of ``train_on_devices``, started by torch's launcher."""
+    """Run one of the processes of ``train_on_devices``; torch's launcher starts it."""
     settings, dataset, run_dir = sys.argv[1:]
     ranks = PartialState(cpu=not torch.cuda.is_available())
     disable_progress_bar()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("training_core").setLevel(logging.INFO)
-    if not ranks.is_main_process:  # the first process says the same
+    if not ranks.is_main_process:  # the main process logs the same
         logging.disable(logging.WARNING)
         warnings.simplefilter("ignore")
     config = read_settings(json.loads(settings))

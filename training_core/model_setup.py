@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from training_core.base_model import base_folder, target_modules
-from training_core.base_model import default_qwen_target_modules as default_qwen_target_modules
+from training_core.base_model import default_qwen_target_modules as default_qwen_target_modules  # promised here
 from training_core.config import RunConfig
 from training_core.utils import Precision, pick_precision, set_seed, setup_cache
 
@@ -36,9 +36,9 @@ def fetch_base_model(model_name: str, cache_dir: str | None) -> Path:
 
 
 def fetch_tokenizer(model_name: str, cache_dir: str | None) -> Path:
-    """The same folder for work that needs no weights: of a name on the hub only the small files are downloaded.
+    """The same folder for work that needs no weights: from the hub only the small files are downloaded.
 
-    These are all files that ``fetch_base_model`` brings besides the weights, so rows are found again after either.
+    They are all files of ``fetch_base_model`` but the weights, so the cache key of rows is the same after either.
     """
     return _fetch(model_name, cache_dir, SMALL_FILES)
 
@@ -69,36 +69,39 @@ def load_tokenizer(base: Path) -> PreTrainedTokenizerFast:
 def load_quantised_base(base: Path, precision: Precision) -> PreTrainedModel:
     """The base model in NF4 with double quantisation, computing in the run's precision, norms and head in fp32.
 
-    Training and answering load it by this one function, so that both compute the same.
+    Training and evaluation both load it with this function, so that both compute the same.
 
     Source: Dettmers et al. 2023, https://arxiv.org/abs/2305.14314, section 3.
     """
-    quantisation = BitsAndBytesConfig(
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        base,
+        quantization_config=_nf4(precision),
+        dtype=precision.dtype,
+        device_map={"": torch.cuda.current_device()} if torch.cuda.is_available() else {"": "cpu"},
+    )
+    # On CPUs with AVX512-bf16 bitsandbytes repacks the weights at the first evaluation, for a kernel that has no
+    # gradient and rounds to bf16, and never unpacks them: the training after that evaluation would be wrong.
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+    # A base has its own sampling defaults (Qwen2.5: repetition_penalty 1.05), which would change greedy completions.
+    ends = {name: getattr(model.generation_config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model.generation_config = GenerationConfig(**ends)
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # the trainer enables it
+
+
+def _nf4(precision: Precision) -> BitsAndBytesConfig:
+    return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=precision.dtype,
     )
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        base,
-        quantization_config=quantisation,
-        dtype=precision.dtype,
-        device_map={"": torch.cuda.current_device()} if torch.cuda.is_available() else {"": "cpu"},
-    )
-    # On CPUs with AVX512-bf16 bitsandbytes repacks the weights at the first evaluation, for a kernel that has no
-    # gradient and rounds to bf16, and never packs them back: a training that goes on after it is broken.
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False
-    # A base brings advice for sampling (Qwen2.5: repetition_penalty 1.05) that would bend greedy answers unasked.
-    ends = {name: getattr(model.generation_config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    model.generation_config = GenerationConfig(**ends)
-    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # the trainer's
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A four-bit base with an adapter, its tokenizer, and the precision both compute in."""
+    """A four-bit base with an adapter, its tokenizer, and the precision in which both compute."""
 
     model: PeftModel
     tokenizer: PreTrainedTokenizerFast
@@ -108,12 +111,12 @@ class LoadedModel:
 def load_model_and_tokenizer(config: RunConfig) -> LoadedModel:
     """The four-bit base with a fresh adapter, ready to train, and its tokenizer.
 
-    The adapter's weights are fp32 whatever the precision: bf16 adapters do not resume exactly. Raises ``ValueError``
-    when ``target_modules`` names layers the model does not have.
+    The adapter's weights are always fp32: bf16 adapters do not resume exactly. Expects settings that ``validate_args``
+    has checked.
     """
     precision = pick_precision()
     logger.info("Precision: %s", precision.reason)
-    set_seed(config.seed)  # the adapter's first weights are drawn here
+    set_seed(config.seed)  # for the initial weights of the adapter
     base = fetch_base_model(config.model_name, config.cache_dir)
     model = load_quantised_base(base, precision)
     lora = LoraConfig(
@@ -125,17 +128,13 @@ def load_model_and_tokenizer(config: RunConfig) -> LoadedModel:
     )
     adapted = get_peft_model(model, lora)
     trained, total = adapted.get_nb_trainable_parameters()
-    logger.info(
-        "Adapter: %s of %s parameters are trained (%.2f%%)",
-        f"{trained:,}",
-        f"{total:,}",
-        100 * trained / total,
-    )
+    share = f"{100 * trained / total:.2f}%"
+    logger.info("Adapter: %s of %s parameters are trained (%s)", f"{trained:,}", f"{total:,}", share)
     return LoadedModel(adapted, load_tokenizer(base), precision)
 
 
 def load_adapted_model(base: Path, adapter: Path) -> LoadedModel:
-    """A trained adapter on its four-bit base, ready to answer."""
+    """A trained adapter on its four-bit base, ready to generate."""
     precision = pick_precision()
     model: PeftModel = PeftModel.from_pretrained(load_quantised_base(base, precision), adapter)
     return LoadedModel(model.eval(), load_tokenizer(base), precision)

@@ -1,4 +1,4 @@
-"""Training that can be killed at any time and goes on where it was."""
+"""Training that can be killed at any time and resumes from its last complete checkpoint."""
 
 import json
 import logging
@@ -35,8 +35,11 @@ SUMMARY_FILE = "training.json"
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """What a training took. Seconds are those since the last start; memory is the peak on the first device in GiB; the
-    final loss is the last point of the curve."""
+    """What a training cost and where it ended.
+
+    ``seconds`` counts from the last start; ``peak_memory_gib`` is that of the first device; ``final_loss`` is the last
+    point of the loss curve.
+    """
 
     steps: int
     resumed_from_step: int
@@ -47,7 +50,7 @@ class TrainingSummary:
 
 @dataclass(frozen=True)
 class Cadence:
-    """Steps between two points of the curve, checkpoints and measurements of the held-out loss."""
+    """Steps from one point of the loss curve, checkpoint or evaluation on held-out rows to the next."""
 
     logging: int
     saving: int
@@ -55,10 +58,10 @@ class Cadence:
 
     @classmethod
     def of(cls, config: RunConfig, steps: int) -> "Cadence":
-        """As asked for, but often enough that a short run has a curve and at least three checkpoints.
+        """As the settings say, but often enough that a short run has a curve and at least three checkpoints.
 
-        Checkpoints fall on points of the curve: a point averages the steps since the one before, and a resumed
-        process knows only those after its checkpoint.
+        Every checkpoint is also a point of the curve: a point averages the steps since the point before it, and a
+        resumed process knows only the steps after its checkpoint.
         """
         saving = min(config.save_steps, max(1, steps // 4))
         curve = min(config.logging_steps, max(1, steps // 20), saving)
@@ -66,14 +69,14 @@ class Cadence:
 
 
 def create_training_arguments(config: RunConfig, precision: Precision, steps: Steps, output_dir: Path) -> SFTConfig:
-    """The one place where our settings become the trainer's."""
+    """The trainer's arguments for our settings; no other code translates them."""
     cadence = Cadence.of(config, steps.total)
     return SFTConfig(
         output_dir=str(output_dir),
         seed=config.seed,
         data_seed=config.seed,
         max_steps=steps.total,
-        train_sampling_strategy="sequential",  # passes and their order are laid out already
+        train_sampling_strategy="sequential",  # the dataset holds all epochs, shuffled
         per_device_train_batch_size=steps.batch_size,
         per_device_eval_batch_size=1 if config.packing else config.per_device_eval_batch_size,
         gradient_accumulation_steps=steps.accumulation,
@@ -93,7 +96,7 @@ def create_training_arguments(config: RunConfig, precision: Precision, steps: St
         save_total_limit=config.save_total_limit,
         eval_strategy="steps",
         eval_steps=cadence.evaluation,
-        max_length=None,  # rows were measured when they were encoded; the trainer must never cut one
+        max_length=None,  # max_seq_length was applied when rows were encoded; the trainer must never truncate one
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
         report_to="none",
@@ -106,60 +109,67 @@ def create_training_arguments(config: RunConfig, precision: Precision, steps: St
 def train_model(loaded: LoadedModel, data: TrainingData, config: RunConfig, run_dir: Path) -> TrainingSummary:
     """Train the adapter from the last complete checkpoint in ``run_dir``, or from the start.
 
-    Writes ``checkpoints/``, ``journal.jsonl`` and ``training.json``. A training killed at any time and started again
-    ends with the same weights, bit by bit. Where this process is one of several that were started together, each trains
-    on its own device, and the first one writes. Raises ``filelock.Timeout`` when another process trains in the same
-    folder, ``RuntimeError`` when another training holds the GPU, and ``SettingsError`` when a step does not fit.
+    Writes ``checkpoints/``, ``journal.jsonl`` and ``training.json``. A training that is killed at any time and started
+    again ends with bit-identical weights. When torch's launcher has started several processes, each trains on its own
+    device, and the first one writes. Raises ``filelock.Timeout`` when another process trains in the same folder,
+    ``RuntimeError`` when another training holds the GPU, and ``SettingsError`` when a step does not fit in memory.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    record = run_dir / SUMMARY_FILE
-    ranks = PartialState()
-    lock = FileLock(run_dir / "training.lock", timeout=1)
-    with hold_gpu(run_dir), lock if ranks.is_main_process else nullcontext():
-        with ranks.main_process_first():  # the others then find nothing left to delete
+    ranks, summary_file = PartialState(), run_dir / SUMMARY_FILE
+    with hold_gpu(run_dir), FileLock(run_dir / "training.lock", timeout=1) if ranks.is_main_process else nullcontext():
+        with ranks.main_process_first():  # it deletes incomplete checkpoints, which the others then do not find
             checkpoint = latest_complete_checkpoint(run_dir / "checkpoints")
-        resumed_from = (step_of(checkpoint) if checkpoint else 0) or 0
+        resumed_from = _steps_done(checkpoint)
         logger.info("Training starts from %s", f"checkpoint {resumed_from}" if checkpoint else "the beginning")
         batches = make_batches(data.train, data.held_out, config, ranks.num_processes)
         started = time.monotonic()
         if checkpoint and resumed_from >= batches.steps.total:
-            # The trainer looks at max_steps only after a step, so it would take one too many.
+            # The trainer compares with max_steps only after a step, so it would take one step too many.
             loaded.model.load_adapter(str(checkpoint), "default", is_trainable=True)
-            if record.is_file():
-                return TrainingSummary(**json.loads(record.read_text(encoding="utf-8")))
+            if summary_file.is_file():
+                return TrainingSummary(**json.loads(summary_file.read_text(encoding="utf-8")))
         else:
-            trainer = create_trainer(loaded, batches, config, run_dir)
-            share_left = 1 - resumed_from / batches.steps.total
-            require_memory(measure_heaviest_batch(trainer, batches, config, share_left), config)
-            set_seed(config.seed + ranks.process_index)  # each device draws a dropout of its own
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        losses = [point.values["loss"] for point in read_journal(run_dir / "journal.jsonl") if "loss" in point.values]
-        summary = TrainingSummary(
-            steps=batches.steps.total,
-            resumed_from_step=resumed_from,
-            final_loss=losses[-1],
-            seconds=time.monotonic() - started,
-            peak_memory_gib=peak_memory_gib(),
-        )
+            _train(loaded, batches, config, run_dir, checkpoint)
+        seconds = time.monotonic() - started
+        summary = TrainingSummary(batches.steps.total, resumed_from, _final_loss(run_dir), seconds, peak_memory_gib())
         if ranks.is_main_process:
-            with complete_file(record) as draft:
+            with complete_file(summary_file) as draft:
                 draft.write_text(json.dumps(asdict(summary), indent=2) + "\n", encoding="utf-8")
     return summary
 
 
+def _train(loaded: LoadedModel, batches: Batches, config: RunConfig, run_dir: Path, checkpoint: Path | None) -> None:
+    trainer = create_trainer(loaded, batches, config, run_dir)
+    share_left = 1 - _steps_done(checkpoint) / batches.steps.total
+    require_memory(measure_heaviest_batch(trainer, batches, config, share_left), config)
+    set_seed(config.seed + PartialState().process_index)  # each device draws its own dropout masks
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def _steps_done(checkpoint: Path | None) -> int:
+    return (checkpoint and step_of(checkpoint)) or 0
+
+
+def _final_loss(run_dir: Path) -> float:
+    return [point.values["loss"] for point in read_journal(run_dir / "journal.jsonl") if "loss" in point.values][-1]
+
+
 def create_trainer(loaded: LoadedModel, batches: Batches, config: RunConfig, run_dir: Path) -> SFTTrainer:
-    """The trainer of this process. Raises ``RuntimeError`` when the process sees GPUs that it would not know to use."""
+    """The trainer of this process. Raises ``RuntimeError`` when the process sees more than one GPU."""
     ranks = PartialState()
     if torch.cuda.device_count() > ranks.num_processes == 1:
-        # The trainer would share a batch out among threads, which a four-bit model does not survive.
-        raise RuntimeError("one process sees several GPUs: use train_on_devices, or set CUDA_VISIBLE_DEVICES to one")
+        # The trainer would wrap the model in DataParallel, which a four-bit model does not support.
+        raise RuntimeError(
+            f"expected one GPU for one process, found {torch.cuda.device_count()}: "
+            "use train_on_devices, or set CUDA_VISIBLE_DEVICES to one of them"
+        )
     if config.packing:
         use_shared_prefix_attention(loaded.model)
     if batches.sharing_rows and config.lora_dropout:
-        logger.info("Packing: rows share the dropout mask of what they share; lora_dropout 0 is exact")
+        logger.info("Packing: rows that share a prefix share its dropout mask; lora_dropout 0 makes packing exact")
     if batches.steps.idle:
         idle, devices = f"{batches.steps.idle:.0%}", ranks.num_processes
-        logger.warning("%s of the time of %d devices is left unused: raise gradient_accumulation_steps", idle, devices)
+        logger.warning("%d devices are idle for %s of the time: raise gradient_accumulation_steps", devices, idle)
     trainer = SFTTrainer(
         model=loaded.model,
         processing_class=loaded.tokenizer,
@@ -173,7 +183,7 @@ def create_trainer(loaded: LoadedModel, batches: Batches, config: RunConfig, run
         ],
     )
     trainer.remove_callback(PrinterCallback)
-    # The trainer rounds the adapter of a quantised model to bf16, and such an adapter does not resume exactly.
+    # SFTTrainer casts the adapter of a quantised model to bf16, and a bf16 adapter does not resume exactly.
     for parameter in loaded.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -1,4 +1,4 @@
-"""What every run needs before it starts: logging, seed, cache, precision, checked settings, system facts."""
+"""What every run needs before it starts: logging, seed, cache, precision, validated settings, system facts."""
 
 import json
 import logging
@@ -37,7 +37,7 @@ class Precision:
 
 
 def setup_logging(level: int = logging.INFO) -> None:
-    """Show the log lines of ``training_core`` on the terminal; other loggers are left alone."""
+    """Show the log lines of ``training_core`` on the terminal; other loggers do not change."""
     core = logging.getLogger("training_core")
     core.setLevel(level)
     core.propagate = False
@@ -56,10 +56,9 @@ def set_seed(seed: int) -> None:
 
 
 def setup_cache(cache_dir: str | None) -> Path | None:
-    """Create the folder for downloaded base models and return it; ``None`` leaves the choice to the hub.
+    """Create the folder for downloaded base models and return it; ``None`` is the hub's default folder.
 
-    The hub's libraries read their environment when they are imported, so the folder is returned to be passed on,
-    not put into the environment.
+    The hub's libraries read environment variables when they are imported, so callers pass the folder on explicitly.
     """
     if cache_dir is None:
         return None
@@ -69,19 +68,19 @@ def setup_cache(cache_dir: str | None) -> Path | None:
 
 
 def pick_precision() -> Precision:
-    """Decide once, for this machine, in which number format a run computes."""
+    """Choose the number format that runs on this machine compute in."""
     if not torch.cuda.is_available():
-        return Precision("fp32", "fp32: no GPU here, and most CPUs emulate shorter formats at a fraction of the speed")
+        return Precision("fp32", "fp32: no GPU, and most CPUs emulate shorter formats at a fraction of the speed")
     card, capability = torch.cuda.get_device_name(), "{}.{}".format(*torch.cuda.get_device_capability())
     if torch.cuda.is_bf16_supported(including_emulation=False):
-        return Precision("bf16", f"bf16: {card} has it (compute capability {capability})")
-    return Precision("fp16", f"fp16: {card} lacks bf16 (compute capability {capability})")
+        return Precision("bf16", f"bf16: {card} supports it (compute capability {capability})")
+    return Precision("fp16", f"fp16: {card} does not support bf16 (compute capability {capability})")
 
 
 def validate_args(config: RunConfig) -> None:
-    """Judge what no single setting can: files, base model, folders, contradictions. Loads nothing heavy.
+    """Check what a single setting cannot show: files, base model, layers of the adapter, folders, contradictions.
 
-    Raises ``SettingsError`` with every problem at once.
+    Reads no weights. Raises ``SettingsError`` with every problem at once.
     """
     problems = [
         *_rows_problems("dataset_path", config.dataset_path),
@@ -102,20 +101,22 @@ def _rows_problems(name: str, value: str) -> list[str]:
             with fsspec.open(file, "rb"):
                 pass
     except FileNotFoundError:
-        wanted = f"give --{name} a file, glob or folder of rows (here: {Path.cwd()})"
-        return [f"{name}: {value!r} is or holds no file of rows; {wanted}"]
+        fix = f"give --{name} a file, glob or folder of rows (working directory: {Path.cwd()})"
+        return [f"{name}: {value!r} holds no file of rows; {fix}"]
     except ImportError as error:
-        return [f"{name}: {value!r} cannot be read: {error} (pip install 'sft-flow[s3]' for s3://, '[gcs]' for gs://)"]
+        return [f"{name}: cannot read {value!r}: {error} (pip install 'sft-flow[s3]' for s3://, '[gcs]' for gs://)"]
     except (OSError, ValueError) as error:  # no permission, no connection, no such protocol
-        return [f"{name}: {value!r} cannot be read: {error}"]
+        return [f"{name}: cannot read {value!r}: {error}"]
     return []
 
 
 def _audit_problems(value: str | None) -> list[str]:
     try:
-        return [] if value is None or callable(resolve_name(value)) else [f"label_audit: {value!r} is no function"]
+        if value is None or callable(resolve_name(value)):
+            return []
     except (ImportError, AttributeError, ValueError) as error:
-        return [f"label_audit: {value!r} cannot be imported: {error}"]
+        return [f"label_audit: cannot import {value!r}: {error}"]
+    return [f"label_audit: expected module:function, got {value!r}, which is not a function"]
 
 
 def _base_model_problems(config: RunConfig) -> list[str]:
@@ -160,20 +161,20 @@ def _folder_problems(name: str, value: str) -> list[str]:
     folder = Path(value).resolve()
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not existing.is_dir():
-        return [f"{name}: {value!r} cannot be created: {existing} is a file"]
+        return [f"{name}: cannot create {value!r}: {existing} is a file; give another folder"]
     if not os.access(existing, os.W_OK):
-        return [f"{name}: {value!r} cannot be written: {existing} is not writable"]
+        return [f"{name}: cannot write to {value!r}: no permission to write in {existing}; give another folder"]
     return []
 
 
 def _contradictions(config: RunConfig) -> list[str]:
     problems = []
     if not config.eval_path and config.val_split == 0:
-        problems.append("val_split: 0 without eval_path leaves no rows to evaluate on; give one of the two")
+        problems.append("val_split: 0 without eval_path leaves no rows to evaluate on; set one of the two")
     if config.eval_path and Path(config.eval_path).resolve() == Path(config.dataset_path).resolve():
-        problems.append(f"eval_path: {config.eval_path!r} is dataset_path itself; held-out rows must be other rows")
+        problems.append(f"eval_path: {config.eval_path!r} is dataset_path itself; give other rows to hold out")
     if config.target_modules != "auto" and not all(part.strip() for part in config.target_modules.split(",")):
-        problems.append(f"target_modules: {config.target_modules!r} has an empty name; write e.g. q_proj,v_proj")
+        problems.append(f"target_modules: {config.target_modules!r} has an empty name; write for example q_proj,v_proj")
     return problems
 
 

@@ -1,4 +1,4 @@
-"""The layers that get an adapter are known, and bad names refused, before any weight is loaded."""
+"""The layers that get an adapter are known, and bad names rejected, before any weight is loaded."""
 
 import json
 from pathlib import Path
@@ -71,7 +71,7 @@ def test_adapted_layers_of_a_loaded_base_are_the_same(tiny_base: Path) -> None:
         ("act_fn", "is a SiLUActivation"),
     ],
 )
-def test_target_module_that_is_not_a_linear_layer_is_refused(base: Path, name: str, words: str) -> None:
+def test_target_module_must_be_a_linear_layer(base: Path, name: str, words: str) -> None:
     (problem,) = problems_of(base, f"q_proj,{name}")
     assert problem == (
         f"target_modules: {name!r} {words} of 'some/base'; its linear layers: "
@@ -84,7 +84,7 @@ def test_target_modules_get_one_problem_for_each_bad_name(base: Path) -> None:
     assert [problem.split("'")[1] for problem in problems] == ["nothing", "mlp", "embed_tokens"]
 
 
-def test_auto_is_refused_where_none_of_its_layers_exists(base: Path) -> None:
+def test_auto_is_rejected_where_none_of_its_layers_exists(base: Path) -> None:
     (base / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_layer": 1, "n_embd": 8, "n_head": 2}))
     (problem,) = problems_of(base, "auto")
     assert "auto, which is q_proj, k_proj" in problem

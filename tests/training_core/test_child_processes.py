@@ -39,7 +39,7 @@ def wait_for(path: Path) -> None:
         time.sleep(0.02)
 
 
-def test_child_runs_a_module_with_arguments_and_environment(modules: Path) -> None:
+def test_child_process_runs_a_module_with_its_arguments(modules: Path) -> None:
     with child_process(["report", "a", "b c"], {"GREETING": "hi"}, modules, output=subprocess.PIPE) as process:
         assert process.stdout
         printed = process.stdout.read().decode()
@@ -48,14 +48,14 @@ def test_child_runs_a_module_with_arguments_and_environment(modules: Path) -> No
 
 
 @pytest.mark.parametrize(("module", "exit_code"), [("wait", -15), ("stubborn", -9)])
-def test_child_ends_with_the_body(modules: Path, module: str, exit_code: int) -> None:
+def test_child_process_ends_with_the_body(modules: Path, module: str, exit_code: int) -> None:
     with child_process([module, "started"], folder=modules, seconds_to_end=1) as process:
         wait_for(modules / "started")
     assert process.returncode == exit_code
 
 
 @pytest.mark.parametrize("victim", ["parent", "child"])
-def test_children_end_with_a_killed_parent(modules: Path, victim: str) -> None:
+def test_child_processes_end_with_a_killed_parent(modules: Path, victim: str) -> None:
     """The grandchild watches the child, so that a killed child leaves nothing running either."""
     parent = psutil.Popen([sys.executable, "-m", "parent"], cwd=modules)
     wait_for(modules / "grandchild")

@@ -1,4 +1,4 @@
-"""Training on several devices is the training on one: the same rows in every step, the same curve, one folder."""
+"""Training on several devices equals training on one: the same rows in every step, the same curve, one folder."""
 
 import dataclasses
 import json
@@ -65,8 +65,10 @@ def adapter(loaded: LoadedModel) -> torch.Tensor:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("packing", "batches"), [(True, 7), (False, 3)])
-def test_two_processes_train_as_one(config: RunConfig, tmp_path: Path, packing: bool, batches: int) -> None:
-    """Three packs, three batches of rows: one of the two processes has one less to do."""
+def test_distributed_training_equals_that_on_one_device(
+    config: RunConfig, tmp_path: Path, packing: bool, batches: int
+) -> None:
+    """Three packs, three batches of rows: one of the two processes has one less."""
     layout = {"packing": packing, "gradient_accumulation_steps": batches, "per_device_eval_batch_size": 2}
     config = RunConfig(**vars(config) | layout)
     alone, _ = train(config, tmp_path / "one", 1)
@@ -78,9 +80,7 @@ def test_two_processes_train_as_one(config: RunConfig, tmp_path: Path, packing: 
 
 
 @pytest.mark.slow
-def test_whoever_is_killed_nobody_is_left_and_the_training_goes_on_where_it_was(
-    config: RunConfig, tmp_path: Path
-) -> None:
+def test_distributed_training_survives_the_kill_of_any_process(config: RunConfig, tmp_path: Path) -> None:
     config = RunConfig(**vars(config) | {"max_steps": 12, "gradient_accumulation_steps": 2})
     train(config, tmp_path / "one", 1)
     rows, run_dir = prepare_data(config, Path(config.model_name)), tmp_path / "two"
@@ -95,7 +95,7 @@ def test_whoever_is_killed_nobody_is_left_and_the_training_goes_on_where_it_was(
         {"caller": caller, "launcher": launcher, "rank": second_rank}[victim].kill()
         _, left = psutil.wait_procs([launcher, first_rank, second_rank], timeout=20)
         assert not left
-        assert caller.wait(timeout=120) != 0  # it takes its time to unload everything
+        assert caller.wait(timeout=120) != 0  # unloading the libraries takes a while
         assert last_step(run_dir) < 12
     _, summary = train(config, run_dir, 1)
     assert summary.resumed_from_step >= 2

@@ -1,4 +1,4 @@
-"""Training changes the adapter and nothing else, in full precision, from where it was."""
+"""Training changes only the adapter, in full precision, and resumes where it was."""
 
 import errno
 import json
@@ -48,9 +48,7 @@ def weights(loaded: LoadedModel, trained: bool) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("packing", [True, False])
-def test_every_adapter_weight_changes_in_fp32_and_no_base_weight_does(
-    config: RunConfig, tmp_path: Path, packing: bool
-) -> None:
+def test_training_changes_every_adapter_weight_and_no_other(config: RunConfig, tmp_path: Path, packing: bool) -> None:
     config = RunConfig(**vars(config) | {"packing": packing, "gradient_checkpointing": packing})
     loaded = load_model_and_tokenizer(config)
     data = load_training_data(prepare_data(config, Path(config.model_name)))
@@ -64,7 +62,7 @@ def test_every_adapter_weight_changes_in_fp32_and_no_base_weight_does(
 
 
 @pytest.mark.slow
-def test_a_training_resumed_from_any_checkpoint_ends_with_the_same_weights(config: RunConfig, tmp_path: Path) -> None:
+def test_resumed_training_ends_with_the_same_weights(config: RunConfig, tmp_path: Path) -> None:
     data = load_training_data(prepare_data(config, Path(config.model_name)))
     whole, resumed = load_model_and_tokenizer(config), load_model_and_tokenizer(config)
     train_model(whole, data, config, tmp_path / "run")
@@ -80,7 +78,7 @@ def test_a_training_resumed_from_any_checkpoint_ends_with_the_same_weights(confi
 
 
 @pytest.mark.slow
-def test_a_training_that_is_over_takes_no_further_step(config: RunConfig, tmp_path: Path) -> None:
+def test_finished_training_takes_no_further_step(config: RunConfig, tmp_path: Path) -> None:
     config = RunConfig(**vars(config) | {"lr_scheduler_type": "constant"})
     data = load_training_data(prepare_data(config, Path(config.model_name)))
     first, again = load_model_and_tokenizer(config), load_model_and_tokenizer(config)
@@ -95,7 +93,7 @@ def test_a_training_that_is_over_takes_no_further_step(config: RunConfig, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_disk_that_fills_up_at_the_end_leaves_no_half_summary_and_the_next_start_writes_it(
+def test_summary_survives_a_full_disk_at_the_end(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, run = load_training_data(prepare_data(config, Path(config.model_name))), tmp_path / "run"
@@ -115,7 +113,7 @@ def test_a_disk_that_fills_up_at_the_end_leaves_no_half_summary_and_the_next_sta
 
 
 @pytest.mark.slow
-def test_a_model_that_has_answered_still_trains_as_one_that_has_not(config: RunConfig, tmp_path: Path) -> None:
+def test_training_after_an_evaluation_gives_the_same_weights(config: RunConfig, tmp_path: Path) -> None:
     """On CPUs with AVX512-bf16 bitsandbytes repacks weights at the first evaluation, for a kernel without gradient."""
     data = load_training_data(prepare_data(config, Path(config.model_name)))
     fresh, used = load_model_and_tokenizer(config), load_model_and_tokenizer(config)
@@ -126,7 +124,7 @@ def test_a_model_that_has_answered_still_trains_as_one_that_has_not(config: RunC
     assert all(torch.equal(weight, expected[name]) for name, weight in weights(used, trained=True).items())
 
 
-def test_every_loss_comes_with_what_its_steps_have_cost(tmp_path: Path) -> None:
+def test_journal_has_the_cost_of_steps_with_losses(tmp_path: Path) -> None:
     journal = KeepJournal(tmp_path / "journal.jsonl", tokens_per_step=1000)
     arguments, state, control = TrainingArguments(str(tmp_path)), TrainerState(max_steps=4), TrainerControl()
     journal.on_train_begin(arguments, state, control)
@@ -139,21 +137,21 @@ def test_every_loss_comes_with_what_its_steps_have_cost(tmp_path: Path) -> None:
     assert held_out.values == {"eval_loss": 0.25}
 
 
-def test_real_tokens_are_those_of_whole_rows_however_they_are_packed() -> None:
+def test_tokens_before_sharing_count_whole_rows() -> None:
     rows = Dataset.from_dict({"input_ids": [[1] * 3, [1] * 5, [1] * 7, [1] * 9]})
     assert tokens_per_step(rows, RunConfig(per_device_train_batch_size=1, gradient_accumulation_steps=2)) == 12
     assert tokens_per_step(rows, RunConfig(per_device_train_batch_size=4, gradient_accumulation_steps=8)) == 24
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 7, 12, 39, 255, 10_000])
-def test_a_run_of_any_length_has_a_curve_and_three_checkpoints_on_its_points(steps: int) -> None:
+def test_cadence_gives_any_run_curve_and_checkpoints(steps: int) -> None:
     cadence = Cadence.of(RunConfig(save_steps=500, logging_steps=10, eval_steps=500), steps)
     assert steps // cadence.saving >= min(3, steps)
     assert cadence.saving % cadence.logging == 0
     assert cadence.saving <= 500 and cadence.logging <= 10 and cadence.evaluation <= 500
 
 
-def test_the_trainer_gets_every_setting_under_its_own_name_and_may_not_cut_rows(tmp_path: Path) -> None:
+def test_training_arguments_hold_the_settings(tmp_path: Path) -> None:
     config = RunConfig(warmup_ratio=0.25, weight_decay=0.5, lr_scheduler_type="linear", seed=9, max_grad_norm=0.3)
     arguments = create_training_arguments(config, Precision("fp32", ""), Steps.of(config, 64, 4, 8), tmp_path)
     assert arguments.max_length is None

@@ -100,7 +100,7 @@ def test_base_model_that_does_not_exist_leaves_no_cache(usable: dict[str, Any], 
     assert not (tmp_path / "cache").exists()
 
 
-def test_base_model_without_chat_template_is_refused(usable: dict[str, Any], tiny_base: Path, tmp_path: Path) -> None:
+def test_base_model_without_chat_template_is_rejected(usable: dict[str, Any], tiny_base: Path, tmp_path: Path) -> None:
     """A pretrained base without instruction tuning is the likeliest wrong choice on the hub."""
     base = tmp_path / "base"
     base.mkdir()
@@ -128,7 +128,7 @@ def test_target_modules_are_checked_on_a_hub_base(
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
-def test_base_model_with_broken_json_is_refused(
+def test_base_model_with_broken_json_is_rejected(
     usable: dict[str, Any], tiny_base: Path, tmp_path: Path, file: str
 ) -> None:
     base = shutil.copytree(tiny_base, tmp_path / "base")
@@ -137,7 +137,7 @@ def test_base_model_with_broken_json_is_refused(
     assert problem.startswith("model_name: ") and file in problem
 
 
-def test_base_model_of_unknown_type_is_refused(usable: dict[str, Any], tiny_base: Path, tmp_path: Path) -> None:
+def test_base_model_of_unknown_type_is_rejected(usable: dict[str, Any], tiny_base: Path, tmp_path: Path) -> None:
     base = shutil.copytree(tiny_base, tmp_path / "base")
     (base / "config.json").write_text('{"model_type": "unheard-of"}')
     (problem,) = problems_of(usable | {"model_name": str(base)})
@@ -156,7 +156,7 @@ def test_eval_path_must_differ_from_dataset_path(usable: dict[str, Any], tmp_pat
         assert names_of(problems_of(usable | {"eval_path": same})) == ["eval_path"]
 
 
-def test_output_dir_that_cannot_be_created_is_refused(usable: dict[str, Any], tmp_path: Path) -> None:
+def test_output_dir_that_cannot_be_created_is_rejected(usable: dict[str, Any], tmp_path: Path) -> None:
     assert names_of(problems_of(usable | {"output_dir": usable["dataset_path"]})) == ["output_dir"]
     validate_args(RunConfig(**usable | {"output_dir": str(tmp_path / "a" / "b" / "c")}))
 

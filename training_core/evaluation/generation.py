@@ -1,4 +1,4 @@
-"""Greedy answers, and one copy of a prompt's beginning for all prompts that begin with it."""
+"""Greedy completions, with one cached copy of a prefix for all prompts that share it."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -19,19 +19,22 @@ from training_core.prompts.chat_encoding import ChatEncoder
 
 
 class _Prompt(NamedTuple):
-    """The token ids of a prompt in two parts: what it shares with others (or nothing), and the rest."""
+    """The token ids of a prompt in two parts: the prefix that it shares with others, maybe empty, and the rest."""
 
     number: int
     shared: tuple[int, ...]
     rest: list[int]
 
 
+# prompts 0: P·a   1: d   2: P·c   3: e, where P is a prefix of at least 32 tokens
+#   → P is computed once, into a cache; batch 1: a and c continue it; batch 2: d and e have no prefix
+#   → the completions of 0, 1, 2, 3, each ending with its end-of-turn token or after eval_max_new_tokens
 @torch.inference_mode()
 def generate(loaded: LoadedModel, prompts: Sequence[list[int]], config: RunConfig) -> list[list[int]]:
-    """Greedy continuations of prompts, as token ids without padding, in the order of the prompts.
+    """Greedy completions of prompts, as token ids without padding, in the order of the prompts.
 
-    The beginning that prompts share is computed once, and kept while they are answered. The rests are answered in
-    batches, none over twice as long as the first of its batch. The same prompts give the same tokens.
+    Known as prefix caching, in batches of similar length: in a batch of at most eval_batch_size no rest is over twice
+    as long as the first. A cache is kept only as long as batches continue it. Equal prompts get equal completions.
     """
     end_of_turn = ChatEncoder.of(loaded.tokenizer).end_of_turn
     greedy = GenerationConfig(
@@ -41,39 +44,39 @@ def generate(loaded: LoadedModel, prompts: Sequence[list[int]], config: RunConfi
         pad_token_id=end_of_turn,
     )
     model = loaded.model.eval()
-    answers: list[list[int]] = [[] for _ in prompts]
+    completions: list[list[int]] = [[] for _ in prompts]
     caches: dict[tuple[int, ...], DynamicCache] = {}
     for batch in _batches(_in_order(model, prompts), config.eval_batch_size):
         shared = [prompt.shared for prompt in batch if prompt.shared]
-        caches = {tokens: cache for tokens, cache in caches.items() if tokens in shared}  # before others are read
-        caches |= {tokens: _read(model, tokens) for tokens in dict.fromkeys(shared) if tokens not in caches}
+        caches = {tokens: cache for tokens, cache in caches.items() if tokens in shared}  # frees memory first
+        caches |= {tokens: _compute_cache(model, tokens) for tokens in dict.fromkeys(shared) if tokens not in caches}
         prefixes = [CachedPrefix(len(list(same)), caches[tokens]) for tokens, same in groupby(shared)]
         inputs = _pad_left(batch, end_of_turn, model.device)
         with continue_prefixes(model, prefixes):
             output = model.generate(**inputs, generation_config=greedy)
         for prompt, tokens in zip(batch, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
-            answers[prompt.number] = tokens[: tokens.index(end_of_turn) + 1] if end_of_turn in tokens else tokens
-    return answers
+            completions[prompt.number] = tokens[: tokens.index(end_of_turn) + 1] if end_of_turn in tokens else tokens
+    return completions
 
 
 @torch.inference_mode()
-def logit_gap(loaded: LoadedModel, prompt: list[int], answer: list[int]) -> float:
-    """How far, in logits, the likeliest token is ahead of the answer's, at the worst of its places.
+def logit_gap(loaded: LoadedModel, prompt: list[int], completion: list[int]) -> float:
+    """The largest difference, over the tokens of a completion, between the highest logit and the token's own.
 
-    0 for the model's own greedy answer, and near 0 for that of the same model computed in another precision.
+    It is 0 for the model's own greedy completion, and near 0 for that of the same model in another precision.
     """
-    tokens = torch.tensor([prompt + answer], device=loaded.model.device)
-    logits = loaded.model.eval()(input_ids=tokens, logits_to_keep=len(answer) + 1).logits[0, :-1].float()
-    given = logits.gather(1, tokens[0, len(prompt) :, None])[:, 0]
-    return float((logits.amax(1) - given).max())
+    tokens = torch.tensor([prompt + completion], device=loaded.model.device)
+    logits = loaded.model.eval()(input_ids=tokens, logits_to_keep=len(completion) + 1).logits[0, :-1].float()
+    chosen = logits.gather(1, tokens[0, len(prompt) :, None])[:, 0]
+    return float((logits.amax(1) - chosen).max())
 
 
 def _in_order(model: PeftModel, prompts: Sequence[list[int]]) -> list[_Prompt]:
-    """Prompts with the same beginning one after the other, short remainders first; those that share nothing last."""
-    # The last token is never shared: the first token of the answer is read off it.
-    beginnings = [np.array(prompt[:-1], np.int32).tobytes() for prompt in prompts]
+    """Prompts with the same prefix one after the other, shorter rests first; prompts without a prefix last."""
+    # The last token is never shared: its logits give the first token of the completion.
+    shareable = [np.array(prompt[:-1], np.int32).tobytes() for prompt in prompts]
     most_rows = 1 if other_attention(model.get_base_model()) else len(prompts)
-    groups, alone = group_by_prefix(beginnings, most_rows)
+    groups, alone = group_by_prefix(shareable, most_rows)
     sharing = sorted((_split(prompts, group) for group in groups), key=lambda found: len(found[-1].rest))
     return [prompt for found in (*sharing, _split(prompts, Group(0, alone))) for prompt in found]
 
@@ -84,7 +87,7 @@ def _split(prompts: Sequence[list[int]], group: Group) -> list[_Prompt]:
 
 
 def _batches(prompts: Sequence[_Prompt], size: int) -> Iterator[list[_Prompt]]:
-    """At most `size` neighbours, no rest over twice as long as the first, and either all of them share or none."""
+    """Batches of at most `size` prompts: no rest over twice as long as the first, and all have a prefix or none has."""
     batch: list[_Prompt] = []
     for prompt in prompts:
         if batch and (len(batch) == size or not _fits(prompt, batch[0])):
@@ -99,16 +102,16 @@ def _fits(prompt: _Prompt, first: _Prompt) -> bool:
     return bool(prompt.shared) == bool(first.shared) and len(prompt.rest) <= 2 * len(first.rest)
 
 
-def _read(model: PeftModel, tokens: Sequence[int]) -> DynamicCache:
-    """The keys and values of a prompt's beginning."""
+def _compute_cache(model: PeftModel, tokens: Sequence[int]) -> DynamicCache:
+    """The keys and values of a prefix."""
     inputs = torch.tensor([tokens], device=model.device)
     output = model(input_ids=inputs, use_cache=True, logits_to_keep=1)
-    # By its type: transformers calls it past_key_values until 5.23 and cache from then on.
+    # Found by its type: transformers 5.24 renamed past_key_values to cache.
     return next(value for value in output.values() if isinstance(value, DynamicCache))
 
 
 def _pad_left(prompts: Sequence[_Prompt], padding: int, device: torch.device) -> dict[str, Tensor]:
-    """The rests as a batch [prompts, longest], at the positions they have in the whole prompts."""
+    """The rests as a left-padded batch [prompts, longest], with the positions they have in the whole prompts."""
     longest = max(len(prompt.rest) for prompt in prompts)
     gaps = [longest - len(prompt.rest) for prompt in prompts]
     rows = [(gap, len(prompt.shared), prompt.rest) for gap, prompt in zip(gaps, prompts, strict=True)]

@@ -1,7 +1,7 @@
-"""The attention of answers that continue cached prefixes: each prefix is read, kept and multiplied once for all rows.
+"""The attention of completions that continue cached prefixes: one copy of a prefix serves all rows that share it.
 
-Registered through transformers' public interfaces; no model code is touched. Decoding against one copy of a prefix is
-known from Hydragen (arXiv:2402.05099).
+It is registered through transformers' public interfaces and changes no model code. Source of the method: Hydragen
+(arXiv:2402.05099).
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ ATTENTION_NAME = "cached_prefix"
 
 
 class CachedPrefix(NamedTuple):
-    """The next `rows` rows of a batch begin with the tokens whose keys and values are in `cache` (a batch of one)."""
+    """The prefix of the next `rows` rows of a batch; `cache` holds its keys and values, as a batch of one."""
 
     rows: int
     cache: DynamicCache
@@ -28,22 +28,22 @@ class CachedPrefix(NamedTuple):
 
 @contextmanager
 def continue_prefixes(model: PeftModel, prefixes: Sequence[CachedPrefix]) -> Iterator[None]:
-    """Let batches of `model` continue `prefixes` (none: whole prompts), at positions that go on from them."""
+    """Let batches of `model` continue `prefixes`, at positions after them; without prefixes prompts are whole."""
     if not prefixes:
         yield
         return
     AttentionInterface.register(ATTENTION_NAME, cached_prefix_attention)
     AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
 
-    def hand_over(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    def add_prefixes(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         return args, kwargs | {"prefixes": prefixes}
 
     base = model.get_base_model()
     before = base.config._attn_implementation
     base.set_attn_implementation(ATTENTION_NAME)
     try:
-        # Not a keyword of `generate`, which rejects those it does not know.
-        with base.base_model.register_forward_pre_hook(hand_over, with_kwargs=True):
+        # `generate` rejects keywords that it does not know, so a hook adds this one.
+        with base.base_model.register_forward_pre_hook(add_prefixes, with_kwargs=True):
             yield
     finally:
         base.set_attn_implementation(before)
@@ -52,10 +52,9 @@ def continue_prefixes(model: PeftModel, prefixes: Sequence[CachedPrefix]) -> Ite
 def cached_prefix_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Attention to a prefix and oneself: `query` [B, heads, s, d], `key`, `value` [B, fewer, t, d] -> [B, s, heads, d].
+    """Attention to prefix and row: `query` [B, heads, s, d], `key`, `value` [B, fewer, t, d] -> [B, s, heads, d].
 
-    `attention_mask` [B, 1, s, t] tells what a row sees of itself; None: all up to the query. `prefixes` stand in the
-    order of the rows.
+    `attention_mask` [B, 1, s, t] masks the row's own tokens; None: causal. `prefixes` are in the order of the rows.
     """
     tokens, own_tokens = query.shape[2], key.shape[2]
     if attention_mask is None:
@@ -69,7 +68,7 @@ def cached_prefix_attention(
 
 
 def _attend_one_by_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, prefix: DynamicLayer) -> Tensor:
-    """Many queries a row, as when its prompt is read: one row at a time, so that one copy of the prefix is made."""
+    """Many queries per row (prefill): one row at a time, so that only one copy of the prefix is made."""
     seen = pad(mask, (prefix.keys.shape[2], 0), value=True)
     rows = zip(query.split(1), key.split(1), value.split(1), seen.split(1), strict=True)
     return torch.cat(
@@ -83,7 +82,7 @@ def _attend_one_by_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, 
 
 
 def _attend_together(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, prefix: DynamicLayer) -> Tensor:
-    """One query a row, as when answers grow: all rows meet the prefix in one matrix product."""
+    """One query per row (decoding): one matrix product of all rows with the prefix."""
     queries = query.unflatten(1, (key.shape[1], -1))[:, :, :, 0]  # [rows, heads of keys, queries of each, d]
     shared = torch.einsum("rhqd,hpd->rhqp", queries, prefix.keys[0])
     own = torch.einsum("rhqd,rhtd->rhqt", queries, key).masked_fill(~mask, -torch.inf)

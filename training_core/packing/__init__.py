@@ -1,1 +1,1 @@
-"""Rows that share a policy are computed together; what makes a batch and a step."""
+"""Packing: rows that share a policy are computed together; batches and optimiser steps."""

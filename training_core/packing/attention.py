@@ -1,7 +1,7 @@
-"""The attention of packed rows: a row sees its prefix and itself, never its neighbours.
+"""The attention of packed rows: a row attends to its prefix and to itself, never to another row of its pack.
 
-Registered through transformers' public interfaces; no model code is touched. The layout of a pack is that of
-`training_core.packing.plan`.
+It is registered through transformers' public interfaces and changes no model code. `training_core.packing.plan` defines
+the layout of a pack.
 """
 
 from functools import partial
@@ -21,16 +21,16 @@ ATTENTION_NAME = "shared_prefix"
 
 
 def register_shared_prefix_attention() -> None:
-    """Make the attention "shared_prefix" known to transformers; without `segments` it is plain SDPA."""
+    """Register the attention "shared_prefix" with transformers; for inputs without `segments` it is plain SDPA."""
     AttentionInterface.register(ATTENTION_NAME, shared_prefix_attention)
     AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
 
 
 def use_shared_prefix_attention(model: PreTrainedModel | PeftModel) -> None:
-    """Let `model` take packs: its attention becomes "shared_prefix", and its backbone gets two hooks.
+    """Prepare `model` for packs: its attention becomes "shared_prefix", and its backbone gets two hooks.
 
-    Training equals that of separate rows, but for LoRA dropout: rows that share a prefix share its dropout
-    mask. Set `lora_dropout=0` for the exact thing. Inputs that are not packs go through the model as before.
+    Training on packs equals training on separate rows, except that rows that share a prefix share its dropout mask of
+    LoRA; with `lora_dropout=0` it is exact. Other inputs go through the model as before.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if others := other_attention(base):
@@ -47,12 +47,12 @@ def use_shared_prefix_attention(model: PreTrainedModel | PeftModel) -> None:
 
 
 def other_attention(model: PreTrainedModel) -> list[str]:
-    """The kinds of layers in `model` whose rows cannot share a prefix: sliding windows, linear attention, unknown."""
+    """The types of layers in `model` that cannot share a prefix: sliding windows, linear attention, unknown."""
     return sorted(set(model.config.to_dict().get("layer_types") or ["unknown"]) - {"full_attention"})
 
 
 def _replace_mask(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
-    """Build the attention's mask once for all layers; transformers passes 4-D masks on as they are."""
+    """Build the attention mask once for all layers; transformers does not change 4-D masks."""
     segments = kwargs.get("segments")
     if segments is None:
         return None
@@ -62,7 +62,7 @@ def _replace_mask(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 
 def _keep_label_positions(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    """Hand the head only the hidden states that predict a label: [1, T, hidden] -> [1, m, hidden]."""
+    """Give the head only the hidden states that predict a label: [1, T, hidden] -> [1, m, hidden]."""
     if kwargs.get("label_positions") is not None:
         output.last_hidden_state = output.last_hidden_state.index_select(1, kwargs["label_positions"])
     return output
@@ -73,8 +73,8 @@ def shared_prefix_attention(
 ) -> tuple[Tensor, None]:
     """Attention of a pack: `query` [1, heads, T, d], `key`, `value` [1, fewer, T, d] -> [1, T, heads, d].
 
-    On the CPU one SDPA call per segment: a dense mask would compute every pair of tokens, and discard most.
-    On CUDA flex_attention, which skips the blocks that nobody sees; no test reaches that path without a GPU.
+    On the CPU one SDPA call per segment: a dense mask would compute every pair of tokens and discard most. On CUDA
+    flex_attention, which skips blocks without a visible pair; tests without a GPU do not reach that path.
     """
     segments = kwargs.get("segments")
     if segments is None:
@@ -82,7 +82,7 @@ def shared_prefix_attention(
     if isinstance(attention_mask, BlockMask):
         return flex_attention_forward(module, query, key, value, attention_mask, scaling=kwargs["scaling"])
     lengths, prefixes = segments.T.tolist()
-    # Not slices: the gradient of a slice is as large as the pack, and there are as many as segments.
+    # Not slices: the gradient of each slice would be as large as the pack.
     queries, keys, values = (states.split(lengths, dim=2) for states in (query, key, value))
     attend = partial(
         scaled_dot_product_attention, scale=kwargs["scaling"], dropout_p=kwargs["dropout"], enable_gqa=True
@@ -100,7 +100,7 @@ def shared_prefix_attention(
 
 
 def _block_mask(segments: Tensor, tokens: int) -> BlockMask:
-    """The same visibility for flex_attention, from each token's segment and that segment's prefix."""
+    """The same mask for flex_attention, from each token's segment and that segment's prefix."""
     lengths, prefixes = segments.unbind(1)
     numbers = torch.arange(len(segments), device=segments.device)
     segment_of = numbers.repeat_interleave(lengths, output_size=tokens)

@@ -1,4 +1,4 @@
-"""Which examples make which optimiser step: the same ones in the same order on however many devices."""
+"""Which examples make which optimiser step: the same ones in the same order on any number of devices."""
 
 import dataclasses
 import math
@@ -18,10 +18,10 @@ from training_core.packing.plan import PackingPlan, Piece, pack_limits, packed_d
 
 @dataclass(frozen=True)
 class Steps:
-    """How examples (rows, or packs of rows) make up a training.
+    """How many examples (rows, or packs of rows) make a batch, an optimiser step and a training.
 
-    ``batch_size`` is what a device handles at once; ``per_step`` and ``examples`` are those of an optimiser step and of
-    the whole training on all devices together, and do not depend on their number.
+    ``batch_size`` is that of one device. ``per_step`` and ``examples`` count the examples of an optimiser step and of
+    the whole training on all devices together; they do not depend on the number of devices.
     """
 
     batch_size: int
@@ -31,10 +31,10 @@ class Steps:
 
     @classmethod
     def of(cls, config: RunConfig, examples: int, batch_size: int, batches: int, devices: int = 1) -> "Steps":
-        """Passes over ``examples`` follow one another without a seam: all steps but the last are of one size."""
+        """Epochs follow one another without a break: a step may span two, and all steps but the last have one size."""
         per_step = min(batch_size * batches, examples)
-        passes = max(1, round(examples * config.num_train_epochs))
-        return cls(batch_size, per_step, config.max_steps * per_step or passes, devices)
+        all_epochs = max(1, round(examples * config.num_train_epochs))
+        return cls(batch_size, per_step, config.max_steps * per_step or all_epochs, devices)
 
     @property
     def total(self) -> int:
@@ -42,18 +42,18 @@ class Steps:
 
     @property
     def accumulation(self) -> int:
-        """Batches that one device sums up before an optimiser step."""
+        """Batches that one device accumulates before an optimiser step."""
         return math.ceil(self.per_step / (self.batch_size * self.devices))
 
     @property
     def idle(self) -> float:
-        """The share of the devices' time that a step leaves unused, because its batches cannot be dealt out evenly."""
+        """The share of time for which devices idle, because a step's batches do not divide evenly among them."""
         return 1 - self.per_step / (self.batch_size * self.accumulation * self.devices)
 
 
 @dataclass(frozen=True)
 class BatchSize:
-    """The size of a batch: tokens computed, those with a label, and the longest row, which attends to itself."""
+    """The size of a batch: tokens computed, tokens with a label, and tokens of the longest row."""
 
     tokens: int
     labels: int
@@ -62,7 +62,7 @@ class BatchSize:
 
 @dataclass(frozen=True)
 class Examples:
-    """Rows or packs, each with the tokens computed for it; behind the last one a filler that teaches nothing."""
+    """Rows or packs and the tokens computed for each; after the last one comes a filler without labels."""
 
     content: Dataset
     tokens: np.ndarray
@@ -74,11 +74,11 @@ class Examples:
 
     @property
     def tokens_at_most(self) -> int:
-        """Tokens of the heaviest batch."""
+        """Tokens in the heaviest batch."""
         return int(np.sort(self.tokens)[-self.batch_size :].sum())
 
     def heaviest_size(self) -> "BatchSize":
-        """Of the heaviest batch."""
+        """The size of the heaviest batch."""
         batch = list(self.heaviest_batch)
         labels = sum(label != IGNORED_LABEL for example in batch for label in example["labels"])
         return BatchSize(self.tokens_at_most, labels, max(_longest_row(example) for example in batch))
@@ -86,7 +86,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Batches:
-    """The examples to train on and those held out, and the steps that the former make."""
+    """The examples to train on, those held out, and the optimiser steps."""
 
     train: Examples
     held_out: Examples
@@ -97,12 +97,12 @@ class Batches:
 
     @property
     def train_order(self) -> Dataset:
-        """Every example of the training, one after the other."""
+        """All examples of the training, in the order in which the trainer reads them."""
         return lay_out(self.train.content, self.steps, self.seed)
 
     @property
     def held_out_order(self) -> Dataset:
-        """Full batches, for the trainer completes one that is not with rows that it has counted already."""
+        """Full batches only: the trainer would fill an incomplete one with rows that it has counted already."""
         count = len(self.held_out.tokens)
         return self.held_out.content.select(_padded(np.arange(count), self.held_out.batch_size, count))
 
@@ -113,7 +113,7 @@ class Batches:
 
 
 def make_batches(train: Dataset, held_out: Dataset, config: RunConfig, devices: int = 1) -> Batches:
-    """Lay out a training on a number of devices, every step of which holds the same rows as on one device."""
+    """The batches of a training on a number of devices; each step holds the same rows as on one device."""
     train = train.select_columns(["input_ids", "labels"])
     held_out = held_out_sample(held_out, config).select_columns(["input_ids", "labels"])
     tokens = tokens_per_step(train, config)
@@ -131,7 +131,7 @@ def make_batches(train: Dataset, held_out: Dataset, config: RunConfig, devices: 
 
 
 def tokens_per_step(rows: Dataset, config: RunConfig) -> float:
-    """Tokens before sharing in the rows of an optimiser step, on average: prompts and answers, every row in full."""
+    """Tokens before sharing in the rows of an optimiser step, on average: prompts and completions of whole rows."""
     per_row = pc.mean(pc.list_value_length(rows.data.column("input_ids"))).as_py()
     return per_row * min(len(rows), config.per_device_train_batch_size * config.gradient_accumulation_steps)
 
@@ -144,7 +144,7 @@ def packed(rows: Dataset, plan: PackingPlan) -> Examples:
 
 
 def _longest_row(example: Mapping[str, Any]) -> int:
-    """Of a row its length; of a pack that of its longest row, prefix and all."""
+    """The length of a row, or of the longest row in a pack, its prefix included."""
     return max(example["position_ids"]) + 1 if "position_ids" in example else len(example["input_ids"])
 
 
@@ -154,13 +154,14 @@ def _single(rows: Dataset, batch_size: int) -> Examples:
 
 
 def lay_out(examples: Dataset, steps: Steps, seed: int) -> Dataset:
-    """All examples of a training, in a new order every pass; the last of ``examples`` is the filler.
+    """All examples of a training, in a new order every epoch; the last of ``examples`` is the filler.
 
-    Each step is filled up to batches for all devices. A filler has no label: it adds nothing to loss or gradient.
+    Each step is padded with the filler to full batches for all devices. The filler has no label, so it adds nothing to
+    loss or gradient.
     """
     count = len(examples) - 1
-    passes = range(math.ceil(steps.examples / count))
-    order = np.concatenate([np.random.default_rng([seed, number]).permutation(count) for number in passes])
+    epochs = range(math.ceil(steps.examples / count))
+    order = np.concatenate([np.random.default_rng([seed, number]).permutation(count) for number in epochs])
     parts = np.split(order[: steps.examples], range(steps.per_step, steps.examples, steps.per_step))
     return examples.select(np.concatenate([_padded(part, steps.batch_size * steps.devices, count) for part in parts]))
 

@@ -1,10 +1,9 @@
-"""Rows that share a policy are trained under one copy of it: found by token ids, packed, kept apart.
+"""Shared-prefix packing: rows that begin with the same tokens, such as a policy, are trained with one copy of them.
 
-The hidden states of a prefix do not depend on what follows it, so `[prefix | suffix 1 | … | suffix k]` has
-the loss and the gradient of k separate rows if a suffix sees the prefix and itself only, at positions that go
-on from the prefix. Known from inference (Hydragen, arXiv:2402.05099) and from reinforcement learning on one
-prompt's samples (Prefix Grouper, arXiv:2506.05433; TRL's `TreeRow`); here it works across the rows of a data
-set.
+The hidden states of a prefix do not depend on what follows it. So `[prefix | suffix 1 | … | suffix k]` has the loss and
+the gradient of k separate rows if each suffix attends only to the prefix and to itself, at positions that continue
+those of the prefix. This is known from inference (Hydragen, arXiv:2402.05099) and from reinforcement learning on
+samples of one prompt (Prefix Grouper, arXiv:2506.05433; TRL's `TreeRow`); here it applies to the rows of a dataset.
 """
 
 import heapq
@@ -24,14 +23,13 @@ from training_core.dataset.encoding import IGNORED_LABEL
 
 logger = logging.getLogger(__name__)
 
-# One more attention call per layer costs what 8 tokens save (measured: 4 rows, 10M parameters, CPU); 32 save
-# a tenth. Anything shorter is a chat template's header, and tying rows together for it would only make the
-# steps less mixed.
+# One more attention call per layer costs what 8 tokens save (measured: 4 rows, 10M parameters, CPU); 32 save a tenth.
+# A shorter prefix is only the header of a chat template, and grouping rows by it would only make steps less mixed.
 MIN_PREFIX_TOKENS = 32
 
 
 class Piece(NamedTuple):
-    """Rows laid out under one copy of their first `prefix_tokens` tokens; a row alone has no prefix."""
+    """Rows with one copy of their first `prefix_tokens` tokens, `tokens` in all; a single row has no prefix."""
 
     rows: tuple[int, ...]
     prefix_tokens: int
@@ -43,7 +41,7 @@ Pack = tuple[Piece, ...]
 
 @dataclass(frozen=True)
 class PackingPlan:
-    """Which rows stand in which pack, how many packs make an optimiser step, and what sharing saves."""
+    """Which rows are in which pack, how many packs make an optimiser step, and what sharing saves."""
 
     packs: tuple[Pack, ...]
     packs_per_step: int
@@ -61,14 +59,14 @@ class PackingPlan:
 
     @property
     def gain(self) -> float:
-        """Tokens of all rows over tokens computed: how much less work than training every row on its own."""
+        """Tokens of all rows divided by tokens computed."""
         return self.row_tokens / self.computed_tokens
 
 
 def pack_limits(config: RunConfig) -> tuple[int, int]:
-    """The token budget of a pack and the rows of an optimiser step that settings allow.
+    """The token budget of a pack, and the rows of an optimiser step.
 
-    The memory that the batch size asks for rows of full length is the room that a pack may fill.
+    A pack may have as many tokens as a batch of rows of full length.
     """
     rows = config.per_device_train_batch_size
     return rows * config.max_seq_length, rows * config.gradient_accumulation_steps
@@ -92,11 +90,11 @@ def plan_packing(
 ) -> PackingPlan:
     """Pack `rows` (columns `input_ids`, `labels`) into sequences of at most `token_budget` tokens.
 
-    An optimiser step of `plan.packs_per_step` packs holds `rows_per_step` rows on average, counted in one
-    process. Packs are as large as the budget allows, and even in rows so that steps are even too. Rows of one
-    prefix are alike and so are their gradients; a step made of one policy would follow that policy. Hence at
-    most `rows_per_prefix` rows share a copy (half a step's rows unless given; 1: no sharing), and packs are
-    shuffled. A row longer than the budget stands alone. The same rows and seed give the same plan.
+    An optimiser step of `plan.packs_per_step` packs has `rows_per_step` rows on average, on all devices together. Packs
+    are as large as the budget allows, with about equally many rows, so that steps have equally many too. Rows of one
+    policy have similar gradients, and a step of one policy only would be biased towards it. Hence at most
+    `rows_per_prefix` rows share a copy (by default half the rows of a step; 1: no sharing), and packs are shuffled. A
+    row longer than the budget is a pack of its own. The same rows and seed give the same plan.
     """
     limits = _Limits(token_budget, rows_per_step, rows_per_prefix or max(1, rows_per_step // 2))
     lengths, prompts = _read_prompts(rows)
@@ -114,9 +112,9 @@ def plan_packing(
 
 
 def _read_prompts(rows: Dataset) -> tuple[list[int], list[bytes]]:
-    """Each row's length in tokens, and what may be shared of its prompt, as the bytes of int32 token ids.
+    """Each row's length in tokens, and the part of its prompt that may be shared, as the bytes of int32 token ids.
 
-    A prefix leaves out the prompt's last token, which predicts the first label from inside its own segment.
+    The prompt's last token is never shared: it predicts the first label and must be in the row's own segment.
     """
     lengths: list[int] = []
     prompts: list[bytes] = []
@@ -128,7 +126,9 @@ def _read_prompts(rows: Dataset) -> tuple[list[int], list[bytes]]:
         labelled = np.append(np.flatnonzero(labels != IGNORED_LABEL), len(labels))
         first_labels = labelled[np.searchsorted(labelled, starts + 1)]
         if (unlabelled := np.flatnonzero(first_labels >= ends)).size:
-            raise ValueError(f"row {len(lengths) + unlabelled[0]} has no label to train on: drop it first")
+            raise ValueError(
+                f"expected labels in every row, got none in row {len(lengths) + unlabelled[0]}: drop that row"
+            )
         lengths += (ends - starts).tolist()
         ids = column.flatten().to_numpy().astype(np.int32)
         stops = np.maximum(starts, first_labels - 1)
@@ -136,24 +136,27 @@ def _read_prompts(rows: Dataset) -> tuple[list[int], list[bytes]]:
     return lengths, prompts
 
 
+# rows 0: P·a   1: P·Q·b   2: P·c   3: P·Q·d   4: e, where P has 40 tokens; most_rows 4:
+#   Q of 40 tokens → [Group(80, [1, 3]), Group(40, [0, 2])], [4]     saves 80 + 40 tokens
+#   Q of  5 tokens → [Group(40, [0, 2, 1, 3])], [4]                  saves 3 · 40 tokens; two groups: 45 + 40
 def group_by_prefix(prompts: Sequence[bytes], most_rows: int) -> tuple[list[Group], list[int]]:
-    """Groups of rows worth one copy of a prefix, and the rows left over, in one sort and one pass.
+    """Groups of rows that share a prefix, and the rows that share none, in one sort and one pass.
 
-    Sorted rows that share a prefix are neighbours, and the prefixes that neighbours share form a tree. It is
-    walked bottom-up: a node's rows become a group if that saves more tokens than handing them on to the
-    parent's prefix.
+    The shared prefixes form a prefix tree (trie). Sorting puts the rows of each subtree next to each other, so the
+    stack is the path from the root to the current row. A node is closed when no later row can be below it: its rows
+    become a group if that saves more tokens than moving them up to the parent's prefix.
     """
 
     def close_top(floor: int) -> None:
         node = stack.pop()
         depth = max(floor, stack[-1].depth)
-        handed_on = len(node.rows) * _saving(depth, most_rows, most_rows) / most_rows
-        if _saving(node.depth, len(node.rows), most_rows) > handed_on:
+        moved_up = len(node.rows) * _saving(depth, most_rows, most_rows) / most_rows
+        if _saving(node.depth, len(node.rows), most_rows) > moved_up:
             groups.append(node)
             node = Group(depth, [])
         if stack[-1].depth == depth:
             longer, shorter = sorted((stack[-1].rows, node.rows), key=len, reverse=True)
-            longer.extend(shorter)  # always into the longer one: n log n in all
+            longer.extend(shorter)  # always the shorter into the longer list: n log n in all
             node = Group(depth, longer)
             stack.pop()
         stack.append(Group(depth, node.rows))
@@ -173,7 +176,7 @@ def group_by_prefix(prompts: Sequence[bytes], most_rows: int) -> tuple[list[Grou
 
 
 def _saving(depth: int, rows: int, most_rows: int) -> int:
-    """Tokens not computed when `rows` rows share `depth` tokens, one copy for every `most_rows` of them."""
+    """Tokens saved when `rows` rows share `depth` tokens, with one copy for every `most_rows` rows."""
     return (rows - math.ceil(rows / most_rows)) * depth if depth >= MIN_PREFIX_TOKENS else 0
 
 
@@ -184,7 +187,7 @@ def _shared_tokens(left: bytes, right: bytes) -> int:
 
 
 def _pack(groups: Sequence[Group], lengths: Sequence[int], limits: _Limits) -> tuple[list[Pack], int]:
-    """The packs, and how many make a step: as few as fit, since larger packs share more."""
+    """The packs, and how many make a step: as few as possible, since larger packs share more."""
     budget, rows_per_step, most_rows = limits
     pieces = [piece for group in groups for piece in _cut(group, lengths, most_rows, budget)]
     fewest = sum(piece.tokens for piece in pieces) * rows_per_step // (len(lengths) * budget)
@@ -198,7 +201,7 @@ def _pack(groups: Sequence[Group], lengths: Sequence[int], limits: _Limits) -> t
 
 
 def _cut(group: Group, lengths: Sequence[int], most_rows: int, token_budget: int) -> list[Piece]:
-    """The group in as few even pieces as both limits allow."""
+    """Cut a group into pieces of about equally many rows, as few as both limits allow."""
     depth, rows = group
     suffix_tokens = sum(lengths[row] - depth for row in rows)
     count = math.ceil(max(len(rows) / most_rows, suffix_tokens / max(token_budget - depth, 1)))
@@ -211,8 +214,16 @@ def _cut(group: Group, lengths: Sequence[int], most_rows: int, token_budget: int
     return [Piece(part, depth if len(part) > 1 else 0, size) for part, size in sized]
 
 
+# pieces of (rows, tokens): (3, 90) (2, 60) (1, 40) (1, 30) (1, 20)
+#   2 packs of at most 140 tokens → (3, 90) (1, 30)            4 rows, 120 tokens
+#                                   (2, 60) (1, 40) (1, 20)    4 rows, 120 tokens
+#   2 packs of at most 100 tokens → None
 def _fill(pieces: Sequence[Piece], count: int, token_budget: int) -> list[Pack] | None:
-    """At most `count` packs: the longest piece first, to the pack with fewest rows that has room; or None."""
+    """Distribute pieces among at most `count` packs, or return None when they do not fit.
+
+    Bin packing in decreasing order (longest first), but not "best fit": each piece goes to the pack with fewest rows
+    that has room, and among those to the one with fewest tokens, so that packs have about equally many rows.
+    """
     packs: list[list[Piece]] = [[] for _ in range(count)]
     by_rows = {0: [(0, pack) for pack in range(count)]}  # rows in a pack -> heap of (tokens in it, pack)
     for piece in sorted(pieces, key=lambda piece: -piece.tokens):
@@ -230,7 +241,7 @@ def _explain(packs: Sequence[Pack], lengths: Sequence[int], rows_per_prefix: int
     shared = [piece for pack in packs for piece in pack if piece.prefix_tokens]
     if not shared:
         why = f"no rows that fit one pack share a prefix of at least {MIN_PREFIX_TOKENS} tokens"
-        return f"{'rows may not share a prefix' if rows_per_prefix == 1 else why}: plain packing"
+        return f"{'sharing is off' if rows_per_prefix == 1 else why}: plain packing"
     rows = sum(len(piece.rows) for piece in shared)
     mean = sum(piece.prefix_tokens * len(piece.rows) for piece in shared) / rows
     gain = sum(lengths) / sum(piece.tokens for pack in packs for piece in pack)
@@ -241,10 +252,11 @@ def _explain(packs: Sequence[Pack], lengths: Sequence[int], rows_per_prefix: int
 
 
 def packed_dataset(rows: Dataset, plan: PackingPlan) -> Dataset:
-    """The plan's packs, laid out from `rows` when asked for: tokens are neither copied nor written.
+    """The plan's packs, each built from `rows` when it is read: no tokens are copied or written before.
 
-    A pack of T tokens has `input_ids`, `labels`, `position_ids` [T], and `segments`: for each the number of
-    its tokens and which segment is its prefix (-1: none). Read it with `remove_unused_columns=False`.
+    A pack of T tokens has `input_ids`, `labels`, `position_ids` [T] and `segments` [n, 2]: of each segment the number
+    of tokens, and the index of the segment that is its prefix (-1: none). The trainer needs
+    `remove_unused_columns=False`.
     """
     content = rows.select_columns(["input_ids", "labels"]).with_format(None)
     packs = Dataset.from_dict({"pack": range(len(plan.packs))})
@@ -271,7 +283,7 @@ def _read(rows: Dataset, pack: Pack) -> dict[str, list[Any]]:
 
 
 def _lay_out(features: dict[str, list[Any]], prefix: int, rows: list[tuple[list[int], list[int]]]) -> None:
-    """Append `[prefix | suffix …]`; without a prefix, the row. A segment's first token is nobody's target."""
+    """Append `[prefix | suffix …]`, or a row without a prefix. No token is trained to predict a segment's first one."""
     prefix_segment = len(features["segments"]) if prefix else -1
     spans = [(row, prefix, len(row[0]), prefix_segment) for row in rows]
     if prefix:
@@ -287,12 +299,12 @@ def _lay_out(features: dict[str, list[Any]], prefix: int, rows: list[tuple[list[
 def collate_pack(features: Sequence[dict[str, list[Any]]]) -> dict[str, Tensor]:
     """The trainer's `data_collator`: the model's inputs for one pack of T tokens, n segments and m labels.
 
-    `input_ids`, `labels`, `position_ids` [1, T]; `segments` [n, 2]; and, so that logits are computed only
-    where they are needed, `label_positions` [m], the tokens that predict a label, with those labels as
-    `shift_labels` [1, m].
+    `input_ids`, `labels`, `position_ids` [1, T]; `segments` [n, 2]; `label_positions` [m], the tokens that predict a
+    label, so that logits are computed only there; `shift_labels` [1, m], those labels. Raises `ValueError` for more
+    than one pack.
     """
     if len(features) != 1:
-        raise ValueError(f"a batch is one pack, got {len(features)}: set the per-device batch sizes to 1")
+        raise ValueError(f"expected a batch of one pack, got {len(features)}: set the per-device batch sizes to 1")
     inputs = {name: torch.tensor(features[0][name])[None] for name in ("input_ids", "labels", "position_ids")}
     targets = inputs["labels"][0, 1:]
     label_positions = (targets != IGNORED_LABEL).nonzero()[:, 0]

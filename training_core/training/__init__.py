@@ -1,1 +1,1 @@
-"""What surrounds a training: checkpoints, journal, locks, memory, disk, fingerprint."""
+"""Around a training: checkpoints, journal, locks, memory, disk, fingerprint."""

@@ -1,4 +1,4 @@
-"""The folder of a finished adapter: all that is needed to use it and to evaluate it."""
+"""The folder of a trained adapter: all that is needed to use and to evaluate it."""
 
 import json
 import logging
@@ -20,10 +20,10 @@ _LEAKAGE_KEYS_FILE = "leakage_keys.npy"
 def write_adapter(
     model: PeftModel, tokenizer: PreTrainedTokenizerFast, config: RunConfig, leakage_keys: np.ndarray, folder: Path
 ) -> None:
-    """Write everything that is needed to use and to evaluate the adapter into a folder.
+    """Write a folder with everything that is needed to use and to evaluate the adapter.
 
     Files: the adapter and its configuration, the tokenizer, ``leakage_keys.npy`` (of ``splits.training_leakage_keys``),
-    ``run_config.json``, ``system.json``, ``manifest.json``. The folder appears whole or not at all.
+    ``run_config.json``, ``system.json``, ``manifest.json``. The folder exists only when it is complete.
     """
     with complete_folder(folder) as draft:
         model.save_pretrained(draft)
@@ -35,9 +35,11 @@ def write_adapter(
 
 
 def load_leakage_keys(adapter: Path) -> np.ndarray:
-    """The digests of what an adapter was trained on; none, and a warning, where an older version has saved it."""
+    """The leakage keys of the rows that an adapter was trained on; none, and a warning, when it has no such file."""
     file = adapter / _LEAKAGE_KEYS_FILE
     if file.is_file():
         return np.load(file)
-    logger.warning("%s does not say what it was trained on; held-out rows among that would be scored", adapter)
+    logger.warning(
+        "%s does not say what it was trained on (no %s); rows it has seen in training may be scored", adapter, file.name
+    )
     return np.empty(0, np.uint64)

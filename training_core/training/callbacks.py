@@ -1,4 +1,4 @@
-"""What happens beside the steps of a training: checkpoints are sealed, the curve is written down."""
+"""Callbacks of the trainer: they seal checkpoints and write the loss curve."""
 
 import logging
 import time
@@ -26,7 +26,7 @@ _CURVE = (
 
 
 class SealCheckpoints(TrainerCallback):
-    """Declares each checkpoint complete once all processes have written their files of it."""
+    """Seals each checkpoint once all processes have written their files."""
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         PartialState().wait_for_everyone()
@@ -35,20 +35,20 @@ class SealCheckpoints(TrainerCallback):
 
 
 class KeepJournal(TrainerCallback):
-    """Writes the loss curve to the journal, each point once however often its step is repeated.
+    """Writes the loss curve to the journal, each point once, even when a resumed training repeats its step.
 
-    With every loss comes the cost of the steps since the last start: seconds, tokens before sharing per second, peak
-    memory.
+    Each training loss is written with the cost of the steps since the last start: seconds per step, tokens before
+    sharing per second, peak memory in GiB.
     """
 
     def __init__(self, path: Path, tokens_per_step: float) -> None:
         self.path = path
         self.tokens_per_step = tokens_per_step
-        self.known: set[tuple[int, str]] = set()
+        self.written: set[tuple[int, str]] = set()
         self.started = (0.0, 0)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.known = {(point.step, name) for point in mend_journal(self.path) for name in point.values}
+        self.written = {(point.step, name) for point in mend_journal(self.path) for name in point.values}
         self.started = (time.monotonic(), state.global_step)
 
     def on_log(
@@ -62,7 +62,7 @@ class KeepJournal(TrainerCallback):
         new = {
             name: float(value)
             for name, value in (logs or {}).items()
-            if name in _CURVE and (state.global_step, name) not in self.known
+            if name in _CURVE and (state.global_step, name) not in self.written
         }
         seconds = self._seconds_per_step(state)
         if "loss" in new:
@@ -75,7 +75,7 @@ class KeepJournal(TrainerCallback):
                 "Step %d of %d: %s, %.0f tokens before sharing/s, %s left",
                 state.global_step,
                 state.max_steps,
-                _show(new),
+                _losses(new),
                 self.tokens_per_step / seconds,
                 timedelta(seconds=round(seconds * (state.max_steps - state.global_step))),
             )
@@ -85,5 +85,5 @@ class KeepJournal(TrainerCallback):
         return (time.monotonic() - started_at) / max(1, state.global_step - started_step)
 
 
-def _show(values: dict[str, float]) -> str:
+def _losses(values: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in values.items() if "loss" in name or "accuracy" in name)

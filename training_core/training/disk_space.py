@@ -1,4 +1,4 @@
-"""What a run writes to disk, known before it starts."""
+"""The disk space that a run needs, computed before it starts."""
 
 from pathlib import Path
 
@@ -10,19 +10,24 @@ _BYTES_OF_A_WEIGHT = 4
 
 
 def adapter_parameters(config: RunConfig, base: Path) -> int:
-    """The number of weights of the adapter; of the base only ``config.json`` is read.
+    """The number of weights in the adapter; of the base only ``config.json`` is read.
 
-    A layer from m to n values gets r·(m + n) of them: Hu et al. 2021, https://arxiv.org/abs/2106.09685, section 4.1.
+    A layer with m inputs and n outputs gets r·(m + n) of them.
+
+    Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685, section 4.1.
     """
     layers = adapted_layers(config, base).values()
     return sum(config.lora_r * (layer.in_features + layer.out_features) for layer in layers)
 
 
 def bytes_of_a_run(config: RunConfig, base: Path, *, trained_here: bool) -> int:
-    """About what is written to ``output_dir`` besides rows: checkpoints, one of them in the making, where the training
-    is, and the adapter with its copy in the registry."""
+    """About how many bytes a run writes to ``output_dir``, without rows.
+
+    The adapter and its copy in the registry; and with ``trained_here`` the checkpoints, one more than are kept, because
+    a new one is written before an old one is deleted.
+    """
     weights = _BYTES_OF_A_WEIGHT * adapter_parameters(config, base)
     tokenizer = sum(path.stat().st_size for pattern in SMALL_FILES for path in base.glob(pattern))
-    checkpoint = 3 * weights + tokenizer  # the optimiser keeps two numbers for every weight
+    checkpoint = 3 * weights + tokenizer  # the optimiser keeps two moments of every weight
     checkpoints = config.save_total_limit + 1 if trained_here else 0
     return checkpoints * checkpoint + 2 * (weights + tokenizer)

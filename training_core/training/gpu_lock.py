@@ -1,4 +1,4 @@
-"""Two trainings never share a GPU by accident: whoever trains on it holds a lock that all users of the machine see."""
+"""One training per GPU: it holds a lock that all users of the machine respect."""
 
 import contextlib
 import tempfile
@@ -11,9 +11,9 @@ from filelock import FileLock, Timeout
 
 @contextlib.contextmanager
 def hold_gpu(run_dir: Path) -> Iterator[None]:
-    """Hold this process's GPU for a training in ``run_dir``; without a GPU there is nothing to hold.
+    """Lock this process's GPU for a training in ``run_dir``; does nothing without a GPU.
 
-    Raises ``RuntimeError`` naming the other training's folder when the GPU is taken.
+    Raises ``RuntimeError`` with the other training's folder when the GPU is locked already.
     """
     if not torch.cuda.is_available():
         yield
@@ -24,14 +24,14 @@ def hold_gpu(run_dir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def hold_device(name: str, run_dir: Path) -> Iterator[None]:
-    """Hold what bears a name on this machine; the lock's file tells others the folder of the training that holds it."""
+    """Lock the device with this name; the lock's file holds the folder of the training that has it."""
     path = Path(tempfile.gettempdir()) / f"sft-flow {name}.lock"
     try:
         lock = FileLock(path, timeout=1, mode=0o666).acquire()
     except Timeout as error:
-        fix = "wait until it is over, or give this training another GPU by CUDA_VISIBLE_DEVICES"
+        fix = "wait for its end, or choose another GPU with CUDA_VISIBLE_DEVICES"
         raise RuntimeError(f"{name} is held by the training in {path.read_text(encoding='utf-8')}: {fix}") from error
     with lock:
-        with path.open("r+", encoding="utf-8") as file:  # in /tmp nobody may create another user's file
+        with path.open("r+", encoding="utf-8") as file:  # Linux refuses "w" for another user's file in /tmp
             file.write(str(run_dir))
         yield

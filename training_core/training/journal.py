@@ -1,4 +1,4 @@
-"""The loss curve of a run as lines in a file: every point once, with the time it was first seen."""
+"""The journal: the loss curve of a run as lines of JSON, every point once, with the time it was first measured."""
 
 import json
 import os
@@ -19,7 +19,7 @@ class Point:
 
 
 def read_journal(path: Path) -> list[Point]:
-    """All whole points of a journal; a last line cut off by a crash is passed over."""
+    """All complete points of a journal, without a last line that a crash has cut off."""
     if not path.exists():
         return []
     whole = path.read_bytes().rpartition(b"\n")[0]
@@ -27,7 +27,7 @@ def read_journal(path: Path) -> list[Point]:
 
 
 def append_point(path: Path, point: Point) -> None:
-    """Add a point that survives the death of the process and of the machine."""
+    """Append a point and flush it to disk, so that it survives a crash of the process or the machine."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(point)) + "\n")
         file.flush()
@@ -35,7 +35,7 @@ def append_point(path: Path, point: Point) -> None:
 
 
 def mend_journal(path: Path) -> list[Point]:
-    """Cut off a last line that a crash left unfinished, and return the points."""
+    """Remove a last line that a crash has left incomplete, and return the points."""
     points = read_journal(path)
     if path.exists():
         with complete_file(path) as draft:

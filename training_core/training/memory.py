@@ -1,4 +1,4 @@
-"""What a training will need, before it starts: reckoned from the base's ``config.json``, then measured by one batch."""
+"""The memory of a training: estimated from the base's ``config.json``, then measured with its heaviest batch."""
 
 import logging
 import os
@@ -21,14 +21,14 @@ from training_core.training.disk_space import adapter_parameters
 
 logger = logging.getLogger(__name__)
 
-_NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes a weight: half, and the constants of its block of 64, quantised themselves
+_NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes per weight: half, and the double-quantised constants of its block of 64
 _FP32 = 4
-_HEAD_TILE = (4096, 32768)  # labels and words that TRL's head computes at once
+_HEAD_TILE = (4096, 32768)  # labels and tokens of the vocabulary that TRL's fused head computes at once
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """GiB that a training holds at its peak on one device, by what holds them."""
+    """GiB of one device at the peak of a training, by what needs them."""
 
     quantised_weights: float
     other_weights: float
@@ -71,7 +71,7 @@ def estimate_memory(base: Path, config: RunConfig, batch: BatchSize, compute_byt
 
 
 def _optimiser_bytes(config: RunConfig) -> int:
-    """Bytes of the two moments of a trained weight."""
+    """Bytes of the optimiser's two moments of one weight."""
     return 2 if config.optim.endswith("8bit") else 2 * _FP32
 
 
@@ -89,7 +89,7 @@ def _activation_values(base: Path, config: RunConfig) -> float:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a training will take on this device: GiB at its peak, of those there are; seconds; those of the probe."""
+    """GiB at the peak of a training, GiB of the device, seconds of the training, and seconds of this measurement."""
 
     peak_gib: float
     available_gib: float
@@ -100,22 +100,23 @@ class Forecast:
 def measure_heaviest_batch(
     trainer: SFTTrainer, batches: Batches, config: RunConfig, share_left: float = 1.0
 ) -> Forecast:
-    """Measure the heaviest batch, forwards and backwards, and the heaviest held-out one; the model stays as it was.
+    """Measure forward and backward passes of the heaviest batch, and a forward pass of the heaviest held-out one.
 
-    The caller seeds the random numbers again. Raises ``SettingsError`` when the batch does not fit in the GPU's memory.
+    The weights do not change; the caller seeds the random numbers again. ``share_left`` is the share of the steps that
+    is left to train. Raises ``SettingsError`` when the batch does not fit in the GPU's memory.
     """
     started = time.monotonic()
     try:
-        step, measurement = _measure(trainer, batches, config)
+        step, evaluation = _measure(trainer, batches, config)
     except torch.OutOfMemoryError as error:
-        needed = f"a batch of {batches.train.tokens_at_most:,} tokens does not fit in {_available():.1f} GiB"
+        needed = f"the heaviest batch, {batches.train.tokens_at_most:,} tokens, does not fit in {_available():.1f} GiB"
         raise SettingsError([f"memory: {needed}: {memory_fix(config)}"]) from error
-    rate, held_out_rate = step / batches.train.tokens_at_most, measurement / batches.held_out.tokens_at_most
+    rate, held_out_rate = step / batches.train.tokens_at_most, evaluation / batches.held_out.tokens_at_most
     trained = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
     seconds = rate * batches.train_tokens
     seconds += held_out_rate * int(batches.held_out.tokens.sum()) * batches.steps.total / trainer.args.eval_steps
     forecast = Forecast(
-        # A later batch finds in memory what the first one does not: the gradient so far and the optimiser's moments.
+        # At later batches memory also holds the accumulated gradient and the optimiser's moments.
         peak_gib=peak_memory_gib() + trained * (_FP32 + _optimiser_bytes(config)) / 2**30,
         available_gib=_available(),
         seconds=share_left * seconds / batches.steps.devices,
@@ -132,7 +133,7 @@ def measure_heaviest_batch(
 
 
 def _measure(trainer: SFTTrainer, batches: Batches, config: RunConfig) -> tuple[float, float]:
-    """Seconds of a training batch and of a held-out one."""
+    """Seconds of the heaviest training batch and of the heaviest held-out batch."""
     model = trainer.model
     if config.gradient_checkpointing:
         enable_checkpointing(model)
@@ -142,9 +143,9 @@ def _measure(trainer: SFTTrainer, batches: Batches, config: RunConfig) -> tuple[
     step = _seconds(trainer, batches.train.heaviest_batch, backward=True)
     model.eval()
     with torch.no_grad():
-        measurement = _seconds(trainer, batches.held_out.heaviest_batch, backward=False)
+        evaluation = _seconds(trainer, batches.held_out.heaviest_batch, backward=False)
     model.train()
-    return step, measurement
+    return step, evaluation
 
 
 def _seconds(trainer: SFTTrainer, batch: Dataset, *, backward: bool) -> float:
@@ -160,34 +161,34 @@ def _seconds(trainer: SFTTrainer, batch: Dataset, *, backward: bool) -> float:
 
 
 def require_memory(forecast: Forecast, config: RunConfig) -> None:
-    """Raises ``SettingsError`` when the training needs more memory than there is."""
+    """Raise ``SettingsError`` when the training needs more memory than the device has."""
     needed, available = forecast.peak_gib, forecast.available_gib
     if needed > available:
         raise SettingsError(
-            [f"memory: {needed:.1f} GiB are needed and there are {available:.1f}: {memory_fix(config)}"]
+            [f"memory: the training needs {needed:.1f} GiB, the device has {available:.1f}: {memory_fix(config)}"]
         )
 
 
 def memory_fix(config: RunConfig) -> str:
-    """The next setting to change for less memory, and to what; a step's rows stay the same as long as they can."""
+    """The next setting to change for less memory, and its new value; a step keeps its rows as long as possible."""
     if not config.gradient_checkpointing:
         return "set gradient_checkpointing true"
     rows, batches = config.per_device_train_batch_size, config.gradient_accumulation_steps
     if rows > 1:
         batches = rows * batches // (rows // 2)
         return f"set per_device_train_batch_size {rows // 2} and gradient_accumulation_steps {batches}"
-    return f"set max_seq_length {config.max_seq_length // 2} (overlong decides on longer rows), or take a smaller base"
+    return f"set max_seq_length {config.max_seq_length // 2} (overlong decides on longer rows), or use a smaller base"
 
 
 def peak_memory_gib() -> float:
-    """The most memory this process has held so far: on the GPU where there is one, else in RAM."""
+    """The peak memory of this process so far: GPU memory where there is a GPU, else RAM."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def _available() -> float:
-    """GiB of this process's GPU, or of the machine's RAM."""
+    """GiB of this process's GPU, or of RAM without one."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / 2**30
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

@@ -1,4 +1,4 @@
-"""What prompts share is computed once, and no answer is another for it."""
+"""A shared prefix is computed once, and completions stay the same."""
 
 from pathlib import Path
 from typing import Any
@@ -49,27 +49,26 @@ def settings(**values: Any) -> RunConfig:
 
 
 @torch.inference_mode()
-def assert_likeliest(loaded: LoadedModel, prompts: list[list[int]], answers: list[list[int]]) -> None:
-    """Every token has the highest logit of the whole prompt read alone, without a cache; a tie in fp32 may go either
-    way."""
-    for prompt, answer in zip(prompts, answers, strict=True):
-        logits = loaded.model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
-        chosen = logits.gather(1, torch.tensor(answer)[:, None])[:, 0]
+def assert_likeliest(loaded: LoadedModel, prompts: list[list[int]], completions: list[list[int]]) -> None:
+    """Every token has the highest logit of the whole prompt computed alone, without a cache, but for ties in fp32."""
+    for prompt, completion in zip(prompts, completions, strict=True):
+        logits = loaded.model(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+        chosen = logits.gather(1, torch.tensor(completion)[:, None])[:, 0]
         assert (logits.max(1).values - chosen).max() < 1e-4
         assert logits.std() > 0.1
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 16])
-def test_prompts_with_one_beginning_are_answered_as_whole_prompts_alone(loaded: LoadedModel, batch_size: int) -> None:
+def test_generation_with_shared_prefixes_equals_whole_prompts(loaded: LoadedModel, batch_size: int) -> None:
     prompts = [*PROMPTS, PROMPTS[0], *ALONE]
-    answers = generate(loaded, prompts, settings(eval_batch_size=batch_size))
-    assert len({tuple(answer) for answer in answers}) == len(prompts) - 1
-    assert answers[0] == answers[len(PROMPTS)]
-    assert_likeliest(loaded, prompts, answers)
+    completions = generate(loaded, prompts, settings(eval_batch_size=batch_size))
+    assert len({tuple(completion) for completion in completions}) == len(prompts) - 1
+    assert completions[0] == completions[len(PROMPTS)]
+    assert_likeliest(loaded, prompts, completions)
 
 
 @pytest.mark.parametrize("prompts", [PROMPTS[:1], ALONE, [[5], [5], [6]], [PROMPTS[0], PROMPTS[0]]])
-def test_one_prompt_strangers_single_tokens_and_twins_are_answered(
+def test_generation_handles_single_unrelated_short_and_equal_prompts(
     loaded: LoadedModel, prompts: list[list[int]]
 ) -> None:
     assert_likeliest(loaded, prompts, generate(loaded, prompts, settings()))
@@ -81,8 +80,8 @@ def cache_of(output: ModelOutput) -> tuple[str, DynamicCache]:
 
 
 @torch.inference_mode()
-def test_logits_on_a_cached_prefix_are_those_of_whole_rows(loaded: LoadedModel) -> None:
-    """While prompts are read and while answers grow, with padding between prefix and row."""
+def test_cached_prefix_gives_the_logits_of_whole_rows(loaded: LoadedModel) -> None:
+    """In prefill and in decoding, with padding between prefix and row."""
     model, rows = loaded.model, sorted(range(len(PROMPTS)), key=lambda i: RESTS[i][0])
     prefixes = [
         CachedPrefix(sum(policy == own for own, _ in RESTS), cache_of(model(input_ids=torch.tensor([tokens])))[1])
@@ -107,7 +106,7 @@ def test_logits_on_a_cached_prefix_are_those_of_whole_rows(loaded: LoadedModel) 
         assert torch.allclose(found, expected, atol=1e-5 * expected.abs().max().item())
 
 
-def test_a_beginning_is_computed_once_and_batches_stay_within_their_size(tiny_base: Path) -> None:
+def test_generation_computes_a_prefix_once_in_small_batches(tiny_base: Path) -> None:
     loaded, shapes = build(tiny_base), []
     loaded.model.get_base_model().register_forward_pre_hook(
         lambda _module, _args, inputs: shapes.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
@@ -117,12 +116,12 @@ def test_a_beginning_is_computed_once_and_batches_stay_within_their_size(tiny_ba
     assert max(rows for rows, _ in shapes) == 2
 
 
-def test_a_model_with_sliding_windows_answers_whole_prompts(tiny_base: Path) -> None:
+def test_generation_with_sliding_windows_reads_whole_prompts(tiny_base: Path) -> None:
     loaded = build(tiny_base, "qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=1)
     assert_likeliest(loaded, PROMPTS, generate(loaded, PROMPTS, settings()))
 
 
-def test_a_model_that_has_answered_attends_as_before(tiny_base: Path) -> None:
+def test_generation_leaves_the_attention_as_before(tiny_base: Path) -> None:
     loaded, inputs = build(tiny_base), torch.tensor(PROMPTS[:1])
     before = loaded.model(input_ids=inputs).logits
     generate(loaded, PROMPTS, settings())

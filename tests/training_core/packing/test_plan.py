@@ -1,4 +1,4 @@
-"""Packed training is separate training, only cheaper: same loss, same gradients, same steps."""
+"""Packed training equals training on separate rows: same loss, same gradients, same steps."""
 
 import copy
 import itertools
@@ -131,7 +131,7 @@ def assert_same_gradients(model: PeftModel, rows: Dataset, packs: Dataset) -> No
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("seed", range(6))
-def test_packed_gradients_equal_those_of_separate_rows(architecture: str, seed: int) -> None:
+def test_packing_has_the_gradients_of_separate_rows(architecture: str, seed: int) -> None:
     rows = random_rows(seed)
     plan = planned(rows, seed=seed, token_budget=200 + 100 * seed)
     packs = packed_dataset(rows, plan)
@@ -139,7 +139,7 @@ def test_packed_gradients_equal_those_of_separate_rows(architecture: str, seed: 
     assert_same_gradients(adapted(build(architecture), seed), rows, packs)
 
 
-def test_rows_that_share_nothing_are_packed_plainly_with_equal_gradients() -> None:
+def test_packing_without_shared_prefixes_has_equal_gradients() -> None:
     rows = random_rows(0, policies=9, cases=1)
     rows = rows.map(lambda row, i: {"input_ids": [i, *row["input_ids"][1:]]}, with_indices=True)
     packs = packed(rows)
@@ -150,7 +150,7 @@ def test_rows_that_share_nothing_are_packed_plainly_with_equal_gradients() -> No
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_gradients_are_equal_in_nf4_with_gradient_checkpointing(architecture: str, tmp_path: Path) -> None:
+def test_packing_has_equal_gradients_in_nf4_with_checkpointing(architecture: str, tmp_path: Path) -> None:
     build(architecture).save_pretrained(tmp_path)
     nf4 = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -169,7 +169,7 @@ def test_gradients_are_equal_in_nf4_with_gradient_checkpointing(architecture: st
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("seed", range(3))
-def test_in_bf16_packing_errs_no_more_than_separate_rows_do(architecture: str, seed: int) -> None:
+def test_packing_in_bf16_errs_no_more_than_rows(architecture: str, seed: int) -> None:
     """A sum in bf16 depends on its order: both are measured by fp32 with the same, rounded weights."""
     rows = random_rows(seed)
     model = adapted(build(architecture), seed).bfloat16()
@@ -187,7 +187,7 @@ def relative_error(found: dict[str, torch.Tensor], exact: dict[str, torch.Tensor
     return (difference.norm() / torch.cat([gradient.flatten() for gradient in exact.values()]).norm()).item()
 
 
-def test_the_mask_for_cuda_shows_what_the_segments_show() -> None:
+def test_mask_for_cuda_follows_the_segments() -> None:
     """flex_attention itself needs a GPU; its mask does not."""
     segments = collate_pack([packed(random_rows(2))[0]])["segments"]
     lengths = segments[:, 0].tolist()
@@ -202,7 +202,7 @@ def test_the_mask_for_cuda_shows_what_the_segments_show() -> None:
     assert torch.equal(create_mask(block_mask.mask_mod, 1, 1, tokens, tokens, device="cpu")[0, 0], expected)
 
 
-def test_a_row_does_not_see_its_neighbours() -> None:
+def test_packed_row_does_not_see_its_neighbours() -> None:
     """Change one case: every other row's logits stay equal bit for bit."""
     rows = random_rows(5, policies=1, cases=12)
     plan = planned(rows, rows_per_step=2 * len(rows), token_budget=4000)
@@ -221,7 +221,7 @@ def test_a_row_does_not_see_its_neighbours() -> None:
     assert not torch.equal(before[mine], after[mine])
 
 
-def test_a_prefix_ends_before_the_labels_and_no_target_crosses_a_segment() -> None:
+def test_prefix_ends_before_the_labels() -> None:
     """Rows equal up to their last answer token may share the prompt but its last token."""
     ids = [*range(50), 1, 2, 3]
     rows = Dataset.from_list(
@@ -237,7 +237,7 @@ def test_a_prefix_ends_before_the_labels_and_no_target_crosses_a_segment() -> No
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_plan_covers_every_row_once_within_the_budget(seed: int) -> None:
+def test_packing_plan_covers_every_row_within_the_budget(seed: int) -> None:
     random = np.random.default_rng(seed)
     rows = random_rows(seed, policies=int(random.integers(1, 30)), cases=int(random.integers(1, 12)))
     budget, per_step = int(random.integers(60, 900)), int(random.integers(1, 33))
@@ -254,7 +254,7 @@ def test_a_plan_covers_every_row_once_within_the_budget(seed: int) -> None:
         assert len(rows) / len(plan.packs) * plan.packs_per_step == pytest.approx(per_step, rel=0.12)
 
 
-def test_pieces_of_several_policies_and_plain_rows_stand_in_one_pack() -> None:
+def test_pack_may_hold_several_policies_and_single_rows() -> None:
     rows = random_rows(2, policies=4, cases=8)
     plan = planned(rows, rows_per_step=2 * len(rows), token_budget=10_000)
     (pack,) = plan.packs
@@ -262,7 +262,7 @@ def test_pieces_of_several_policies_and_plain_rows_stand_in_one_pack() -> None:
     assert_same_gradients(adapted(build("qwen3")), rows, packed_dataset(rows, plan))
 
 
-def test_rows_of_one_policy_are_spread_over_steps() -> None:
+def test_packing_spreads_rows_of_a_policy_over_steps() -> None:
     """32 rows of each of 4 policies, 8 rows a step: no pack is made of one policy alone."""
     rows = random_rows(1, policies=4, cases=1)
     many = concatenate_datasets([rows] * 32)
@@ -272,13 +272,13 @@ def test_rows_of_one_policy_are_spread_over_steps() -> None:
     assert alone <= len(plan.packs) // 4
 
 
-def test_the_same_seed_gives_the_same_plan() -> None:
+def test_packing_plan_depends_on_the_seed_only() -> None:
     rows = random_rows(6, policies=12)
     assert plan_packing(rows, 500, 8, 1) == plan_packing(rows, 500, 8, 1)
     assert plan_packing(rows, 500, 8, 1) != plan_packing(rows, 500, 8, 2)
 
 
-def test_a_hundred_rows_of_few_policies_say_what_they_save() -> None:
+def test_packing_plan_says_what_sharing_saves() -> None:
     rows = random_rows(7, policies=6, cases=30, policy_tokens=300)
     plan = plan_packing(rows, 4000, 16, 0)
     assert plan.gain > 3
@@ -286,21 +286,21 @@ def test_a_hundred_rows_of_few_policies_say_what_they_save() -> None:
     assert plan_packing(rows, 4000, 16, 0, rows_per_prefix=1).gain == 1
 
 
-def test_a_row_without_a_label_is_rejected() -> None:
+def test_packing_rejects_a_row_without_labels() -> None:
     rows = Dataset.from_list(
         [{"input_ids": [1, 2], "labels": [-100, 2]}, {"input_ids": [1, 2], "labels": [-100, -100]}]
     )
-    with pytest.raises(ValueError, match="row 1 has no label"):
+    with pytest.raises(ValueError, match="got none in row 1"):
         plan_packing(rows, 100, 4, 0)
 
 
-def test_a_model_with_sliding_window_is_rejected() -> None:
+def test_packing_rejects_a_model_with_sliding_windows() -> None:
     model = build("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=1)
     with pytest.raises(ValueError, match="sliding_attention"):
         use_shared_prefix_attention(model)
 
 
-def test_a_model_with_linear_attention_is_rejected() -> None:
+def test_packing_rejects_a_model_with_linear_attention() -> None:
     config = Qwen3NextConfig(
         **(SIZES | {"num_hidden_layers": 1}),
         vocab_size=VOCABULARY,
@@ -315,7 +315,7 @@ def test_a_model_with_linear_attention_is_rejected() -> None:
         use_shared_prefix_attention(Qwen3NextForCausalLM(config))
 
 
-def test_the_model_still_answers_unpacked_batches() -> None:
+def test_model_prepared_for_packs_computes_plain_batches_unchanged() -> None:
     """Evaluation and generation use the same model: left padding, no segments."""
     plain = build("qwen3").eval()
     switched = copy.deepcopy(plain)
@@ -362,7 +362,7 @@ def lora_weights(model: PeftModel) -> dict[str, torch.Tensor]:
     return {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
 
 
-def test_an_accumulated_optimiser_step_equals_the_unpacked_one(tmp_path: Path) -> None:
+def test_packed_optimiser_step_equals_the_unpacked_one(tmp_path: Path) -> None:
     """All rows in one step of plain gradient descent, as several packs and as padded batches of two."""
     rows = random_rows(8)
     packs = packed(rows, rows_per_step=len(rows), token_budget=250)
@@ -396,7 +396,7 @@ class _StopAt(TrainerCallback):
         control.should_training_stop = control.should_training_stop or state.global_step == self.step
 
 
-def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_path: Path) -> None:
+def test_packed_training_resumes_bit_identically(tmp_path: Path) -> None:
     rows = random_rows(9, policies=8)
     plan = planned(rows, rows_per_step=4)
     packs = packed_dataset(rows, plan)

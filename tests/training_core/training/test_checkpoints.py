@@ -17,7 +17,7 @@ def checkpoint(folder: Path, step: int, *, complete: bool = True) -> Path:
     return path
 
 
-def test_the_latest_checkpoint_is_that_of_the_highest_step(tmp_path: Path) -> None:
+def test_latest_checkpoint_is_that_of_the_highest_step(tmp_path: Path) -> None:
     assert latest_complete_checkpoint(tmp_path) is None
     assert latest_complete_checkpoint(tmp_path / "nowhere") is None
     for step in (9, 100, 20):
@@ -26,7 +26,7 @@ def test_the_latest_checkpoint_is_that_of_the_highest_step(tmp_path: Path) -> No
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_interrupted_and_damaged_checkpoints_are_deleted_and_passed_over(tmp_path: Path) -> None:
+def test_incomplete_checkpoints_are_deleted(tmp_path: Path) -> None:
     for step in (5, 10, 15):
         checkpoint(tmp_path, step)
     (tmp_path / "checkpoint-15" / "weights.bin").write_bytes(b"")
@@ -39,7 +39,7 @@ def test_interrupted_and_damaged_checkpoints_are_deleted_and_passed_over(tmp_pat
 
 
 @pytest.mark.parametrize("name", ["checkpoint-best", "checkpoint-10.bak"])
-def test_what_somebody_else_put_there_is_left_alone(tmp_path: Path, name: str) -> None:
+def test_checkpoint_search_ignores_other_files(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     (tmp_path / "checkpoint-99").write_text("a file")
     checkpoint(tmp_path, 5)

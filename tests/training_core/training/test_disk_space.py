@@ -1,4 +1,4 @@
-"""What a run will write is known before it starts."""
+"""The disk space of a run is known before it starts."""
 
 from pathlib import Path
 
@@ -7,14 +7,14 @@ from training_core.model_setup import load_model_and_tokenizer
 from training_core.training.disk_space import adapter_parameters, bytes_of_a_run
 
 
-def test_the_size_of_an_adapter_is_exact_whatever_layers_have_one(tiny_base: Path) -> None:
+def test_adapter_size_is_exact_for_any_target_modules(tiny_base: Path) -> None:
     for names in ("auto", "q_proj,down_proj"):
         config = RunConfig(model_name=str(tiny_base), target_modules=names, lora_r=4)
         trained, _ = load_model_and_tokenizer(config).model.get_nb_trainable_parameters()
         assert adapter_parameters(config, tiny_base) == trained
 
 
-def test_every_checkpoint_that_is_kept_takes_room_where_the_training_is(tiny_base: Path) -> None:
+def test_disk_space_counts_kept_checkpoints_where_training_runs(tiny_base: Path) -> None:
     few, many = (RunConfig(model_name=str(tiny_base), save_total_limit=kept) for kept in (2, 5))
     checkpoint = 12 * adapter_parameters(few, tiny_base)
     more = bytes_of_a_run(many, tiny_base, trained_here=True) - bytes_of_a_run(few, tiny_base, trained_here=True)

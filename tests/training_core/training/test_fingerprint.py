@@ -1,4 +1,4 @@
-"""Same fingerprint, same adapter: it changes with all that shapes the weights and with nothing else."""
+"""The run fingerprint changes with everything that determines the weights and with nothing else."""
 
 import dataclasses
 import shutil
@@ -12,7 +12,7 @@ from training_core.config import RunConfig
 from training_core.model_setup import digest_base_model
 from training_core.training.fingerprint import digest_rows, run_fingerprint
 
-SHAPES_THE_WEIGHTS = {
+DETERMINES_THE_WEIGHTS = {
     "max_seq_length": 1024,
     "seed": 1,
     "lora_r": 8,
@@ -31,7 +31,7 @@ SHAPES_THE_WEIGHTS = {
     "optim": "adamw_torch",
     "packing": False,
 }
-ANOTHER_PLACE_OR_JUDGEMENT = {
+ANOTHER_PLACE_OR_EVALUATION = {
     "model_name": "a/copy",
     "dataset_path": "a/copy.jsonl",
     "output_dir": "elsewhere",
@@ -58,34 +58,34 @@ def fingerprint(**settings: Any) -> str:
     return run_fingerprint(RunConfig(**settings), "rows", "base")
 
 
-@pytest.mark.parametrize("name", SHAPES_THE_WEIGHTS)
-def test_the_fingerprint_changes_with_each_setting_that_shapes_the_weights(name: str) -> None:
-    assert fingerprint(**{name: SHAPES_THE_WEIGHTS[name]}) != fingerprint()
+@pytest.mark.parametrize("name", DETERMINES_THE_WEIGHTS)
+def test_fingerprint_changes_with_settings_that_determine_the_weights(name: str) -> None:
+    assert fingerprint(**{name: DETERMINES_THE_WEIGHTS[name]}) != fingerprint()
 
 
-@pytest.mark.parametrize("name", ANOTHER_PLACE_OR_JUDGEMENT)
-def test_the_fingerprint_does_not_change_with_places_and_judgement(name: str) -> None:
-    assert fingerprint(**{name: ANOTHER_PLACE_OR_JUDGEMENT[name]}) == fingerprint()
+@pytest.mark.parametrize("name", ANOTHER_PLACE_OR_EVALUATION)
+def test_fingerprint_does_not_change_with_places_and_evaluation(name: str) -> None:
+    assert fingerprint(**{name: ANOTHER_PLACE_OR_EVALUATION[name]}) == fingerprint()
 
 
-def test_the_fingerprint_changes_with_every_setting_nobody_has_thought_about() -> None:
-    """A setting added later is part of the fingerprint until somebody shows that it does not shape the weights."""
+def test_fingerprint_changes_with_settings_added_later() -> None:
+    """A new setting is part of the fingerprint until it is listed here as one that does not determine the weights."""
     names = {field.name for field in dataclasses.fields(RunConfig)}
     shown_in_the_rows = {
         *("eval_path", "val_split", "entity_fields", "overlap"),
         *("overlong", "allowed_decisions", "max_refused_share", "label_audit"),
     }
-    thought_of = ANOTHER_PLACE_OR_JUDGEMENT.keys() | shown_in_the_rows
-    assert names - RunConfig().training_settings().keys() <= thought_of
+    listed = ANOTHER_PLACE_OR_EVALUATION.keys() | shown_in_the_rows
+    assert names - RunConfig().training_settings().keys() <= listed
 
 
-def test_the_fingerprint_changes_with_rows_and_base() -> None:
+def test_fingerprint_changes_with_rows_and_base() -> None:
     config = RunConfig()
     found = {run_fingerprint(config, rows, base) for rows in ("a", "b", "ab", "") for base in ("a", "b", "ab", "")}
     assert len(found) == 16
 
 
-def test_the_fingerprint_is_the_same_for_the_same_number_in_another_spelling() -> None:
+def test_fingerprint_is_the_same_for_equal_numbers() -> None:
     assert fingerprint(num_train_epochs=3) == fingerprint(num_train_epochs=3.0) == fingerprint(num_train_epochs="3")
 
 
@@ -101,16 +101,16 @@ def test_the_fingerprint_is_the_same_for_the_same_number_in_another_spelling() -
         [{"input_ids": [1, 2], "labels": [-100, 2]}, {"input_ids": [3, 4, 5], "labels": [3, -100, 5]}],
     ],
 )
-def test_the_digest_of_rows_changes_with_any_token_label_boundary_or_order(rows: list[dict[str, list[int]]]) -> None:
+def test_digest_of_rows_changes_with_any_change(rows: list[dict[str, list[int]]]) -> None:
     assert digest_rows(Dataset.from_list(rows)) != digest_rows(Dataset.from_list(ROWS))
 
 
-def test_the_digest_of_rows_tells_one_row_from_two_of_the_same_tokens() -> None:
+def test_digest_of_rows_distinguishes_one_row_from_two() -> None:
     one, two = [{"input_ids": [5, 5], "labels": [5, 5]}], [{"input_ids": [5], "labels": [5]}] * 2
     assert digest_rows(Dataset.from_list(one)) != digest_rows(Dataset.from_list(two))
 
 
-def test_the_digest_of_rows_is_over_tokens_and_labels_alone(tmp_path: Path) -> None:
+def test_digest_of_rows_covers_tokens_and_labels_only(tmp_path: Path) -> None:
     """Not over line numbers or the format on disk."""
     rows = Dataset.from_list([row | {"line": i, "decision": "x"} for i, row in enumerate(ROWS)])
     rows.save_to_disk(tmp_path / "rows")
@@ -119,7 +119,7 @@ def test_the_digest_of_rows_is_over_tokens_and_labels_alone(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"])
-def test_the_digest_of_a_base_changes_with_any_of_its_files(tiny_base: Path, tmp_path: Path, name: str) -> None:
+def test_digest_of_base_changes_with_each_file(tiny_base: Path, tmp_path: Path, name: str) -> None:
     base = tmp_path / "base"
     shutil.copytree(tiny_base, base)
     before = digest_base_model(base)
@@ -132,7 +132,7 @@ def test_the_digest_of_a_base_changes_with_any_of_its_files(tiny_base: Path, tmp
     assert len({before, changed, digest_base_model(base)}) == 3
 
 
-def test_the_digest_of_a_base_is_not_over_its_papers(tiny_base: Path, tmp_path: Path) -> None:
+def test_digest_of_base_ignores_other_files(tiny_base: Path, tmp_path: Path) -> None:
     base = tmp_path / "copy"
     shutil.copytree(tiny_base, base)
     (base / "README.md").write_text("about")

@@ -1,4 +1,4 @@
-"""Two trainings never share a GPU by accident."""
+"""A GPU has one training at a time."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ def _locks_in_a_folder_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
 
-def test_the_second_training_on_a_device_is_told_who_holds_it(tmp_path: Path) -> None:
+def test_gpu_lock_names_the_training_that_holds_it(tmp_path: Path) -> None:
     with (
         hold_device("GPU 1", Path("/runs/first")),
         pytest.raises(RuntimeError, match=r"GPU 1 is held by the training in /runs/first: .*CUDA_VISIBLE_DEVICES"),
@@ -23,6 +23,6 @@ def test_the_second_training_on_a_device_is_told_who_holds_it(tmp_path: Path) ->
         pass
 
 
-def test_other_devices_are_free(tmp_path: Path) -> None:
+def test_gpu_lock_leaves_other_devices_free(tmp_path: Path) -> None:
     with hold_device("GPU 1", tmp_path), hold_device("GPU 2", tmp_path):
         pass

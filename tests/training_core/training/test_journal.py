@@ -1,4 +1,4 @@
-"""The loss curve survives any crash: every whole point once, nothing half."""
+"""The journal survives any crash: every complete point once, and no incomplete one."""
 
 import json
 import math
@@ -22,12 +22,12 @@ def journal(tmp_path: Path) -> Path:
     return path
 
 
-def test_points_come_back_as_they_were_appended(journal: Path) -> None:
+def test_journal_returns_points_as_appended(journal: Path) -> None:
     assert read_journal(journal) == POINTS
     assert len(journal.read_bytes().split(b"\n")) == len(POINTS) + 1
 
 
-def test_a_loss_that_is_no_number_comes_back(tmp_path: Path) -> None:
+def test_journal_keeps_nan_and_infinity(tmp_path: Path) -> None:
     """A training that diverged must still be readable."""
     append_point(tmp_path / "journal", Point(1, 2, 3.0, {"loss": math.nan, "grad_norm": math.inf}))
     (point,) = read_journal(tmp_path / "journal")
@@ -35,14 +35,14 @@ def test_a_loss_that_is_no_number_comes_back(tmp_path: Path) -> None:
     assert point.values["grad_norm"] == math.inf
 
 
-def test_no_journal_and_an_empty_one_hold_no_points(tmp_path: Path) -> None:
+def test_journal_that_is_missing_or_empty_has_no_points(tmp_path: Path) -> None:
     assert read_journal(tmp_path / "nowhere") == mend_journal(tmp_path / "nowhere") == []
     assert not (tmp_path / "nowhere").exists()
     (tmp_path / "empty").touch()
     assert read_journal(tmp_path / "empty") == mend_journal(tmp_path / "empty") == []
 
 
-def test_a_journal_cut_off_anywhere_gives_its_whole_points(journal: Path) -> None:
+def test_journal_cut_off_anywhere_gives_its_complete_points(journal: Path) -> None:
     whole = journal.read_bytes()
     first = whole.index(b"\n") + 1
     for length in range(len(whole)):
@@ -50,7 +50,7 @@ def test_a_journal_cut_off_anywhere_gives_its_whole_points(journal: Path) -> Non
         assert read_journal(journal) == POINTS[: 0 if length < first else 1]
 
 
-def test_a_mended_journal_goes_on_as_if_it_had_never_been_torn(journal: Path) -> None:
+def test_mended_journal_can_be_appended_to(journal: Path) -> None:
     whole = journal.read_bytes()
     for length in range(len(whole)):
         journal.write_bytes(whole[:length])
@@ -61,8 +61,8 @@ def test_a_mended_journal_goes_on_as_if_it_had_never_been_torn(journal: Path) ->
 
 
 @pytest.mark.parametrize("tail", [b"\x00" * 40, b"\xff\xfe", b'{"step": 3, "of_st', b"\n"])
-def test_what_a_power_failure_leaves_at_the_end_is_passed_over(journal: Path, tail: bytes) -> None:
-    """A file system may have made room for a line and not written it, or written a part."""
+def test_journal_ignores_what_a_power_failure_leaves(journal: Path, tail: bytes) -> None:
+    """A file system may have allocated a line and not written it, or only a part."""
     with journal.open("ab") as file:
         file.write(tail)
     assert read_journal(journal) == POINTS
@@ -70,7 +70,7 @@ def test_what_a_power_failure_leaves_at_the_end_is_passed_over(journal: Path, ta
     assert [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
 
 
-def test_mending_a_whole_journal_changes_no_byte(journal: Path) -> None:
+def test_mending_a_complete_journal_changes_no_byte(journal: Path) -> None:
     before = journal.read_bytes()
     assert mend_journal(journal) == POINTS
     assert journal.read_bytes() == before

@@ -79,7 +79,7 @@ def estimate(tmp_path: Path) -> Callable[..., MemoryEstimate]:
         ({"gradient_checkpointing": False}, {"activations"}),
     ],
 )
-def test_memory_estimate_grows_where_a_thing_is_held(
+def test_memory_estimate_grows_with_its_parts(
     estimate: Callable[..., MemoryEstimate], change: dict[str, Any], terms: set[str]
 ) -> None:
     before, after = dataclasses.asdict(estimate()), dataclasses.asdict(estimate(**change))
@@ -147,15 +147,13 @@ def test_memory_error_in_a_batch_names_the_fix(config: RunConfig, batches: Batch
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     loaded.model.register_forward_pre_hook(run_out)
-    with pytest.raises(SettingsError, match=r"tokens does not fit in .* GiB: set per_device_train_batch_size 1"):
+    with pytest.raises(SettingsError, match=r"tokens, does not fit in .* GiB: set per_device_train_batch_size 1"):
         measure_heaviest_batch(trainer, batches, config)
 
 
 def test_memory_forecast_above_the_device_is_rejected() -> None:
     require_memory(Forecast(23.9, 24.0, 1.0, 1.0), RunConfig())
-    with pytest.raises(
-        SettingsError, match=r"30\.0 GiB are needed and there are 24\.0: set gradient_checkpointing true"
-    ):
+    with pytest.raises(SettingsError, match=r"needs 30\.0 GiB, the device has 24\.0: set gradient_checkpointing true"):
         require_memory(Forecast(30.0, 24.0, 1.0, 1.0), RunConfig(gradient_checkpointing=False))
 
 
