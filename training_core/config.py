@@ -76,8 +76,9 @@ class RunConfig:
     )
     overlap: Literal["error", "drop", "allow"] = Field(
         "error",
-        description="With eval_path: a training row with the case or an entity of a held-out row fails the run, is "
-        "dropped, or is kept. Unless allow, held-out rows that candidate or champion was trained on are not scored.",
+        description="With eval_path: a training row with the case or an entity of a held-out row fails the run, "
+        "is dropped, or is kept. Except with allow, held-out rows that candidate or champion was trained on "
+        "are not scored.",
     )
     max_seq_length: int = Field(
         2048, ge=16, description="Maximum tokens per row, prompt and answer together. Answers are never truncated."
