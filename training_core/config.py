@@ -25,7 +25,15 @@ NOT_OF_TRAINING = frozenset(
         # how a finished adapter is judged
         *("max_eval_rows", "eval_batch_size", "eval_max_new_tokens", "group_by", "favourable_decisions"),
         # where things lie and happen
-        *("registered_model_name", "min_improvement", "output_dir", "cache_dir", "train_on", "max_queue_hours"),
+        *(
+            "require_approval",
+            "registered_model_name",
+            "min_improvement",
+            "output_dir",
+            "cache_dir",
+            "train_on",
+            "max_queue_hours",
+        ),
     }
 )
 
@@ -173,6 +181,9 @@ class RunConfig:
         ge=0,
         lt=1,
         description="Decision accuracy an adapter must be ahead of base, baselines and champion to become champion.",
+    )
+    require_approval: bool = Field(
+        False, description="A candidate that passes is not promoted before somebody approves: sft-flow promote."
     )
     output_dir: str = Field("runs", min_length=1, description="Folder of everything a run writes.")
     cache_dir: str | None = Field(None, description="Folder for downloaded base models; empty: the hub's own.")
