@@ -18,10 +18,10 @@ from deployments.job_templates import HEARTBEAT_SECONDS, PoolKind, base_job_temp
 from flows.cli import DEMO_CONFIG, ROOT
 from flows.janitor_flow import janitor_flow
 from flows.reevaluate_flow import reevaluate_flow
-from flows.sft_flow import NOTHING_NEW, sft_flow
+from flows.sft_flow import CHAMPION_FAILS, NOTHING_NEW, sft_flow
 from flows.train_flow import train_flow
 from tasks.janitor import JANITOR_PERIOD
-from tasks.promotion import PROMOTED
+from tasks.promotion import CHAMPION_FAILING, PROMOTED
 from training_core.config import read_settings_file
 
 WEEKLY = Cron("0 3 * * 1", timezone="UTC", active=False, slug="weekly")
@@ -92,7 +92,7 @@ def automations(ids: Mapping[str, UUID], notify: UUID | None) -> list[Automation
 
 def crash_silent_runs(deployment_ids: list[UUID]) -> AutomationCore:
     """A run whose heartbeats stop without an end has crashed, whoever was there to say so."""
-    states = ("Completed", NOTHING_NEW, "Failed", "Cancelled", "Crashed", "AwaitingRetry")
+    states = ("Completed", NOTHING_NEW, CHAMPION_FAILS, "Failed", "Cancelled", "Crashed", "AwaitingRetry")
     return AutomationCore(
         name="sft-flow: a silent run has crashed",
         trigger=EventTrigger(
@@ -157,6 +157,9 @@ def notifications(deployment_ids: list[UUID], block: UUID) -> list[AutomationCor
     promoted: ActionTypes = SendNotification(
         block_document_id=block, subject="sft-flow: a new champion", body="{{ event.payload.verdict }}"
     )
+    failing: ActionTypes = SendNotification(
+        block_document_id=block, subject="sft-flow: the champion no longer passes", body="{{ event.payload.verdict }}"
+    )
     return [
         AutomationCore(
             name="sft-flow: failures are told",
@@ -174,6 +177,11 @@ def notifications(deployment_ids: list[UUID], block: UUID) -> list[AutomationCor
             name="sft-flow: promotions are told",
             trigger=EventTrigger(expect={PROMOTED}, posture=Posture.Reactive, threshold=1, within=timedelta(0)),
             actions=[promoted],
+        ),
+        AutomationCore(
+            name="sft-flow: a failing champion is reported",
+            trigger=EventTrigger(expect={CHAMPION_FAILING}, posture=Posture.Reactive, threshold=1, within=timedelta(0)),
+            actions=[failing],
         ),
     ]
 

@@ -72,12 +72,15 @@ class TrainedRef:
 
 @dataclass(frozen=True)
 class ModelVersionRef:
-    """A version in the model registry; ``champion`` tells whether it may answer customers, ``verdict`` why."""
+    """A version in the model registry; ``champion`` tells whether it may answer customers, ``verdict`` why.
+
+    ``champion_failing``: the champion, this version or another one, no longer passes."""
 
     name: str
     version: str
     champion: bool
     verdict: str
+    champion_failing: bool = False
 
 
 @dataclass(frozen=True)

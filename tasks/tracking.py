@@ -83,11 +83,6 @@ def open_tracking_run(config: RunConfig, fingerprint: str, dataset: DatasetRef, 
     return str(run.info.run_id)
 
 
-def takes_results(config: RunConfig, run_id: str) -> bool:
-    """Whether a run is still there to be written to: somebody may have deleted it."""
-    return bool(connect(config).get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE)
-
-
 def tag_run(config: RunConfig, run_id: str, tags: Mapping[str, str]) -> None:
     """Set tags of a run; ``DESCRIPTION_TAG`` is the Markdown at the top of its page."""
     connect(config).log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])

@@ -38,14 +38,15 @@ def _server_failed(_task: object, _run: object, state: State[Any]) -> bool:
 
 
 @task(retries=3, retry_delay_seconds=[5, 30, 120], retry_condition_fn=_server_failed)
-def train_on_pool(config: RunConfig, dataset: DatasetRef) -> TrainedRef:
+def train_on_pool(config: RunConfig, dataset: DatasetRef, evaluation: int = 1) -> TrainedRef:
     """Let the deployment ``train_on`` train, and return what it hands back.
 
+    With ``evaluation`` 2, 3, … it evaluates what is trained against a champion that is new since the one before.
     The training is keyed on this very flow run and its rows: whoever asks again, after whatever died, gets the same.
     Raises ``RuntimeError`` when it ended without a result, and ``TimeoutError`` when no worker took it in
     ``max_queue_hours``.
     """
-    child = _start_or_find(config, dataset)
+    child = _start_or_find(config, dataset, evaluation)
     get_run_logger().info("Training %s waits for a worker of its pool", child.name)
     try:
         child = _wait(child.id, timedelta(hours=config.max_queue_hours))
@@ -62,14 +63,14 @@ def hand_back(trained: TrainedRef) -> None:
     Artifact(type="result", key=_RESULT, data=asdict(trained), description="What the training made").create()
 
 
-def _start_or_find(config: RunConfig, dataset: DatasetRef) -> FlowRun:
+def _start_or_find(config: RunConfig, dataset: DatasetRef, evaluation: int) -> FlowRun:
     assert config.train_on
     child = run_deployment(
         config.train_on,
         parameters={"config": asdict(config), "dataset": asdict(dataset)},
         timeout=0,
         # The folder is named after what rows are made from: rows that changed meanwhile are another training.
-        idempotency_key=f"{flow_run.id}:{Path(dataset.folder.path).name}",
+        idempotency_key=f"{flow_run.id}:{Path(dataset.folder.path).name}:{evaluation}",
     )
     assert isinstance(child, FlowRun)  # a coroutine only where the caller is one
     if child.state and child.state.is_final() and not child.state.is_completed():

@@ -13,8 +13,9 @@ from tasks.preflight import disk_problems
 from tasks.progress import follow_journal
 from tasks.recovery import is_transient
 from tasks.refs import DatasetRef, FolderRef, RunRef
-from tasks.registry import ADAPTER_TAG, fetch_champion, fetch_version, find_version
+from tasks.registry import fetch_champion, fetch_version
 from tasks.tracking import open_tracking_run, send_points
+from tasks.versions import ADAPTER_TAG, find_version
 from training_core.config import RunConfig, SettingsError
 from training_core.dataset.store import load_training_data
 from training_core.distributed import train_on_devices
