@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from mlflow.entities import LifecycleStage
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.protos.databricks_pb2 import BAD_REQUEST, INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from tasks.ledger import ALIAS, Entry, Ledger, VersionId, append, mark_applied, read_ledger, restore_command
 from tasks.tracking import FINGERPRINT_TAG, connect
@@ -77,7 +77,13 @@ def point_alias(config: RunConfig, alias: str, version: str | None) -> None:
     """Let an alias of the registered model point to a version, or remove it."""
     client, model = connect(config), config.registered_model_name
     if version:
-        client.set_registered_model_alias(model, alias, version)
+        try:
+            client.set_registered_model_alias(model, alias, version)
+        except MlflowException as error:
+            # MLflow looks before it inserts: of two processes that set a new alias at once, one is refused.
+            if error.error_code != ErrorCode.Name(BAD_REQUEST):
+                raise
+            client.set_registered_model_alias(model, alias, version)
     elif named_version(config, alias):
         client.delete_registered_model_alias(model, alias)
 

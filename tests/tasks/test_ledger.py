@@ -214,13 +214,12 @@ def test_race_of_two_promotions_leaves_the_better_champion(config: RunConfig, ra
     processes = [spawn.Process(target=_race, args=given) for given in arguments]
     for process in processes:
         process.start()
-    said = [results.get(timeout=300) for _ in range(2 * len(races))]
     for process in processes:
-        process.join(timeout=60)
-        assert process.exitcode == 0
+        process.join(timeout=300)
+    assert [process.exitcode for process in processes] == [0, 0]
+    said = [results.get(timeout=10) for _ in range(2 * len(races))]
     for number, race in enumerate(races):
         entries = read_ledger(race).entries
-        assert alias(race, CHAMPION) == THREE == entries[-1].after if entries[-1].version == THREE else THREE
         assert alias(race, CHAMPION) == THREE
         assert {entry.version for entry in entries} == {TWO, THREE} and len(entries) == 2
         assert {(who, what) for n, who, what in said if n == number} == {
