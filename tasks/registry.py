@@ -14,7 +14,7 @@ from mlflow.tracking import MlflowClient
 from tasks.ledger import read_ledger
 from tasks.model_package import package_adapter
 from tasks.refs import FolderRef, RegisteredRef, RunRef, TrainedRef
-from tasks.tracking import FINGERPRINT_TAG, connect, experiment_id, tracking_uri
+from tasks.tracking import FINGERPRINT_TAG, connect, experiment_id, fetch_leakage_keys, tracking_uri
 from tasks.versions import ADAPTER_TAG, find_champion, find_version
 from training_core.config import RunConfig, SettingsError
 from training_core.folders import seal_digest
@@ -75,6 +75,7 @@ def fetch_version(config: RunConfig, version: ModelVersion) -> RegisteredRef:
         raise ValueError(f"the files of {version.name} version {version.version} are not those that were registered")
     base_digest = version.tags[_BASE_DIGEST_TAG]
     run = RunRef(version.tags[FINGERPRINT_TAG], str(folder), base_digest, version.run_id)
+    fetch_leakage_keys(config, run)
     base = _find_base(config, version.tags[_BASE_TAG], base_digest)
     return RegisteredRef(str(version.version), run, FolderRef(str(adapter), None, digest), str(base))
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +15,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.tracking import MlflowClient
 
-from tasks.refs import DatasetRef, EvalReport
+from tasks.refs import DatasetRef, EvalReport, RunRef
 from training_core.config import RunConfig
 from training_core.folders import complete_file
 from training_core.training.journal import Point
@@ -21,6 +23,9 @@ from training_core.training.journal import Point
 EXPERIMENT = "sft-flow"
 FINGERPRINT_TAG, FLOW_RUN_TAG, DESCRIPTION_TAG = "sft_flow.fingerprint", "sft_flow.flow_run", "mlflow.note.content"
 
+LEAKAGE_KEYS_FILE = "leakage_keys.npz"
+
+_PRIVATE_FOLDER = "private"
 _LONGEST_PARAM = 6000
 _LARGEST_BATCH = 1000
 _HEALTH_CHECK_SECONDS = 10
@@ -131,6 +136,23 @@ def log_results(config: RunConfig, run_id: str, report: EvalReport) -> None:
     client.log_artifacts(run_id, report.folder.path, f"evaluation/{report.folder.digest[:12]}")
     if client.get_run(run_id).info.status != "FINISHED":
         client.set_terminated(run_id, "FINISHED")
+
+
+def log_leakage_keys(config: RunConfig, run: RunRef) -> None:
+    """Keep the digests of what an adapter was trained on with its MLflow run: they are not part of the model."""
+    file = Path(run.path) / LEAKAGE_KEYS_FILE
+    if file.is_file():
+        connect(config).log_artifact(run.tracking_run_id, str(file), _PRIVATE_FOLDER)
+
+
+def fetch_leakage_keys(config: RunConfig, run: RunRef) -> None:
+    """Bring them into the run's folder; where the MLflow run has none, there is none."""
+    client, name = connect(config), f"{_PRIVATE_FOLDER}/{LEAKAGE_KEYS_FILE}"
+    if name in {file.path for file in client.list_artifacts(run.tracking_run_id, _PRIVATE_FOLDER)}:
+        with tempfile.TemporaryDirectory() as folder:
+            fetched = client.download_artifacts(run.tracking_run_id, name, folder)
+            with complete_file(Path(run.path) / LEAKAGE_KEYS_FILE) as draft:
+                shutil.copy(fetched, draft)
 
 
 def experiment_id(client: MlflowClient, config: RunConfig) -> str:

@@ -1,10 +1,12 @@
 """Rows as token ids and as facts: what is learnt, and what decides whether it may be."""
 
 import hashlib
+import hmac
 import json
+import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -21,6 +23,9 @@ from training_core.rows.reader import Rejected, Row
 from training_core.rows.strict_json import Problem, Record
 
 IGNORED_LABEL = -100
+
+# Whoever holds unkeyed leakage keys can confirm that an id was trained on, by computing the id's digest.
+SECRET = "SFT_FLOW_SECRET"
 
 SCHEMA = pa.schema(
     {
@@ -132,9 +137,18 @@ def _digests(record: Record, seed: int) -> tuple[int, ...]:
 
 def leakage_keys(record: Record, entity_fields: Sequence[str]) -> list[int]:
     """The 64-bit digests that tie a record to others: the ``near_duplicate_key`` of its case, and its entities."""
-    # Adapters keep them (see ``write_adapter``): computed otherwise, they would match no row of an older adapter.
+    # Runs keep them (see ``write_adapter``): computed otherwise, they would match no row of an older adapter.
     _, instruction, case = _subject(record)
-    return [_near_duplicate_key(instruction, case), *_entities_of(record, entity_fields)]
+    return keyed([_near_duplicate_key(instruction, case), *_entities_of(record, entity_fields)])
+
+
+def keyed(digests: Iterable[int]) -> list[int]:
+    """The first 64 bits of the HMAC-SHA-256 of each digest with the secret in ``SFT_FLOW_SECRET``; without a secret,
+    the digests themselves."""
+    secret = os.environ.get(SECRET, "").encode()
+    parts = (int(digest).to_bytes(8, "little") for digest in digests)
+    codes = (hmac.digest(secret, part, "sha256")[:8] if secret else part for part in parts)
+    return [int.from_bytes(code, "little") for code in codes]
 
 
 def _near_duplicate_key(instruction: bytes, case: bytes) -> int:

@@ -7,6 +7,7 @@ import numpy as np
 from datasets import Dataset
 
 from training_core.config import RunConfig, SettingsError
+from training_core.dataset.encoding import keyed
 from training_core.dataset.report import DataReport
 from training_core.folders import seal_digest
 from training_core.rows.strict_json import DataError
@@ -19,7 +20,8 @@ _MOST_SHOWN = 20
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Encoded rows, memory-mapped, the report on them, and the digests of ``splits.training_leakage_keys``.
+    """Encoded rows, memory-mapped, the report on them, and the digests of ``splits.training_leakage_keys``,
+    keyed as in ``encoding.keyed``.
 
     Columns: ``input_ids`` and ``labels`` (int32 lists of one length; the answer carries labels, the prompt does not),
     ``line``, ``decision``, and ``group``, the value of the case's field ``group_by``; held-out rows also have
@@ -47,7 +49,7 @@ def load_training_data(folder: Path) -> TrainingData:
     report = load_report(folder)
     require_fit_rows(report)
     sides = _load(folder / TRAIN_FILE), _load(folder / HELD_OUT_FILE)
-    return TrainingData(*sides, report, np.load(folder / LEAKAGE_KEYS_FILE))
+    return TrainingData(*sides, report, np.array(keyed(np.load(folder / LEAKAGE_KEYS_FILE)), np.uint64))
 
 
 def require_fit_rows(report: DataReport) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from training_core.config import RunConfig
+from training_core.config import RunConfig, SettingsError
 from training_core.folders import MANIFEST, seal, seal_digest
 from training_core.model_setup import LoadedModel, load_adapted_model, load_model_and_tokenizer
 from training_core.training.adapter import load_leakage_keys, write_adapter
@@ -137,7 +137,6 @@ def test_an_adapter_folder_holds_exactly_what_is_needed(loaded: LoadedModel, tin
         "adapter_config.json",
         "adapter_model.safetensors",
         "chat_template.jinja",
-        "leakage_keys.npy",
         MANIFEST,
         "run_config.json",
         "system.json",
@@ -146,7 +145,7 @@ def test_an_adapter_folder_holds_exactly_what_is_needed(loaded: LoadedModel, tin
     ]
     assert seal_digest(tmp_path / "adapter")
     assert RunConfig.load(tmp_path / "adapter") == config
-    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter", "leakage_keys.npz"}
 
 
 def test_an_adapter_comes_back_bit_by_bit(loaded: LoadedModel, tiny_base: Path, tmp_path: Path) -> None:
@@ -173,12 +172,22 @@ def test_saving_an_adapter_again_replaces_it_whole(loaded: LoadedModel, tmp_path
     assert not names & {"stray", "half"}
 
 
-def test_an_adapter_keeps_what_it_was_trained_on_under_its_digest(loaded: LoadedModel, tmp_path: Path) -> None:
+def test_leakage_keys_are_written_next_to_the_adapter(loaded: LoadedModel, tmp_path: Path) -> None:
     write_adapter(loaded.model, loaded.tokenizer, RunConfig(), TRAINED_ON, tmp_path / "adapter")
-    kept = load_leakage_keys(tmp_path / "adapter")
+    kept = load_leakage_keys(tmp_path)
     assert kept.dtype == np.uint64 and np.array_equal(kept, TRAINED_ON)
-    write_adapter(loaded.model, loaded.tokenizer, RunConfig(), TRAINED_ON[:1], tmp_path / "other")
-    assert seal_digest(tmp_path / "other") != seal_digest(tmp_path / "adapter")
+
+
+def test_leakage_keys_of_another_secret_are_rejected(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SFT_FLOW_SECRET", "one")
+    write_adapter(loaded.model, loaded.tokenizer, RunConfig(), TRAINED_ON, tmp_path / "adapter")
+    assert np.array_equal(load_leakage_keys(tmp_path), TRAINED_ON)
+    for secret in ("two", ""):
+        monkeypatch.setenv("SFT_FLOW_SECRET", secret)
+        with pytest.raises(SettingsError, match="written with another secret"):
+            load_leakage_keys(tmp_path)
 
 
 def test_an_adapter_that_does_not_say_what_it_was_trained_on_is_warned_of(
@@ -186,4 +195,4 @@ def test_an_adapter_that_does_not_say_what_it_was_trained_on_is_warned_of(
 ) -> None:
     kept = load_leakage_keys(tmp_path)
     assert kept.dtype == np.uint64 and len(kept) == 0
-    assert "does not say what it was trained on" in caplog.text
+    assert "leakage_keys.npz is missing" in caplog.text
