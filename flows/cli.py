@@ -20,6 +20,7 @@ from training_core.rows.strict_json import DataError
 
 ROOT = Path(__file__).parent.parent
 DEMO_CONFIG = ROOT / "configs" / "demo.yaml"
+REGISTRY_COMMANDS = ("versions", "history", "promote", "rollback", "compare", "evaluate", "reproduce")
 DEMO_ROWS, DEMO_SEED, DEMO_BAD_SHARE = 1300, 7, 0.02
 USAGE = """usage:
   sft-flow check ROWS [--config FILE.yaml] [--setting …]   what is right and wrong with the rows, without training;
@@ -27,6 +28,14 @@ USAGE = """usage:
   sft-flow run  [--config FILE.yaml] [--setting value …]   fine-tune, judge, register (all settings: run --help)
   sft-flow demo [--setting value …]                        the same on sample rows and a tiny base model
   sft-flow ui   [--output_dir DIR]                         open the Prefect and the MLflow UI on what was made
+
+  sft-flow versions NAME · history NAME                    versions of a registered model, decisions on them
+  sft-flow promote  NAME VERSION --reason TEXT             make a version champion
+  sft-flow rollback NAME [--to VERSION|none] --reason TEXT return to an earlier champion; the later are withdrawn
+  sft-flow compare  URI URI [--rows ROWS]                  one version against another; decides nothing
+  sft-flow evaluate URI [--setting value …]                evaluate a version again and let the gate decide
+  sft-flow reproduce URI                                   train a version again and compare the weights
+                                                           URI: models:/NAME/VERSION or models:/NAME@ALIAS
 
 Settings that cannot be used end every command with exit code 2, and so do rows that are not fit in run and demo.
 """
@@ -53,6 +62,11 @@ def main() -> None:
     Other failures travel.
     """
     name, *arguments = sys.argv[1:] or ["--help"]
+    if name in REGISTRY_COMMANDS:
+        from flows import registry_cli
+
+        registry_cli.main(name, arguments)
+        return
     command = {"check": check, "run": run, "demo": demo, "ui": ui}.get(name)
     if command is None:
         sys.stdout.write(USAGE)

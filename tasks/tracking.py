@@ -22,6 +22,7 @@ from training_core.training.journal import Point
 
 EXPERIMENT = "sft-flow"
 FINGERPRINT_TAG, FLOW_RUN_TAG, DESCRIPTION_TAG = "sft_flow.fingerprint", "sft_flow.flow_run", "mlflow.note.content"
+DATASET_TAG = "sft_flow.dataset"
 
 LEAKAGE_KEYS_FILE = "leakage_keys.npz"
 
@@ -74,7 +75,7 @@ def open_tracking_run(config: RunConfig, fingerprint: str, dataset: DatasetRef, 
     client = connect(config)
     experiment = experiment_id(client, config)
     found = client.search_runs([experiment], f"tags.`{FINGERPRINT_TAG}` = '{fingerprint}'", order_by=["start_time ASC"])
-    tags = {FINGERPRINT_TAG: fingerprint, "mlflow.runName": fingerprint[:12]}
+    tags = {FINGERPRINT_TAG: fingerprint, "mlflow.runName": fingerprint[:12], DATASET_TAG: json.dumps(asdict(dataset))}
     run = found[0] if found else client.create_run(experiment, tags=tags)
     known = run.data.params
     params = {name: str(value)[:_LONGEST_PARAM] for name, value in asdict(config).items() if name not in known}

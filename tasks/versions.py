@@ -5,7 +5,9 @@ that somebody moved in MLflow is taken over into the ledger.
 """
 
 import contextlib
+import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from mlflow.entities import LifecycleStage
 from mlflow.entities.model_registry import ModelVersion
@@ -46,6 +48,23 @@ def all_versions(config: RunConfig, condition: str = "") -> list[ModelVersion]:
     """The versions that meet a condition, the lowest number first; none where the model is not registered."""
     found = connect(config).search_model_versions(f"name = '{config.registered_model_name}'{condition}")
     return sorted(found, key=lambda version: int(version.version))
+
+
+def model_names(config: RunConfig) -> list[str]:
+    """The names of all registered models."""
+    return sorted(model.name for model in connect(config).search_registered_models())
+
+
+def settings_of(config: RunConfig, number: str) -> RunConfig:
+    """The settings that a version was trained with.
+
+    Raises ``SettingsError`` when the MLflow run of the version was deleted.
+    """
+    version = named_version(config, number)
+    assert version
+    require_tracking_run(config, version)
+    with tempfile.TemporaryDirectory() as folder:
+        return RunConfig.load(Path(connect(config).download_artifacts(version.run_id, "run_config.json", folder)))
 
 
 def require_tracking_run(config: RunConfig, version: ModelVersion) -> None:
