@@ -11,15 +11,25 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mlflow.exceptions import MlflowException
 from rich.console import Console
 
 from tasks.by_hand import promote_by_hand, roll_back
 from tasks.ledger import Entry, Ledger, VersionId, read_ledger
 from tasks.tracking import tracking_problems, tracking_uri
-from tasks.versions import CHAMPION, all_versions, find_champion, model_names, named_version, settings_of, version_id
-from training_core.config import RunConfig, SettingsError, config_from_command_line, read_settings
+from tasks.versions import (
+    CHAMPION,
+    RegistryError,
+    all_versions,
+    find_champion,
+    model_names,
+    named_version,
+    settings_of,
+    version_id,
+)
+from training_core.config import RunConfig, SettingsError, config_from_command_line, read_settings, settings_info
 from training_core.grid import Grid
+
+OUTPUT_DIR = str(settings_info()["output_dir"].default)
 
 console = Console()
 
@@ -39,7 +49,7 @@ def main(name: str, arguments: Sequence[str]) -> None:
         commands[name](arguments)
     except SettingsError as error:
         _fail(name, "; ".join(error.problems))
-    except MlflowException as error:
+    except RegistryError as error:
         _fail(name, str(error).splitlines()[0])
 
 
@@ -123,7 +133,7 @@ def compare(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="sft-flow compare", allow_abbrev=False)
     parser.add_argument("uris", metavar="URI", nargs=2)
     parser.add_argument("--rows", metavar="ROWS", help="Rows to compare on; empty: those the first was evaluated on.")
-    parser.add_argument("--output_dir", default=RunConfig().output_dir)
+    parser.add_argument("--output_dir", default=OUTPUT_DIR)
     given = parser.parse_args(arguments)
     configs = [_config_of_uri(uri, given.output_dir) for uri in given.uris]
     from flows.cli import set_environment
@@ -143,7 +153,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         sys.stdout.write("usage: sft-flow evaluate URI [--setting value …]   (settings: sft-flow run --help)\n")
         return
     given = config_from_command_line(settings, "sft-flow evaluate URI")
-    place = str(given.get("output_dir", RunConfig().output_dir))
+    place = str(given.get("output_dir", OUTPUT_DIR))
     config, number = _config_of_uri(uri, place)
     from flows.cli import prefect_api, set_environment
 
@@ -161,7 +171,7 @@ def reproduce(arguments: Sequence[str]) -> None:
     """Train a registered version again; exit with 1 when the weights differ."""
     parser = argparse.ArgumentParser(prog="sft-flow reproduce", allow_abbrev=False)
     parser.add_argument("uri", metavar="URI")
-    parser.add_argument("--output_dir", default=RunConfig().output_dir)
+    parser.add_argument("--output_dir", default=OUTPUT_DIR)
     given = parser.parse_args(arguments)
     config, number = _config_of_uri(given.uri, given.output_dir)
     from flows.cli import set_environment
@@ -185,7 +195,7 @@ def _parser(name: str) -> argparse.ArgumentParser:
     parser.add_argument("name", metavar="NAME", help="The registered model.")
     parser.add_argument(
         "--output_dir",
-        default=RunConfig().output_dir,
+        default=OUTPUT_DIR,
         help="Folder of the runs, where no MLFLOW_TRACKING_URI is set. Default: %(default)s",
     )
     return parser

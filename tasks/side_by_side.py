@@ -49,11 +49,10 @@ def compare_registered(versions: Sequence[tuple[RunConfig, str]], rows: str | No
     is decided or written to the registry.
     """
     (config, number), (_, other) = versions
-    refs = [_fetch(config, number) for config, number in versions]
+    first, second = (_fetch(config, number) for config, number in versions)
     settings = _settings(config, number)
-    data = _data(settings, refs[0], rows)
-    comparison = compare_models(*(_load(ref) for ref in refs), data, settings)
-    folder = Path(config.output_dir).resolve() / "compared" / f"{number}-{other}-{refs[0].run.fingerprint[:12]}"
+    comparison = compare_models(_load(first), _load(second), _data(settings, first, rows), settings)
+    folder = Path(config.output_dir).resolve() / "compared" / f"{number}-{other}-{first.run.fingerprint[:12]}"
     save_comparison(comparison, folder, folder)
     names = {"candidate": f"version {number}", "champion": f"version {other}"}
     scores = {names.get(name, name): found for name, found in load_scores(folder).items()}
@@ -74,7 +73,6 @@ def reproduce(config: RunConfig, number: str) -> Reproduction:
     loaded = load_model_and_tokenizer(settings)
     train_model(loaded, data, settings, folder)
     write_adapter(loaded.model, loaded.tokenizer, settings, data.leakage_keys, folder / "adapter")
-    digests = [_weights_digest(Path(place)) for place in (registered.adapter.path, folder / "adapter")]
     base = digest_base_model(Path(registered.base))
     differences = [
         *(["the training rows"] if digest_rows(data.train) != dataset.digest else []),
@@ -82,7 +80,8 @@ def reproduce(config: RunConfig, number: str) -> Reproduction:
     ]
     if not differences and run_fingerprint(settings, dataset.digest, base) != registered.run.fingerprint:
         differences = ["the training code or a setting"]
-    return Reproduction(*digests, differences)
+    before, after = _weights_digest(Path(registered.adapter.path)), _weights_digest(folder / "adapter")
+    return Reproduction(before, after, differences)
 
 
 def _weights_digest(adapter: Path) -> str:

@@ -21,6 +21,8 @@ from training_core.config import RunConfig, SettingsError
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 ADAPTER_TAG, WITHDRAWN_TAG = "sft_flow.adapter_digest", "sft_flow.withdrawn"
 
+RegistryError = MlflowException  # for rooms that do not import MLflow
+
 _DECISION_TAG = "sft_flow.decision.{:06d}"
 # An unknown alias is an invalid parameter to some stores, a missing resource to others.
 _MISSING = (ErrorCode.Name(INVALID_PARAMETER_VALUE), ErrorCode.Name(RESOURCE_DOES_NOT_EXIST))
