@@ -1,7 +1,7 @@
 """The ledger of a registered model: every decision on its versions, in MLflow, one numbered entry each.
 
-An entry is a parameter of one MLflow run that is kept for this. MLflow lets one writer create a parameter and lets
-nobody change it, on SQLite, on PostgreSQL and behind a server alike. So of two processes that decide at the same time,
+An entry is a parameter of one MLflow run that is kept for this. MLflow lets one writer create a parameter and no
+writer change it, on SQLite, on PostgreSQL and behind a server alike. So of two processes that decide at the same time,
 on one machine or on two, only one can write entry 18; the other is refused, reads the new entry and decides again.
 A lock with a lease can expire while its holder is frozen; this cannot.
 """
@@ -121,7 +121,7 @@ class Ledger:
         about = [entry for entry in self.entries if entry.by == GATE and entry.version]
         return next((e for e in reversed(about) if e.version and e.version.fingerprint == fingerprint), None)
 
-    def judged(self, rows_digest: str) -> tuple[int, int]:
+    def uses_of(self, rows_digest: str) -> tuple[int, int]:
         """See ``versions_judged``."""
         found = [e for e in self.entries if e.by == GATE and e.rows == rows_digest and e.version != e.before]
         return len(found), sum(entry.after == entry.version for entry in found)
@@ -180,7 +180,7 @@ def versions_judged(config: RunConfig, rows_digest: str) -> tuple[int, int]:
 
     Every decision of the gate counts, also a second one on a version with other settings of the evaluation.
     """
-    return read_ledger(config).judged(rows_digest)
+    return read_ledger(config).uses_of(rows_digest)
 
 
 def current_user() -> str:

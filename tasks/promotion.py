@@ -88,7 +88,7 @@ def _decide(config: RunConfig, data: TrainingData, report: EvalReport, ledger: L
     last = ledger.last_by_gate(own.fingerprint)
     if last and (last.version, last.key, last.evidence, last.after) == (own, key, report.folder.digest, before):
         return last
-    verdict = decide(load_evidence(Path(report.folder.path)), config, *ledger.judged(rows))
+    verdict = decide(load_evidence(Path(report.folder.path)), config, *ledger.uses_of(rows))
     withdrawn = ledger.withdrawn.get(own.fingerprint)
     outcome, reason = _outcome(config, verdict, own, before)
     if withdrawn and own != before:
@@ -158,7 +158,7 @@ def _announce(version: ModelVersionRef, entry: Entry) -> None:
 
 
 def _decision_key(config: RunConfig, data: TrainingData) -> str:
-    """SHA-256 over what a decision on a version depends on, besides who is champion: rows, evaluation and policy."""
+    """SHA-256 over what a decision on a version depends on, apart from the champion: rows, evaluation and policy."""
     return hashlib.sha256(json.dumps([comparison_key(config, data, []), _policy_digest(config)]).encode()).hexdigest()
 
 

@@ -1,7 +1,7 @@
 """Versions of a registered model and their aliases; needs neither torch nor Prefect.
 
 The champion is what the ledger's newest entry names. The alias ``champion``, which serving reads, follows it; an alias
-that somebody moved in MLflow is taken over into the ledger.
+that was moved in MLflow is entered into the ledger.
 """
 
 import contextlib

@@ -300,7 +300,7 @@ def test_finished_run_is_not_found_before_a_decision(
     assert find_finished(config, prepared) is None
 
 
-def test_finished_run_is_not_found_with_other_held_out_rows(
+def test_finished_run_depends_on_the_held_out_rows(
     config: RunConfig, prepared: DatasetRef, version: ModelVersionRef, gate: Gate, tiny_base: Path, sample_rows: Path
 ) -> None:
     promote(config, prepared, version, evaluated(config))
@@ -346,7 +346,7 @@ def test_finished_run_is_not_found_after(
     assert find_finished(config, prepared) is None
 
 
-def test_finished_version_with_a_deleted_run_names_the_restore_command(
+def test_finished_version_of_a_deleted_run_names_the_command(
     config: RunConfig, prepared: DatasetRef, version: ModelVersionRef, gate: Gate
 ) -> None:
     promote(config, prepared, version, evaluated(config))
@@ -357,7 +357,7 @@ def test_finished_version_with_a_deleted_run_names_the_restore_command(
         find_finished(config, prepared)
 
 
-def test_finished_run_is_not_found_when_its_number_was_reused(
+def test_finished_run_is_not_found_by_number_alone(
     config: RunConfig, prepared: DatasetRef, version: ModelVersionRef, gate: Gate
 ) -> None:
     promote(config, prepared, version, evaluated(config))
