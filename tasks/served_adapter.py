@@ -64,8 +64,11 @@ class ServedAdapter(mlflow.pyfunc.PythonModel):
 
 
 def changed_files(folder: Path) -> list[str]:
-    """The files that the folder's own manifest describes otherwise."""
-    digests = json.loads((folder / MANIFEST).read_text(encoding="utf-8")) if (folder / MANIFEST).is_file() else {}
+    """The files that the folder's own manifest describes otherwise; none where that is damaged itself."""
+    try:
+        digests = dict(json.loads((folder / MANIFEST).read_bytes()))
+    except (OSError, ValueError):
+        return []
     return [name for name, digest in digests.items() if sha256_of(folder / name) != digest]
 
 

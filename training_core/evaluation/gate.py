@@ -46,5 +46,11 @@ def decide(evidence: Evidence, config: RunConfig, versions_judged: int = 0, vers
     return Verdict(BECOMES_CHAMPION, reason)
 
 
+def is_failing(evidence: Evidence, config: RunConfig, model: str) -> bool:
+    """Whether a model is not better than base and lookup table."""
+    scores = {name: score(found, config).accuracy for name, found in evidence.predictions.items()}
+    return scores[model] <= max(scores["base"], scores["lookup table"])
+
+
 def _more_approvals(candidate: Scores, champion: Scores) -> str:
     return f"false approvals in {candidate.false_approvals:.1%} of the cases, champion {champion.false_approvals:.1%}"
