@@ -20,7 +20,7 @@ from training_core.code_digest import code_digest
 from training_core.config import RunConfig, SettingsError
 from training_core.dataset.store import TrainingData, load_training_data
 from training_core.evaluation.comparison import comparison_key, load_evidence
-from training_core.evaluation.gate import BECOMES_CHAMPION, GATE_SETTINGS, STAYS_CANDIDATE, Verdict, decide
+from training_core.evaluation.gate import BECOMES_CHAMPION, GATE_SETTINGS, STAYS_CANDIDATE, Verdict, decide, is_failing
 from training_core.training.fingerprint import run_fingerprint
 
 PROMOTED, CHAMPION_FAILING = "sft-flow.promoted", "sft-flow.champion-failing"
@@ -88,7 +88,9 @@ def _decide(config: RunConfig, data: TrainingData, report: EvalReport, ledger: L
     last = ledger.last_by_gate(own.fingerprint)
     if last and (last.version, last.key, last.evidence, last.after) == (own, key, report.folder.digest, before):
         return last
-    verdict = decide(load_evidence(Path(report.folder.path)), config, *ledger.uses_of(rows))
+    evidence = load_evidence(Path(report.folder.path))
+    verdict = decide(evidence, config, *ledger.uses_of(rows))
+    failing = is_failing(evidence, config, "candidate") if own == before else verdict.champion_failing
     withdrawn = ledger.withdrawn.get(own.fingerprint)
     outcome, reason = _outcome(config, verdict, own, before)
     if withdrawn and own != before:
@@ -106,7 +108,7 @@ def _decide(config: RunConfig, data: TrainingData, report: EvalReport, ledger: L
         policy=_policy_digest(config),
         evidence=report.folder.digest,
         p_values=verdict.p_values,
-        champion_failing=after == before and _is_failing(verdict, own == before),
+        champion_failing=failing and after == before,
         flow_run=str(flow_run.id or ""),
     )
 
@@ -118,11 +120,6 @@ def _outcome(config: RunConfig, verdict: Verdict, own: VersionId, before: Versio
         command = f"sft-flow promote {config.registered_model_name} {own.number} --reason TEXT"
         return READY, f"{verdict.reason}; require_approval is set, so a person promotes it: {command}"
     return verdict.outcome, verdict.reason
-
-
-def _is_failing(verdict: Verdict, is_champion: bool) -> bool:
-    """Whether the champion no longer passes: as the other model of the comparison, or evaluated itself."""
-    return verdict.champion_failing or (is_champion and verdict.outcome == STAYS_CANDIDATE)
 
 
 def _withdrawn(config: RunConfig, own: VersionId, entry: Entry) -> str:

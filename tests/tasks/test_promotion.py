@@ -47,6 +47,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
     gate = Gate()
     monkeypatch.setattr(promotion, "load_evidence", lambda folder: None)
     monkeypatch.setattr(promotion, "decide", gate.decide)
+    monkeypatch.setattr(promotion, "is_failing", lambda *_: gate.verdict.outcome == STAYS_CANDIDATE)
     monkeypatch.setattr(promotion, "emit_event", gate.emit)
     return gate
 
@@ -385,6 +386,7 @@ def _race(config: RunConfig, rows: DatasetRef, version: ModelVersionRef, barrier
 
     promotion.load_evidence, promotion.decide = lambda folder: folder, decide  # type: ignore[assignment]
     promotion.emit_event = lambda *_, **__: None  # type: ignore[assignment]
+    promotion.is_failing = lambda *_: False
     for number in range(RACES):
         own = dataclasses.replace(version, name=f"promotions {number}")
         race = dataclasses.replace(config, registered_model_name=own.name)
