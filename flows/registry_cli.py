@@ -211,7 +211,7 @@ def _config(given: argparse.Namespace) -> RunConfig:
     """Settings that find the registry. Raises ``SettingsError`` when there is none; it is never created here."""
     config = read_settings({"registered_model_name": given.name, "output_dir": given.output_dir})
     store = Path(given.output_dir) / "mlflow.db"
-    if "MLFLOW_TRACKING_URI" not in os.environ and not store.is_file():
+    if not os.environ.get("MLFLOW_TRACKING_URI") and not store.is_file():
         fix = "give the --output_dir of the runs, or set MLFLOW_TRACKING_URI"
         raise SettingsError([f"output_dir: expected a registry in {str(store)!r}, found none; {fix}"])
     if problems := tracking_problems(config):

@@ -30,6 +30,8 @@ HAND: Final = "hand"
 ROLLBACK: Final = "rollback"
 ALIAS: Final = "alias"  # moved outside sft-flow
 
+EXPERIMENT: Final = "sft-flow-decisions"  # apart from the trainings, one run for each registered model
+
 _RUN_TAG, _NAME_TAG = "sft_flow.ledger_run", "sft_flow.ledger_of"
 _LONGEST_ENTRY, _LONGEST_REASON = 6000, 2500
 _KEY, _APPLIED_KEY = "decision.{:06d}", "applied.{:06d}"
@@ -205,7 +207,7 @@ def _create_run(client: MlflowClient, config: RunConfig) -> str:
     """The ledger's run. Of two processes that create it at once, the one whose experiment name was free wins."""
     name = config.registered_model_name
     tags = {_NAME_TAG: name, "mlflow.runName": f"decisions on {name}"}
-    run_id = str(client.create_run(experiment_id(client, config), tags=tags).info.run_id)
+    run_id = str(client.create_run(experiment_id(client, config, EXPERIMENT), tags=tags).info.run_id)
     client.set_terminated(run_id, "FINISHED")
     try:
         client.create_experiment(_experiment(config), tags={_RUN_TAG: run_id})

@@ -156,19 +156,19 @@ def fetch_leakage_keys(config: RunConfig, run: RunRef) -> None:
                 shutil.copy(fetched, draft)
 
 
-def experiment_id(client: MlflowClient, config: RunConfig) -> str:
-    """That of all runs, created when it is not there; without a server, artifacts go to ``output_dir``."""
-    found = client.get_experiment_by_name(EXPERIMENT)
+def experiment_id(client: MlflowClient, config: RunConfig, name: str = EXPERIMENT) -> str:
+    """That of all runs, or of this name, created when it is not there; without a server, artifacts go to ``output_dir``."""
+    found = client.get_experiment_by_name(name)
     if found:
         return str(found.experiment_id)
     local = not os.environ.get("MLFLOW_TRACKING_URI")
     location = (Path(config.output_dir).resolve() / "mlartifacts").as_uri() if local else None
     try:
-        return str(client.create_experiment(EXPERIMENT, artifact_location=location))
+        return str(client.create_experiment(name, artifact_location=location))
     except MlflowException as error:
         if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
             raise
-        return str(client.get_experiment_by_name(EXPERIMENT).experiment_id)
+        return str(client.get_experiment_by_name(name).experiment_id)
 
 
 def _dataset_input(config: RunConfig, dataset: DatasetRef) -> DatasetInput:
