@@ -157,7 +157,8 @@ def fetch_leakage_keys(config: RunConfig, run: RunRef) -> None:
 
 
 def experiment_id(client: MlflowClient, config: RunConfig, name: str = EXPERIMENT) -> str:
-    """That of all runs, or of this name, created when it is not there; without a server, artifacts go to ``output_dir``."""
+    """That of all runs, or the one of this name, created when it is missing; without a server, artifacts go to
+    ``output_dir``."""
     found = client.get_experiment_by_name(name)
     if found:
         return str(found.experiment_id)

@@ -150,3 +150,12 @@ def test_leakage_keys_come_from_the_mlflow_run(config: RunConfig, trained: Train
     assert (Path(fetched.run.path) / "leakage_keys.npz").read_bytes() == b"keys"
     package = Path(version.source.removeprefix("file://"))
     assert not [path for path in package.rglob("*") if path.name.startswith("leakage")]
+
+
+def test_champion_of_a_deleted_run_is_fetched(config: RunConfig, trained: TrainedRef) -> None:
+    (Path(trained.run.path) / "leakage_keys.npz").write_bytes(b"keys")
+    tracking.log_leakage_keys(config, trained.run)
+    versions.point_alias(config, versions.CHAMPION, registry.find_or_create_version(config, trained, ""))
+    tracking.connect(config).delete_run(trained.run.tracking_run_id)
+    champion = registry.fetch_champion(config, but_not="x")
+    assert champion and (Path(champion.run.path) / "leakage_keys.npz").is_file()
