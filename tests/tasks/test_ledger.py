@@ -3,10 +3,12 @@
 import multiprocessing
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from mlflow.exceptions import MlflowException
 
+from flows.local_servers import mlflow_server
 from tasks import ledger, tracking, versions
 from tasks.ledger import GATE, HAND, ROLLBACK, Entry, Ledger, VersionId, append, read_ledger, versions_judged
 from tasks.versions import CHAMPION, PREVIOUS, decide_once, named_version, version_id
@@ -193,17 +195,28 @@ def _race(config: RunConfig, rounds: int, own: VersionId, barrier: object, resul
         results.put((number, own.number, outcome))  # type: ignore[attr-defined]
 
 
-@pytest.fixture
-def races(config: RunConfig) -> Iterator[list[RunConfig]]:
-    """Registered models with three versions each."""
+@pytest.fixture(params=["file", "server"])
+def races(
+    config: RunConfig, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[list[RunConfig]]:
+    """Registered models with three versions each: in a SQLite file, or behind a server that several machines reach."""
+    if request.param == "file":
+        yield with_versions(config, 20)
+        return
+    with mlflow_server(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "artifacts", preferred_port=0) as server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.wait())
+        yield with_versions(config, 5)
+
+
+def with_versions(config: RunConfig, count: int) -> list[RunConfig]:
     client = tracking.connect(config)
-    found = [replace(config, registered_model_name=f"race {number}") for number in range(20)]
+    found = [replace(config, registered_model_name=f"race {number}") for number in range(count)]
     for race in found:
         client.create_registered_model(race.registered_model_name)
         for one in (ONE, TWO, THREE):
             tags = {tracking.FINGERPRINT_TAG: one.fingerprint}
             client.create_model_version(race.registered_model_name, "nowhere", tags=tags)
-    yield found
+    return found
 
 
 @pytest.mark.slow
