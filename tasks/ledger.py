@@ -159,12 +159,8 @@ def append(config: RunConfig, ledger: Ledger, entry: Entry) -> Entry | None:
         who=entry.who or current_user(),
         time=datetime.now(UTC).isoformat(timespec="milliseconds"),
     )
-    # The id makes equal entries of two writers differ, so that one of the two is refused.
-    text = json.dumps(_without_defaults(asdict(written)) | {"id": uuid.uuid4().hex}, ensure_ascii=False)
-    if len(text) > _LONGEST_ENTRY:
-        raise ValueError(f"expected at most {_LONGEST_ENTRY} characters in an entry of the ledger, got {len(text)}")
     try:
-        client.log_param(run_id, _KEY.format(written.number), text)
+        client.log_param(run_id, _KEY.format(written.number), _as_text(written))
     except MlflowException as error:
         if error.error_code != ErrorCode.Name(INVALID_PARAMETER_VALUE):
             raise
@@ -221,6 +217,18 @@ def _create_run(client: MlflowClient, config: RunConfig) -> str:
 def _experiment(config: RunConfig) -> str:
     """An experiment without runs: names of experiments are unique, so its tag names the one run of the ledger."""
     return f"sft-flow-ledger/{config.registered_model_name}"
+
+
+def _as_text(entry: Entry) -> str:
+    """An entry as JSON, with as many of its p-values as fit."""
+    # The id makes equal entries of two writers differ, so that one of the two is refused.
+    values = _without_defaults(asdict(entry)) | {"id": uuid.uuid4().hex}
+    for kept in range(len(entry.p_values), -1, -1):
+        values["p_values"] = dict(list(entry.p_values.items())[:kept])
+        text = json.dumps(values, ensure_ascii=False)
+        if len(text) <= _LONGEST_ENTRY:
+            return text
+    raise ValueError(f"expected at most {_LONGEST_ENTRY} characters in an entry of the ledger, got {len(text)}")
 
 
 def _without_defaults(values: dict[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def registered(config: RunConfig) -> RunConfig:
 
 
 def promotion(to: VersionId | None, by: str = GATE, before: VersionId | None = None, **more: object) -> Entry:
-    return Entry(by, "becomes champion", to, before, to, "better", **more)  # type: ignore[arg-type]
+    return Entry(by, "becomes champion", to, before, to, **{"reason": "better"} | more)  # type: ignore[arg-type]
 
 
 def promote(config: RunConfig, to: VersionId | None, by: str = GATE, **more: object) -> Entry | None:
@@ -90,7 +90,10 @@ def test_ledger_survives_the_registered_model(registered: RunConfig) -> None:
 def test_ledger_entry_too_long_for_mlflow_is_rejected(registered: RunConfig) -> None:
     with pytest.raises(ValueError, match="expected at most 6000 characters"):
         append(registered, read_ledger(registered), promotion(ONE, withdrawn=("x" * 6000,)))
-    assert append(registered, read_ledger(registered), replace(promotion(ONE), reason="y" * 9000))
+    many = {f"slice {number}": 0.5 for number in range(900)}
+    assert append(registered, read_ledger(registered), promotion(ONE, reason="y" * 9000, p_values=many))
+    (entry,) = read_ledger(registered).entries
+    assert 50 < len(entry.p_values) < 900 and list(entry.p_values) == list(many)[: len(entry.p_values)]
 
 
 def test_versions_judged_counts_every_gate_decision_on_the_rows(registered: RunConfig) -> None:
