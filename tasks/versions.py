@@ -52,6 +52,15 @@ def all_versions(config: RunConfig, condition: str = "") -> list[ModelVersion]:
     return sorted(found, key=lambda version: int(version.version))
 
 
+def aliases_of(config: RunConfig) -> dict[str, list[str]]:
+    """The aliases of each version of the registered model, by its number."""
+    found: dict[str, list[str]] = {}
+    for model in connect(config).search_registered_models(f"name = '{config.registered_model_name}'"):
+        for alias, number in sorted(model.aliases.items()):
+            found.setdefault(str(number), []).append(alias)
+    return found
+
+
 def model_names(config: RunConfig) -> list[str]:
     """The names of all registered models."""
     return sorted(model.name for model in connect(config).search_registered_models())
