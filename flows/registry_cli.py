@@ -19,6 +19,7 @@ from tasks.tracking import tracking_problems, tracking_uri
 from tasks.versions import (
     CHAMPION,
     RegistryError,
+    aliases_of,
     all_versions,
     find_champion,
     model_names,
@@ -62,7 +63,7 @@ def versions(arguments: Sequence[str]) -> None:
     """List the versions of a registered model, the newest first."""
     config = _config(_parser("versions").parse_args(arguments))
     ledger = read_ledger(config)
-    champion = version_id(find_champion(config, ledger))
+    champion, aliases = version_id(find_champion(config, ledger)), aliases_of(config)
     found = list(reversed(all_versions(config)))
     if not found:
         _require_model(config, ledger)
@@ -70,7 +71,7 @@ def versions(arguments: Sequence[str]) -> None:
     for version in found:
         own = version_id(version)
         assert own
-        named = [alias for alias in version.aliases if alias != CHAMPION] + [CHAMPION] * (own == champion)
+        named = [alias for alias in aliases.get(own.number, []) if alias != CHAMPION] + [CHAMPION] * (own == champion)
         withdrawn = ["withdrawn"] * (own.fingerprint in ledger.withdrawn)
         scores = (version.description or "").partition("\n")[0]
         rows.append((own.number, ", ".join([*sorted(named), *withdrawn]), scores, _last_decision(ledger, own)))

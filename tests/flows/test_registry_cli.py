@@ -9,7 +9,7 @@ import pytest
 from flows import registry_cli
 from tasks import tracking
 from tasks.ledger import GATE, Entry, VersionId, read_ledger
-from tasks.versions import CHAMPION, PREVIOUS, decide_once, named_version, version_id
+from tasks.versions import CANDIDATE, CHAMPION, PREVIOUS, decide_once, named_version, point_alias, version_id
 from training_core.config import RunConfig
 
 ONE, TWO, THREE = (VersionId(str(number), f"fingerprint {number}") for number in (1, 2, 3))
@@ -57,12 +57,13 @@ def alias(config: RunConfig, name: str) -> VersionId | None:
 
 def test_versions_shows_aliases_scores_and_decisions(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
     call(config, "rollback", "--reason", "too generous")
+    point_alias(config, CANDIDATE, "3")
     capsys.readouterr()
     call(config, "versions")
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
     assert "champion" in lines["1"] and "Decision accuracy 41.0%." in lines["1"]
     assert "withdrawn" in lines["2"] and "3: version 1 becomes champion" in lines["2"]
-    assert lines["3"].rstrip().endswith("none")
+    assert "candidate" in lines["3"] and lines["3"].rstrip().endswith("none")
 
 
 def test_history_shows_every_decision(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
