@@ -18,9 +18,9 @@ from deployments.job_templates import PoolKind, base_job_template
 from flows.cli import DEMO_CONFIG, ROOT
 from flows.janitor_flow import janitor_flow
 from flows.reevaluate_flow import reevaluate_flow
-from flows.sft_flow import NOTHING_NEW, sft_flow
+from flows.sft_flow import CHAMPION_FAILS, NOTHING_NEW, sft_flow
 from flows.train_flow import train_flow
-from tasks.promotion import PROMOTED
+from tasks.promotion import CHAMPION_FAILING, PROMOTED
 from tasks.recovery import CRASHED_RUN_RESUMES_AFTER, JANITOR_PERIOD, SILENT_RUN_CRASHES_AFTER
 from training_core.config import read_settings_file
 
@@ -88,7 +88,7 @@ def automations(ids: Mapping[str, UUID], notify: UUID | None) -> list[Automation
 
 def crash_silent_runs(deployment_ids: list[UUID]) -> AutomationCore:
     """Mark a run as Crashed when its heartbeats stop before it reaches a final state."""
-    states = ("Completed", NOTHING_NEW, "Failed", "Cancelled", "Crashed", "AwaitingRetry")
+    states = ("Completed", NOTHING_NEW, CHAMPION_FAILS, "Failed", "Cancelled", "Crashed", "AwaitingRetry")
     return AutomationCore(
         name="sft-flow: crash silent runs",
         description="Marks a run as Crashed when its heartbeats stop: its machine is dead or frozen.",
@@ -156,6 +156,9 @@ def notifications(deployment_ids: list[UUID], block: UUID) -> list[AutomationCor
     promoted: ActionTypes = SendNotification(
         block_document_id=block, subject="sft-flow: a new champion", body="{{ event.payload.verdict }}"
     )
+    failing: ActionTypes = SendNotification(
+        block_document_id=block, subject="sft-flow: the champion no longer passes", body="{{ event.payload.verdict }}"
+    )
     return [
         AutomationCore(
             name="sft-flow: notify of failures",
@@ -175,6 +178,11 @@ def notifications(deployment_ids: list[UUID], block: UUID) -> list[AutomationCor
             description="Sends the verdict on a version that became champion.",
             trigger=EventTrigger(expect={PROMOTED}, posture=Posture.Reactive, threshold=1, within=timedelta(0)),
             actions=[promoted],
+        ),
+        AutomationCore(
+            name="sft-flow: a failing champion is reported",
+            trigger=EventTrigger(expect={CHAMPION_FAILING}, posture=Posture.Reactive, threshold=1, within=timedelta(0)),
+            actions=[failing],
         ),
     ]
 

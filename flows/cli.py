@@ -20,6 +20,7 @@ from training_core.rows.strict_json import DataError
 
 ROOT = Path(__file__).parent.parent
 DEMO_CONFIG = ROOT / "configs" / "demo.yaml"
+REGISTRY_COMMANDS = ("versions", "history", "promote", "rollback", "compare", "evaluate", "reproduce")
 DEMO_ROWS, DEMO_SEED, DEMO_BAD_SHARE = 1300, 7, 0.02
 USAGE = """usage:
   sft-flow check ROWS [--config FILE.yaml] [--setting …]   report on the rows without training; exit code 0: fit to
@@ -27,6 +28,15 @@ USAGE = """usage:
   sft-flow run  [--config FILE.yaml] [--setting value …]   fine-tune, evaluate, register (all settings: run --help)
   sft-flow demo [--setting value …]                        the same with sample rows and a tiny base model
   sft-flow ui   [--output_dir DIR]                         serve the Prefect and MLflow UIs of earlier runs
+
+  sft-flow versions NAME                                   the versions of a registered model
+  sft-flow history  NAME                                   all decisions on a registered model
+  sft-flow promote  NAME VERSION --reason TEXT             make a version champion
+  sft-flow rollback NAME [--to VERSION|none] --reason TEXT return to an earlier champion; later ones are withdrawn
+  sft-flow compare  URI URI [--rows ROWS]                  compare two versions; decides nothing
+  sft-flow evaluate URI [--setting value …]                evaluate a version again and let the gate decide
+  sft-flow reproduce URI                                   train a version again and compare the weights
+                                                           URI: models:/NAME/VERSION or models:/NAME@ALIAS
 
 Every command exits with code 2 when settings are invalid; run and demo also when rows are not fit to train on.
 """
@@ -51,6 +61,11 @@ def main() -> None:
     """Exit with 0 on success, with 1 when ``check`` finds rows unfit, with 2 when settings are invalid or rows unfit to
     train on. Other errors are raised."""
     name, *arguments = sys.argv[1:] or ["--help"]
+    if name in REGISTRY_COMMANDS:
+        from flows import registry_cli
+
+        registry_cli.main(name, arguments)
+        return
     command = {"check": check, "run": run, "demo": demo, "ui": ui}.get(name)
     if command is None:
         sys.stdout.write(USAGE)

@@ -8,6 +8,7 @@ from datetime import timedelta
 from prefect.logging.handlers import APILogWorker
 from rich.console import Console
 
+from flows.reevaluate_flow import reevaluate_flow
 from flows.sft_flow import sft_flow
 from tasks.refs import FinishedRun, ModelVersionRef
 from tasks.reporting import run_grids
@@ -31,6 +32,18 @@ def run_and_print(config: RunConfig) -> None:
     else:
         lines = _finished(config, outcome, took)
     for line in [*lines, f"UIs      sft-flow ui --output_dir {config.output_dir}"]:
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def evaluate_and_show(config: RunConfig, version: str) -> None:
+    """Evaluate a registered version again; end with the tables and the verdict."""
+    _quieten_libraries()
+    started = time.monotonic()
+    try:
+        finished: FinishedRun = reevaluate_flow(**vars(config), version=version)
+    finally:
+        APILogWorker.drain_all(timeout=10)
+    for line in _show(config, finished, timedelta(seconds=round(time.monotonic() - started))):
         console.print(line, markup=False, soft_wrap=True)
 
 

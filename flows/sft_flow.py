@@ -9,8 +9,8 @@ from tasks.data import build_dataset, validate_data
 from tasks.preflight import preflight
 from tasks.promotion import find_finished, promote
 from tasks.recovery import limit_attempts
-from tasks.refs import FinishedRun, ModelVersionRef
-from tasks.registration import register_adapter
+from tasks.refs import DatasetRef, FinishedRun, ModelVersionRef, TrainedRef
+from tasks.registration import record_evaluation, register_adapter
 from tasks.reporting import publish_report
 from tasks.run_names import name_by_fingerprint, name_by_model
 from tasks.train_on_pool import train_on_pool
@@ -18,15 +18,16 @@ from training_core.config import RunConfig
 from training_core.training.fingerprint import run_fingerprint
 from training_core.utils import setup_logging
 
-NOTHING_NEW = "NothingNew"
+NOTHING_NEW, CHAMPION_FAILS = "NothingNew", "ChampionFailing"
 
 
 @flow(name="sft-flow", flow_run_name=name_by_model)
 @takes_settings
-def sft_flow(config: RunConfig) -> FinishedRun | State[ModelVersionRef]:
+def sft_flow(config: RunConfig) -> FinishedRun | State[ModelVersionRef] | State[FinishedRun]:
     """Fine-tune an adapter on rows, evaluate and register it, and promote it to champion if it is significantly better.
 
-    When the registry has the result of the same rows and settings, the run ends at once in the state NothingNew.
+    When the registry has the result of the same rows and settings, the run ends at once in the state NothingNew. When
+    the champion no longer passes on the held-out rows, the run ends in the state ChampionFailing.
     """
     limit_attempts()
     setup_logging()
@@ -37,14 +38,31 @@ def sft_flow(config: RunConfig) -> FinishedRun | State[ModelVersionRef]:
     finished = find_finished(config, dataset)
     if finished:
         return nothing_new(finished)
-    trained = train_on_pool(config, dataset) if config.train_on else train_flow(config, dataset)
+    trained = _train(config, dataset, evaluation=1)
     version = register_adapter(config, trained)
-    version = promote(config, dataset, version, trained.report)
-    publish_report(config, dataset, trained, version)
-    return FinishedRun(dataset, trained, version)
+    evaluation = 1
+    while (decided := promote(config, dataset, version, trained.report)) is None:
+        evaluation += 1  # the champion changed: the adapter is evaluated against the new one, and not trained again
+        trained = _train(config, dataset, evaluation)
+        record_evaluation(config, trained)
+    publish_report(config, dataset, trained, decided)
+    return ended(FinishedRun(dataset, trained, decided))
+
+
+def _train(config: RunConfig, dataset: DatasetRef, evaluation: int) -> TrainedRef:
+    return train_on_pool(config, dataset, evaluation) if config.train_on else train_flow(config, dataset)
+
+
+def ended(finished: FinishedRun) -> FinishedRun | State[FinishedRun]:
+    """How a run ends: as any other, or in a state of its own when the champion no longer passes."""
+    version = finished.version
+    if not version.champion_failing:
+        return finished
+    return Completed(name=CHAMPION_FAILS, message=f"{version.name}: {version.verdict}", data=finished)
 
 
 def nothing_new(version: ModelVersionRef) -> State[ModelVersionRef]:
     """The final state of a run that found its result in the registry; its data is that version."""
     found = f"{version.name} version {version.version} was trained with the same rows and settings"
-    return Completed(name=NOTHING_NEW, message=f"nothing new: {found} ({version.verdict})", data=version)
+    name = CHAMPION_FAILS if version.champion_failing else NOTHING_NEW
+    return Completed(name=name, message=f"nothing new: {found} ({version.verdict})", data=version)

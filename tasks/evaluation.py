@@ -27,7 +27,7 @@ from training_core.training.adapter import load_leakage_keys
 def evaluate(
     loaded: LoadedModel, config: RunConfig, run: RunRef, adapter: FolderRef, dataset: DatasetRef
 ) -> EvalReport:
-    """Score everyone on the same rows, unless this very comparison has been held.
+    """Score all models on the same rows, unless this comparison has been made before.
 
     Retried once because the champion may come over the network.
     """
@@ -38,7 +38,7 @@ def evaluate(
     if seal_digest(folder):
         get_run_logger().info("Evaluation reused: rows, settings and evaluated models are those of %s", folder)
     else:
-        candidate = EvaluatedModel(loaded, load_leakage_keys(open_folder(adapter, config)))
+        candidate = EvaluatedModel(loaded, load_leakage_keys(Path(run.path)))
         comparison = compare_models(candidate, _load(champion) if champion else None, data, config)
         save_comparison(comparison, Path(run.path), folder)
     scores = load_scores(folder)
@@ -52,5 +52,5 @@ def evaluate(
 
 
 def _load(champion: RegisteredRef) -> EvaluatedModel:
-    adapter = Path(champion.adapter.path)
-    return EvaluatedModel(load_adapted_model(Path(champion.base), adapter), load_leakage_keys(adapter))
+    loaded = load_adapted_model(Path(champion.base), Path(champion.adapter.path))
+    return EvaluatedModel(loaded, load_leakage_keys(Path(champion.run.path)))

@@ -27,6 +27,7 @@ def package_adapter(trained: TrainedRef, base_name: str, max_new_tokens: int, fo
         model_config={
             "base_model": base_name,
             "base_digest": trained.run.base_digest,
+            "adapter_digest": trained.adapter.digest,
             "max_new_tokens": max_new_tokens,
         },
         code_paths=[str(Path(training_core.__file__).parent)],

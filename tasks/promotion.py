@@ -1,80 +1,172 @@
-"""Tasks that decide which version answers customers, and that know what has been decided before."""
+"""Tasks that decide which version answers customers, and that find what was decided before."""
 
 import hashlib
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
+from prefect.runtime import flow_run
 
 from tasks.artifact_store import open_folder
+from tasks.ledger import GATE, Entry, Ledger, VersionId, read_ledger
 from tasks.recovery import NETWORK
 from tasks.refs import DatasetRef, EvalReport, ModelVersionRef
-from tasks.registry import CHAMPION, find_version, named_version, point_alias, tag_version
+from tasks.tracking import FINGERPRINT_TAG
+from tasks.versions import decide_once, find_champion, find_version, named_version, require_tracking_run, version_id
 from training_core.code_digest import code_digest
-from training_core.config import RunConfig
-from training_core.dataset.store import load_training_data
-from training_core.evaluation.comparison import comparison_key, load_predictions
-from training_core.evaluation.gate import BECOMES_CHAMPION, decide
+from training_core.config import RunConfig, SettingsError
+from training_core.dataset.store import TrainingData, load_training_data
+from training_core.evaluation.comparison import comparison_key, load_evidence
+from training_core.evaluation.gate import BECOMES_CHAMPION, GATE_SETTINGS, STAYS_CANDIDATE, Verdict, decide, is_failing
 from training_core.training.fingerprint import run_fingerprint
 
-PROMOTED = "sft-flow.promoted"
+PROMOTED, CHAMPION_FAILING = "sft-flow.promoted", "sft-flow.champion-failing"
+READY = "ready"
 
-_DECISION_KEY_TAG, _VERDICT_TAG = "sft_flow.decision_key", "sft_flow.verdict"
 
-
-@task(task_run_name="find finished version", **NETWORK)
+@task(task_run_name="find finished version", cache_policy=NO_CACHE, **NETWORK)
 def find_finished(config: RunConfig, dataset: DatasetRef) -> ModelVersionRef | None:
-    """The version that this run would end with, when it has been trained and judged before: nothing is new then.
+    """The version that this run would end with, when it was trained and decided on before: nothing is new then.
 
-    Retried because the registry is reached over the network.
+    Retried because the registry is reached over the network. Raises ``SettingsError`` when the version's tracking run
+    was deleted.
     """
     found = find_version(config, run_fingerprint(config, dataset.digest, dataset.base_digest))
     if found is None:
         return None
-    champion = _champion(config)
-    if found.tags.get(_DECISION_KEY_TAG) != _decision_key(config, dataset, champion):
+    require_tracking_run(config, found)
+    ledger, fingerprint = read_ledger(config), found.tags[FINGERPRINT_TAG]
+    champion, last = version_id(find_champion(config, ledger)), ledger.last_by_gate(fingerprint)
+    own, name = VersionId(str(found.version), fingerprint), config.registered_model_name
+    if fingerprint in ledger.withdrawn:
+        return ModelVersionRef(
+            name, own.number, champion == own, _withdrawn(config, own, ledger.withdrawn[fingerprint])
+        )
+    data = load_training_data(open_folder(dataset.folder, config))
+    if last is None or last.after != champion or last.version != own or last.key != _decision_key(config, data):
         return None
-    number = str(found.version)
-    return ModelVersionRef(config.registered_model_name, number, champion == number, found.tags[_VERDICT_TAG])
+    return _decided(config, last)
 
 
-@task(task_run_name="promote version {version.version}", **NETWORK)
-def promote(config: RunConfig, dataset: DatasetRef, version: ModelVersionRef, report: EvalReport) -> ModelVersionRef:
-    """Make the version champion when it has earned it, say why or why not, and remember that this is decided."""
-    current = _champion(config)
-    if current not in (version.version, report.champion):
-        return replace(version, verdict="stays candidate: the champion changed while it was judged; run again")
-    verdict = decide(load_predictions(open_folder(report.folder, config)), config)
-    if current == version.version:
-        decided = replace(version, champion=True, verdict=f"is the champion already: {verdict.reason}")
-    else:
-        decided = replace(version, champion=verdict.outcome == BECOMES_CHAMPION, verdict=str(verdict))
-        if decided.champion:
-            _promote(config, decided)
+@task(task_run_name="promote version {version.version}", cache_policy=NO_CACHE, **NETWORK)
+def promote(
+    config: RunConfig, dataset: DatasetRef, version: ModelVersionRef, report: EvalReport
+) -> ModelVersionRef | None:
+    """Make the version champion when the gate says so, and enter the decision and its reasons into the ledger.
+
+    ``None`` when the champion changed since the evaluation: the version must be evaluated against the new one. A
+    decision that is in the ledger already is returned, not repeated. Raises ``SettingsError`` when the version was
+    deleted meanwhile.
+    """
+    data, folder = load_training_data(open_folder(dataset.folder, config)), open_folder(report.folder, config)
+    evaluation = replace(report, folder=replace(report.folder, path=str(folder)))
+
+    def entry_of(ledger: Ledger) -> Entry | None:
+        own = version_id(named_version(config, version.version))
+        if own is None:
+            what = f"registered_model_name: {version.name} version {version.version} was deleted while it was evaluated"
+            raise SettingsError([f"{what}; start the run again: it registers the adapter and trains nothing"])
+        champion = ledger.champion.number if ledger.champion else None
+        return _decide(config, data, evaluation, ledger, own) if champion in (own.number, report.champion) else None
+
+    entry = decide_once(config, entry_of)
+    if entry is None:
+        get_run_logger().info("The champion changed while version %s was evaluated: next evaluation", version.version)
+        return None
+    decided = _decided(config, entry)
     get_run_logger().info("Version %s %s", decided.version, decided.verdict)
-    key = _decision_key(config, dataset, decided.version if decided.champion else current)
-    tag_version(config, decided.version, {_VERDICT_TAG: decided.verdict, _DECISION_KEY_TAG: key})
+    _announce(decided, entry)
     return decided
 
 
-def _champion(config: RunConfig) -> str | None:
-    version = named_version(config, CHAMPION)
-    return str(version.version) if version else None
-
-
-def _promote(config: RunConfig, version: ModelVersionRef) -> None:
-    point_alias(config, CHAMPION, version.version)
-    emit_event(
-        PROMOTED,
-        resource={"prefect.resource.id": f"sft-flow.model.{version.name}.{version.version}"},
-        payload={"verdict": f"{version.name} version {version.version} {version.verdict}"},
+def _decide(config: RunConfig, data: TrainingData, report: EvalReport, ledger: Ledger, own: VersionId) -> Entry:
+    """The gate's entry on a version; the one in the ledger when the same decision is there."""
+    before, key, rows = ledger.champion, _decision_key(config, data), _rows_digest(data)
+    last = ledger.last_by_gate(own.fingerprint)
+    if last and (last.version, last.key, last.evidence, last.after) == (own, key, report.folder.digest, before):
+        return last
+    evidence = load_evidence(Path(report.folder.path))
+    verdict = decide(evidence, config, *ledger.uses_of(rows))
+    failing = is_failing(evidence, config, "candidate") if own == before else verdict.champion_failing
+    withdrawn = ledger.withdrawn.get(own.fingerprint)
+    outcome, reason = _outcome(config, verdict, own, before)
+    if withdrawn and own != before:
+        outcome, reason = STAYS_CANDIDATE, _withdrawn(config, own, withdrawn)
+    after = own if outcome == BECOMES_CHAMPION else before
+    return Entry(
+        by=GATE,
+        outcome=outcome,
+        version=own,
+        before=before,
+        after=after,
+        reason=reason,
+        key=key,
+        rows=rows,
+        policy=_policy_digest(config),
+        evidence=report.folder.digest,
+        p_values=verdict.p_values,
+        champion_failing=failing and after == before,
+        flow_run=str(flow_run.id or ""),
     )
 
 
-def _decision_key(config: RunConfig, dataset: DatasetRef, champion: str | None) -> str:
-    """SHA-256 over what a verdict on a version depends on: held-out rows, settings, and who is champion after it."""
-    data = load_training_data(open_folder(dataset.folder, config))
-    rule = code_digest("training_core.evaluation.gate", without=["training_core.config"])
-    parts = [comparison_key(config, data, []), rule, config.min_improvement, champion]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+def _outcome(config: RunConfig, verdict: Verdict, own: VersionId, before: VersionId | None) -> tuple[str, str]:
+    if own == before:
+        return "is the champion already", verdict.reason
+    if verdict.outcome == BECOMES_CHAMPION and config.require_approval:
+        command = f"sft-flow promote {config.registered_model_name} {own.number} --reason TEXT"
+        return READY, f"{verdict.reason}; require_approval is set, so a person promotes it: {command}"
+    return verdict.outcome, verdict.reason
+
+
+def _withdrawn(config: RunConfig, own: VersionId, entry: Entry) -> str:
+    command = f"sft-flow promote {config.registered_model_name} {own.number} --reason TEXT"
+    what = f"withdrawn by {entry.who} on {entry.time[:10]} ({entry.reason})"
+    return f"{what}: no run promotes it again; only a person can: {command}"
+
+
+def _decided(config: RunConfig, entry: Entry) -> ModelVersionRef:
+    assert entry.version
+    failing = "; the champion no longer passes" if entry.champion_failing else ""
+    return ModelVersionRef(
+        config.registered_model_name,
+        entry.version.number,
+        champion=entry.after == entry.version,
+        verdict=f"{entry.outcome}: {entry.reason}{failing}",
+        champion_failing=entry.champion_failing,
+    )
+
+
+def _announce(version: ModelVersionRef, entry: Entry) -> None:
+    """Emit what automations notify people of; a run that was resumed may do so twice."""
+    if entry.flow_run != str(flow_run.id or ""):
+        return
+    number = version.version if not entry.champion_failing or entry.before is None else entry.before.number
+    event = CHAMPION_FAILING if entry.champion_failing else PROMOTED if entry.after != entry.before else None
+    if event:
+        emit_event(
+            event,
+            resource={"prefect.resource.id": f"sft-flow.model.{version.name}.{number}"},
+            payload={"verdict": f"{version.name} version {version.version} {version.verdict}"},
+        )
+
+
+def _decision_key(config: RunConfig, data: TrainingData) -> str:
+    """SHA-256 over what a decision on a version depends on, apart from the champion: rows, evaluation and policy."""
+    return hashlib.sha256(json.dumps([comparison_key(config, data, []), _policy_digest(config)]).encode()).hexdigest()
+
+
+def _policy_digest(config: RunConfig) -> str:
+    """SHA-256 over the rule of promotion: its code and its settings."""
+    settings = {name: value for name, value in asdict(config).items() if name in (*GATE_SETTINGS, "require_approval")}
+    code = code_digest("training_core.evaluation.gate", without=["training_core.config"])
+    return hashlib.sha256(json.dumps([code, settings], sort_keys=True).encode()).hexdigest()
+
+
+def _rows_digest(data: TrainingData) -> str:
+    """SHA-256 over the held-out rows, in whatever order: settings of the evaluation do not change it."""
+    records = sorted(hashlib.sha256(record.encode()).hexdigest() for record in data.held_out["record"])
+    return hashlib.sha256("".join(records).encode()).hexdigest()

@@ -72,12 +72,14 @@ class TrainedRef:
 
 @dataclass(frozen=True)
 class ModelVersionRef:
-    """A version in the model registry; ``champion``: whether it is the champion, ``verdict``: why or why not."""
+    """A version in the model registry; ``champion``: whether it is the champion, ``verdict``: why or why not;
+    ``champion_failing``: whether the present champion, this version or another one, no longer passes."""
 
     name: str
     version: str
     champion: bool
     verdict: str
+    champion_failing: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Tasks between a judged adapter and its version in the model registry, there and back."""
+"""Tasks between an evaluated adapter and its version in the model registry, in both directions."""
 
 import dataclasses
 import os
@@ -11,8 +11,9 @@ from prefect import get_run_logger, task
 from tasks.artifact_store import open_folder
 from tasks.recovery import NETWORK
 from tasks.refs import DatasetRef, EvalReport, ModelVersionRef, RegisteredRef, TrainedRef
-from tasks.registry import CANDIDATE, fetch_version, find_or_create_version, named_version, point_alias
-from tasks.tracking import is_active, log_results, tracking_uri
+from tasks.registry import fetch_version, find_or_create_version
+from tasks.tracking import log_results, tracking_uri
+from tasks.versions import CANDIDATE, named_version, point_alias, require_tracking_run
 from training_core.config import RunConfig, SettingsError
 from training_core.evaluation.comparison import load_left_out, load_scores
 from training_core.evaluation.report import score_grid
@@ -22,46 +23,47 @@ CHECK_TIMEOUT_SECONDS = 1800
 
 @task(task_run_name="register adapter", **NETWORK)
 def register_adapter(config: RunConfig, trained: TrainedRef) -> ModelVersionRef:
-    """Register the adapter once, show that it answers in a fresh process as in memory, and call it candidate.
+    """Register the adapter once, check that it answers in a new process as in memory, and make it candidate.
 
     Retried because the registry is reached over the network. Raises ``RuntimeError`` when the registered model does
-    not load or answers otherwise than the model in memory did, and ``ValueError`` when another run that trained the
-    same has registered its adapter meanwhile.
+    not load or gives other answers than the model in memory, and ``ValueError`` when another run with the same
+    fingerprint has registered its adapter meanwhile.
     """
     trained = bring_here(trained, config)
     version = find_or_create_version(config, trained, describe_version(trained))
     log_results(config, trained.run.tracking_run_id, trained.report)
     check_in_fresh_process(config, version, trained.report)
     point_alias(config, CANDIDATE, version)
-    return ModelVersionRef(config.registered_model_name, version, champion=False, verdict="not judged")
+    return ModelVersionRef(config.registered_model_name, version, champion=False, verdict="not decided")
 
 
 @task(task_run_name="download version {name}", **NETWORK)
 def fetch_registered(config: RunConfig, name: str, dataset: DatasetRef) -> RegisteredRef:
-    """The files of the version with this number or alias, to be judged on rows encoded for its base.
+    """The files of the version with this number or alias, to be evaluated on rows encoded for its base.
 
     Retried because the registry is reached over the network. Raises ``SettingsError`` when there is no such version,
     its tracking run was deleted, or its base is not that of the settings.
     """
     version = named_version(config, name)
     if version is None:
-        raise SettingsError([f"version: {config.registered_model_name} has no version or alias {name!r} to judge"])
-    if not is_active(config, version.run_id):
-        fix = f"bring it back: mlflow runs restore --run-id {version.run_id}"
-        raise SettingsError([f"version: the tracking run of version {version.version} was deleted; {fix}"])
+        fix = f"sft-flow versions {config.registered_model_name} lists what is there"
+        raise SettingsError([f"version: {config.registered_model_name} has no version or alias {name!r}; {fix}"])
+    require_tracking_run(config, version)
     registered = fetch_version(config, version)
     if registered.run.base_digest != dataset.base_digest:
-        fix = f"version {version.version} stands on another base; give --model_name {registered.base}"
-        raise SettingsError([f"model_name: {config.model_name!r}: {fix}"])
+        fix = f"give --model_name {registered.base}"
+        raise SettingsError(
+            [f"model_name: version {version.version} has another base than {config.model_name!r}; {fix}"]
+        )
     return registered
 
 
 @task(task_run_name="record evaluation", **NETWORK)
 def record_evaluation(config: RunConfig, trained: TrainedRef) -> ModelVersionRef:
-    """Add the scores to the run of the training, and open the version's description with them."""
+    """Add the scores to the MLflow run of the training; the version keeps the description of its first evaluation."""
     log_results(config, trained.run.tracking_run_id, trained.report)
     version = find_or_create_version(config, trained, describe_version(trained))
-    return ModelVersionRef(config.registered_model_name, version, champion=False, verdict="not judged")
+    return ModelVersionRef(config.registered_model_name, version, champion=False, verdict="not decided")
 
 
 def bring_here(trained: TrainedRef, config: RunConfig) -> TrainedRef:
@@ -103,4 +105,4 @@ def check_in_fresh_process(config: RunConfig, version: str, report: EvalReport) 
     )
     if found.returncode != 0:
         raise RuntimeError(f"version {version} does not answer as trained: {found.stdout} {found.stderr[-4000:]}")
-    get_run_logger().info("Version %s answers in a fresh process with %s", version, found.stdout.splitlines()[-1])
+    get_run_logger().info("Version %s answers in a new process with %s", version, found.stdout.splitlines()[-1])

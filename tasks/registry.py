@@ -1,27 +1,25 @@
-"""MLflow's model registry: one version per adapter, candidates, one champion."""
+"""Adapters in MLflow's model registry: each is registered once, and fetched as it was registered."""
 
 import contextlib
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import mlflow
 from mlflow.entities import LoggedModel
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.tracking import MlflowClient
 
+from tasks.ledger import read_ledger
 from tasks.model_package import package_adapter
 from tasks.refs import FolderRef, RegisteredRef, RunRef, TrainedRef
-from tasks.tracking import FINGERPRINT_TAG, connect, experiment_id, tracking_uri
+from tasks.tracking import FINGERPRINT_TAG, connect, experiment_id, fetch_leakage_keys, tracking_uri
+from tasks.versions import ADAPTER_TAG, find_champion, find_version
 from training_core.base_model import base_folder
 from training_core.config import RunConfig, SettingsError
 from training_core.folders import seal_digest
 from training_core.model_setup import digest_base_model, fetch_base_model
-
-ADAPTER_TAG = "sft_flow.adapter_digest"
-CANDIDATE, CHAMPION = "candidate", "champion"
 
 _BASE_TAG, _BASE_DIGEST_TAG = "sft_flow.base_model", "sft_flow.base_digest"
 _LONGEST_DESCRIPTION = 5000  # of PostgreSQL; SQLite takes any
@@ -30,60 +28,32 @@ _LONGEST_DESCRIPTION = 5000  # of PostgreSQL; SQLite takes any
 def find_or_create_version(config: RunConfig, trained: TrainedRef, description: str) -> str:
     """The number of the one registered version of this training; creates it, once, whatever crashed before.
 
-    Raises ``ValueError`` when that version holds another adapter: its scores are not those of this one.
+    The description is that of its first evaluation; later ones are in the ledger and in the MLflow run. Raises
+    ``ValueError`` when that version holds another adapter: its scores are not those of this one.
     """
     client, run = connect(config), trained.run
-    version = _find_version(client, config, run.fingerprint) or _create_version(client, config, trained)
+    version = find_version(config, run.fingerprint) or _create_version(client, config, trained)
     if version.tags[ADAPTER_TAG] != trained.adapter.digest:
         what = f"{version.name} version {version.version} holds the adapter of another run that trained the same"
-        raise ValueError(f"{what}; start a new run: it judges that one, and trains nothing")
-    client.update_model_version(config.registered_model_name, version.version, description[:_LONGEST_DESCRIPTION])
+        raise ValueError(f"{what}; start a new run: it evaluates that one, and trains nothing")
+    if not version.description:
+        client.update_model_version(config.registered_model_name, version.version, description[:_LONGEST_DESCRIPTION])
     return str(version.version)
-
-
-def point_alias(config: RunConfig, alias: str, version: str) -> None:
-    """Let an alias of the registered model point to a version."""
-    connect(config).set_registered_model_alias(config.registered_model_name, alias, version)
-
-
-def tag_version(config: RunConfig, version: str, tags: Mapping[str, str]) -> None:
-    """Put tags on a version; old values of these tags are lost."""
-    client = connect(config)
-    for name, value in tags.items():
-        client.set_model_version_tag(config.registered_model_name, version, name, value)
-
-
-def find_version(config: RunConfig, fingerprint: str) -> ModelVersion | None:
-    """The one version of a run fingerprint, if any."""
-    return _find_version(connect(config), config, fingerprint)
-
-
-def named_version(config: RunConfig, name: str) -> ModelVersion | None:
-    """The version of this number, or that this alias points to, if any."""
-    client, model = connect(config), config.registered_model_name
-    try:
-        read = client.get_model_version if name.isdecimal() else client.get_model_version_by_alias
-        return read(model, name)
-    except MlflowException as error:
-        # An unknown alias is an invalid parameter to some stores, a missing resource to others.
-        if error.error_code in ("INVALID_PARAMETER_VALUE", ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)):
-            return None
-        raise
 
 
 def fetch_champion(config: RunConfig, but_not: str) -> RegisteredRef | None:
     """The adapter that answers customers now, unless its fingerprint is ``but_not``.
 
-    Raises ``SettingsError`` when it cannot be had: nobody can then be compared with it.
+    Raises ``SettingsError`` when it cannot be loaded: no candidate can then be compared with it.
     """
-    version = named_version(config, CHAMPION)
+    version = find_champion(config, read_ledger(config))
     if version is None or version.tags.get(FINGERPRINT_TAG) == but_not:
         return None
     try:
         return fetch_version(config, version)
     except ValueError as error:
-        fix = f"let the alias {CHAMPION!r} point to a version that loads, or delete the alias"
-        raise SettingsError([f"registered_model_name: the champion cannot be had: {error}; {fix}"]) from error
+        fix = f"return to an earlier version, or to none: sft-flow rollback {version.name} [--to none] --reason TEXT"
+        raise SettingsError([f"registered_model_name: cannot load the champion: {error}; {fix}"]) from error
 
 
 def fetch_version(config: RunConfig, version: ModelVersion) -> RegisteredRef:
@@ -105,6 +75,7 @@ def fetch_version(config: RunConfig, version: ModelVersion) -> RegisteredRef:
         raise ValueError(f"the files of {version.name} version {version.version} are not those that were registered")
     base_digest = version.tags[_BASE_DIGEST_TAG]
     run = RunRef(version.tags[FINGERPRINT_TAG], str(folder), base_digest, version.run_id)
+    fetch_leakage_keys(config, run)
     base = _find_base(config, version.tags[_BASE_TAG], base_digest)
     return RegisteredRef(str(version.version), run, FolderRef(str(adapter), None, digest), str(base))
 
@@ -117,12 +88,6 @@ def _find_base(config: RunConfig, name: str, digest: str) -> Path:
             if digest_base_model(base) == digest:
                 return base
     raise ValueError(f"neither {config.model_name} nor {name} is the base model of that version: gone, or changed")
-
-
-def _find_version(client: MlflowClient, config: RunConfig, fingerprint: str) -> ModelVersion | None:
-    name = config.registered_model_name
-    found = client.search_model_versions(f"name = '{name}' and tags.`{FINGERPRINT_TAG}` = '{fingerprint}'")
-    return min(found, key=lambda version: int(version.version), default=None)
 
 
 def _create_version(client: MlflowClient, config: RunConfig, trained: TrainedRef) -> ModelVersion:
@@ -142,7 +107,7 @@ def _create_version(client: MlflowClient, config: RunConfig, trained: TrainedRef
     own = client.create_model_version(
         name, model.artifact_location, run.tracking_run_id, tags=tags, model_id=model.model_id
     )
-    first = _find_version(client, config, run.fingerprint) or own
+    first = find_version(config, run.fingerprint) or own
     if first.version != own.version:  # another process was faster by a moment
         client.delete_model_version(name, own.version)
     return first

@@ -5,6 +5,7 @@ One row of input: `instruction` (text) and `input` (the case with its `policy_do
 tokens by the functions that training used.
 """
 
+import hashlib
 import json
 from collections.abc import Hashable
 from dataclasses import replace
@@ -16,6 +17,7 @@ import pandas as pd
 
 from training_core.config import RunConfig
 from training_core.evaluation.generation import generate
+from training_core.folders import MANIFEST, seal_digest
 from training_core.model_setup import digest_base_model, fetch_base_model, load_adapted_model
 from training_core.prompts.chat_encoding import ChatEncoder
 from training_core.prompts.messages import format_as_chat
@@ -29,17 +31,21 @@ class ServedAdapter(mlflow.pyfunc.PythonModel):
     """Loads the adapter on its four-bit base and answers cases greedily.
 
     ``model_config`` holds ``base_model`` (a folder or a name on the hub; override it to move the model elsewhere),
-    ``base_digest``, and ``max_new_tokens``, the length at which an answer is given up. Raises ``ValueError`` when the
-    base found there is another one: the same shapes with other weights would answer nonsense without a word.
+    ``base_digest``, ``adapter_digest``, and ``max_new_tokens``, the longest answer. Raises ``ValueError`` when a file
+    of the adapter or of the base is not the registered one: other weights of the same shapes would answer nonsense,
+    and nothing else would report it.
     """
 
     def load_context(self, context: Any) -> None:
         adapter = Path(context.artifacts["adapter"])
+        if seal_digest(adapter) != context.model_config["adapter_digest"]:
+            what = ", ".join(changed_files(adapter)) or MANIFEST
+            raise ValueError(f"expected the adapter that was registered, found other content in {adapter}: {what}")
         limit = context.model_config["max_new_tokens"]
         self.config = replace(RunConfig.load(adapter), eval_max_new_tokens=limit, eval_batch_size=BATCH_SIZE)
         base = fetch_base_model(context.model_config["base_model"], self.config.cache_dir)
         if digest_base_model(base) != context.model_config["base_digest"]:
-            raise ValueError(f"{base} is not the base model this adapter was trained on; its files differ")
+            raise ValueError(f"{base} is not the base model that this adapter was trained on: its files differ")
         self.loaded = load_adapted_model(base, adapter)
         self.encoder = ChatEncoder.of(self.loaded.tokenizer)
 
@@ -55,6 +61,23 @@ class ServedAdapter(mlflow.pyfunc.PythonModel):
         else:
             asked = {"instruction": row["instruction"], "input": json.loads(row["input"])}
         return self.encoder.encode_prompt(format_as_chat(normalise(asked)))
+
+
+def changed_files(folder: Path) -> list[str]:
+    """The files that the folder's own manifest describes otherwise; none where that is damaged itself."""
+    try:
+        digests = dict(json.loads((folder / MANIFEST).read_bytes()))
+    except (OSError, ValueError):
+        return []
+    return [name for name, digest in digests.items() if sha256_of(folder / name) != digest]
+
+
+def sha256_of(file: Path) -> str | None:
+    """A file's digest, if there is one."""
+    if not file.is_file():
+        return None
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 mlflow.models.set_model(ServedAdapter())

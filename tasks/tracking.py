@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +15,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.tracking import MlflowClient
 
-from tasks.refs import DatasetRef, EvalReport
+from tasks.refs import DatasetRef, EvalReport, RunRef
 from tasks.run_names import tracking_run_name
 from training_core.config import RunConfig
 from training_core.folders import complete_file
@@ -21,7 +23,11 @@ from training_core.training.journal import Point
 
 EXPERIMENT = "sft-flow"
 FINGERPRINT_TAG, FLOW_RUN_TAG, DESCRIPTION_TAG = "sft_flow.fingerprint", "sft_flow.flow_run", "mlflow.note.content"
+DATASET_TAG = "sft_flow.dataset"
 
+LEAKAGE_KEYS_FILE = "leakage_keys.npz"
+
+_PRIVATE_FOLDER = "private"
 _LONGEST_PARAM = 6000
 _LARGEST_BATCH = 1000
 _HEALTH_CHECK_SECONDS = 10
@@ -71,7 +77,8 @@ def open_tracking_run(config: RunConfig, fingerprint: str, dataset: DatasetRef, 
     client = connect(config)
     experiment = experiment_id(client, config)
     found = client.search_runs([experiment], f"tags.`{FINGERPRINT_TAG}` = '{fingerprint}'", order_by=["start_time ASC"])
-    tags = {FINGERPRINT_TAG: fingerprint, "mlflow.runName": tracking_run_name(config)}
+    name = tracking_run_name(config)
+    tags = {FINGERPRINT_TAG: fingerprint, "mlflow.runName": name, DATASET_TAG: json.dumps(asdict(dataset))}
     run = found[0] if found else client.create_run(experiment, tags=tags)
     known = run.data.params
     params = {name: str(value)[:_LONGEST_PARAM] for name, value in asdict(config).items() if name not in known}
@@ -85,11 +92,6 @@ def open_tracking_run(config: RunConfig, fingerprint: str, dataset: DatasetRef, 
         client.log_artifact(run.info.run_id, str(rows / "report.json"), "data")
         client.log_artifact(run.info.run_id, str(rows / "rejected.jsonl"), "data")
     return str(run.info.run_id)
-
-
-def is_active(config: RunConfig, run_id: str) -> bool:
-    """Whether results can be logged to an MLflow run: ``False`` when it was deleted."""
-    return bool(connect(config).get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE)
 
 
 def tag_run(config: RunConfig, run_id: str, tags: Mapping[str, str]) -> None:
@@ -142,20 +144,37 @@ def log_results(config: RunConfig, run_id: str, report: EvalReport) -> None:
         client.set_terminated(run_id, "FINISHED")
 
 
-def experiment_id(client: MlflowClient, config: RunConfig) -> str:
-    """The id of the experiment of all runs, created when missing; without a server its artifacts go to
+def log_leakage_keys(config: RunConfig, run: RunRef) -> None:
+    """Keep the digests of what an adapter was trained on with its MLflow run: they are not part of the model."""
+    file = Path(run.path) / LEAKAGE_KEYS_FILE
+    if file.is_file():
+        connect(config).log_artifact(run.tracking_run_id, str(file), _PRIVATE_FOLDER)
+
+
+def fetch_leakage_keys(config: RunConfig, run: RunRef) -> None:
+    """Bring them into the run's folder; where the MLflow run has none, there is none."""
+    client, name = connect(config), f"{_PRIVATE_FOLDER}/{LEAKAGE_KEYS_FILE}"
+    if name in {file.path for file in client.list_artifacts(run.tracking_run_id, _PRIVATE_FOLDER)}:
+        with tempfile.TemporaryDirectory() as folder:
+            fetched = client.download_artifacts(run.tracking_run_id, name, folder)
+            with complete_file(Path(run.path) / LEAKAGE_KEYS_FILE) as draft:
+                shutil.copy(fetched, draft)
+
+
+def experiment_id(client: MlflowClient, config: RunConfig, name: str = EXPERIMENT) -> str:
+    """That of all runs, or the one of this name, created when it is missing; without a server, artifacts go to
     ``output_dir``."""
-    found = client.get_experiment_by_name(EXPERIMENT)
+    found = client.get_experiment_by_name(name)
     if found:
         return str(found.experiment_id)
     local = not os.environ.get("MLFLOW_TRACKING_URI")
     location = (Path(config.output_dir).resolve() / "mlartifacts").as_uri() if local else None
     try:
-        return str(client.create_experiment(EXPERIMENT, artifact_location=location))
+        return str(client.create_experiment(name, artifact_location=location))
     except MlflowException as error:
         if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
             raise
-        return str(client.get_experiment_by_name(EXPERIMENT).experiment_id)
+        return str(client.get_experiment_by_name(name).experiment_id)
 
 
 def _dataset_input(config: RunConfig, dataset: DatasetRef) -> DatasetInput:

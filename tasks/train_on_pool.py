@@ -29,14 +29,15 @@ _RESULT = "train-flow-result"
 
 
 @task(task_run_name="wait for {config.train_on}", **WAITING)
-def train_on_pool(config: RunConfig, dataset: DatasetRef) -> TrainedRef:
+def train_on_pool(config: RunConfig, dataset: DatasetRef, evaluation: int = 1) -> TrainedRef:
     """Run the deployment ``config.train_on``, wait for it, and return its result.
 
-    The idempotency key is this flow run and the rows, so a retry of this task, also in another process, finds the
-    training that was started before. Raises ``RuntimeError`` when the training ended without a result, and
-    ``TimeoutError`` when no worker took it in ``max_queue_hours``.
+    With ``evaluation`` 2, 3, … it evaluates the trained adapter against a champion that is newer than the evaluation
+    before. The idempotency key is this flow run, the rows and that number, so a retry of this task, also in another
+    process, finds the training that was started before. Raises ``RuntimeError`` when the training ended without a
+    result, and ``TimeoutError`` when no worker took it in ``max_queue_hours``.
     """
-    child = _start_or_find(config, dataset)
+    child = _start_or_find(config, dataset, evaluation)
     get_run_logger().info("Training %s waits for a worker of pool %s", child.name, child.work_pool_name)
     try:
         child = _wait(child.id, timedelta(hours=config.max_queue_hours))
@@ -53,7 +54,7 @@ def return_result(trained: TrainedRef) -> None:
     Artifact(type="result", key=_RESULT, data=asdict(trained), description="References to adapter and scores").create()
 
 
-def _start_or_find(config: RunConfig, dataset: DatasetRef) -> FlowRun:
+def _start_or_find(config: RunConfig, dataset: DatasetRef, evaluation: int) -> FlowRun:
     assert config.train_on
     child = run_deployment(
         config.train_on,
@@ -61,7 +62,7 @@ def _start_or_find(config: RunConfig, dataset: DatasetRef) -> FlowRun:
         timeout=0,
         flow_run_name=run_name(config, run_fingerprint(config, dataset.digest, dataset.base_digest)),
         # The folder's name is a digest of the rows: when they change between two retries, the training is a new one.
-        idempotency_key=f"{flow_run.id}:{Path(dataset.folder.path).name}",
+        idempotency_key=f"{flow_run.id}:{Path(dataset.folder.path).name}:{evaluation}",
     )
     assert isinstance(child, FlowRun)  # a coroutine only where the caller is one
     if child.state and child.state.is_final() and not child.state.is_completed():

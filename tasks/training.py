@@ -13,8 +13,9 @@ from tasks.preflight import disk_problems
 from tasks.progress import follow_journal
 from tasks.recovery import NETWORK
 from tasks.refs import DatasetRef, FolderRef, RunRef
-from tasks.registry import ADAPTER_TAG, fetch_champion, fetch_version, find_version
-from tasks.tracking import open_tracking_run, send_points
+from tasks.registry import fetch_champion, fetch_version
+from tasks.tracking import log_leakage_keys, open_tracking_run, send_points
+from tasks.versions import ADAPTER_TAG, find_version
 from training_core.config import RunConfig, SettingsError
 from training_core.dataset.store import load_training_data
 from training_core.distributed import train_on_devices
@@ -74,7 +75,7 @@ def _require_unseen_rows(config: RunConfig, fingerprint: str, rows: Path) -> Non
     """Raise ``SettingsError`` when the champion cannot be loaded or was trained on all held-out rows."""
     champion = fetch_champion(config, but_not=fingerprint)
     if champion:
-        known = load_leakage_keys(Path(champion.adapter.path))
+        known = load_leakage_keys(Path(champion.run.path))
         unseen_by_all([known], load_training_data(rows).held_out, config)
 
 
@@ -121,6 +122,7 @@ def save_adapter(loaded: LoadedModel, config: RunConfig, run: RunRef, dataset: D
     if not seal_digest(folder):
         data = load_training_data(open_folder(dataset.folder, config))
         write_adapter(loaded.model, loaded.tokenizer, config, data.leakage_keys, folder)
+    log_leakage_keys(config, run)
     return publish(folder)
 
 

@@ -37,8 +37,10 @@ ORDER = (
     *("data_loader", "training", "trainer", "distributed", "evaluation", "export"),
 )
 MLFLOW_IMPORTERS = {
+    "tasks/ledger.py",
     "tasks/registry.py",
     "tasks/tracking.py",
+    "tasks/versions.py",
     "tasks/model_package.py",
     "tasks/served_adapter.py",
     "tasks/check_served.py",

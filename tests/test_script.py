@@ -33,12 +33,13 @@ def test_script_writes_the_promised_files_and_prints_tables(tiny_base: Path, sam
         "checkpoints",
         "evaluation",
         "journal.jsonl",
+        "leakage_keys.npz",
         "training.json",
         "training.lock",
     }
     assert {path.name for path in (run / "adapter").iterdir()} == {
         *("adapter_config.json", "adapter_model.safetensors", "run_config.json", "system.json", "manifest.json"),
-        *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "leakage_keys.npy"),
+        *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
     }
     assert {path.name for path in (run / "evaluation").iterdir()} == {
         *("scores.json", "comparison.json", "parity_sample.json", "confusion.png", "loss_curve.png"),

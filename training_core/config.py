@@ -25,7 +25,8 @@ NOT_OF_TRAINING = frozenset(
         # how a finished adapter is evaluated
         *("max_eval_rows", "eval_batch_size", "eval_max_new_tokens", "group_by", "favourable_decisions"),
         # where results go and where the training runs
-        *("registered_model_name", "min_improvement", "output_dir", "cache_dir", "train_on", "max_queue_hours"),
+        *("registered_model_name", "min_improvement", "require_approval", "output_dir", "cache_dir", "train_on"),
+        "max_queue_hours",
     }
 )
 
@@ -177,6 +178,9 @@ class RunConfig:
         ge=0,
         lt=1,
         description="Decision accuracy an adapter must be ahead of base, baselines and champion to become champion.",
+    )
+    require_approval: bool = Field(
+        False, description="A candidate that passes waits for a person to promote it: sft-flow promote."
     )
     output_dir: str = Field("runs", min_length=1, description="Folder for everything a run writes.")
     cache_dir: str | None = Field(None, description="Folder for downloaded base models; empty: the hub's default.")

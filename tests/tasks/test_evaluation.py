@@ -1,4 +1,4 @@
-"""An adapter is judged on rows it was not trained on, whoever trained it and with what seed."""
+"""An adapter is evaluated on rows it was not trained on, with whatever seed it was trained."""
 
 import json
 from dataclasses import replace
@@ -46,7 +46,7 @@ def adapter_of(loaded: LoadedModel, settings: RunConfig, leakage_keys: np.ndarra
     return publish(run / "adapter")
 
 
-def judged(
+def evaluated(
     loaded: LoadedModel, settings: RunConfig, run: Path, adapter: FolderRef, dataset: DatasetRef
 ) -> tuple[EvalReport, int]:
     with disable_run_logger():
@@ -55,7 +55,7 @@ def judged(
 
 
 @pytest.mark.parametrize("knows", ["candidate", "champion"])
-def test_rows_of_another_split_that_candidate_or_champion_was_trained_on_are_not_scored(
+def test_evaluation_leaves_out_rows_that_were_trained_on(
     settings: RunConfig, loaded: LoadedModel, knows: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, _ = rows_of(replace(settings, seed=42))
@@ -65,10 +65,10 @@ def test_rows_of_another_split_that_candidate_or_champion_was_trained_on_are_not
         name: adapter_of(loaded, settings, before.leakage_keys if name == knows else now.leakage_keys, run)
         for name, run in runs.items()
     }
-    champion = RegisteredRef("1", RunRef("", "", "", ""), adapters["champion"], settings.model_name)
+    champion = RegisteredRef("1", RunRef("", str(runs["champion"]), "", ""), adapters["champion"], settings.model_name)
     monkeypatch.setattr(evaluation, "fetch_champion", lambda *_, **__: champion)
     settings = replace(settings, seed=43)
-    report, left_out = judged(loaded, settings, runs["candidate"], adapters["candidate"], dataset)
+    report, left_out = evaluated(loaded, settings, runs["candidate"], adapters["candidate"], dataset)
     both = set(zip(before.held_out["file"], before.held_out["line"], strict=True)) & set(
         zip(now.held_out["file"], now.held_out["line"], strict=True)
     )
@@ -79,26 +79,26 @@ def test_rows_of_another_split_that_candidate_or_champion_was_trained_on_are_not
     assert f"over {report.rows} held-out rows" in described and f"{left_out} more are left out" in described
 
 
-def test_a_champion_that_knows_every_held_out_row_is_noticed_before_the_training(
+def test_champion_trained_on_all_held_out_rows_is_rejected(
     settings: RunConfig, loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, dataset = rows_of(settings)
     records = map(json.loads, data.held_out["record"])
     known = np.array([trace for record in records for trace in leakage_keys(record, settings.entity_fields)], np.uint64)
     adapter = adapter_of(loaded, replace(settings, output_dir=str(tmp_path)), known, tmp_path / "champion")
-    champion = RegisteredRef("1", RunRef("", "", "", ""), adapter, settings.model_name)
+    champion = RegisteredRef("1", RunRef("", str(tmp_path / "champion"), "", ""), adapter, settings.model_name)
     monkeypatch.setattr(training, "fetch_champion", lambda *_, **__: champion)
     with pytest.raises(SettingsError, match=f"all {len(data.held_out)} held-out rows"):
         open_run.fn(settings, dataset)
 
 
-def test_every_held_out_row_is_scored_when_the_champion_comes_from_the_same_split(
+def test_evaluation_scores_all_rows_of_the_same_split(
     settings: RunConfig, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, dataset = rows_of(settings)
     run = Path(settings.output_dir) / "same split"
     adapter = adapter_of(loaded, settings, data.leakage_keys, run)
-    champion = RegisteredRef("1", RunRef("", "", "", ""), adapter, settings.model_name)
+    champion = RegisteredRef("1", RunRef("", str(run), "", ""), adapter, settings.model_name)
     monkeypatch.setattr(evaluation, "fetch_champion", lambda *_, **__: champion)
-    report, left_out = judged(loaded, settings, run, adapter, dataset)
+    report, left_out = evaluated(loaded, settings, run, adapter, dataset)
     assert (report.rows, left_out) == (len(data.held_out), 0)

@@ -11,7 +11,7 @@ from prefect.logging import disable_run_logger
 from prefect.types.entrypoint import EntrypointType
 
 from flows.train_flow import train_flow
-from tasks import artifact_store, registry, tracking
+from tasks import artifact_store, tracking, versions
 from tasks.data import build_dataset
 from tasks.preflight import GPU_MEMORY, preflight
 from tasks.refs import DatasetRef, FolderRef
@@ -41,7 +41,7 @@ def problems_of(config: RunConfig) -> list[str]:
 def test_preflight_passes_and_writes_nothing(ready: RunConfig, tmp_path: Path) -> None:
     preflight.fn(ready, DATASET)
     assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
-    assert registry.named_version(ready, registry.CANDIDATE) is None
+    assert versions.named_version(ready, versions.CANDIDATE) is None
     assert tracking.connect(ready).search_registered_models(f"name = '{ready.registered_model_name}'") == []
 
 

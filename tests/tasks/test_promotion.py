@@ -1,49 +1,55 @@
-"""A promotion is earned, and decided once."""
+"""A decision is made once, against the champion of that moment, and kept; on a real SQLite store with any verdict."""
 
 import dataclasses
+import multiprocessing
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
+from prefect.logging import disable_run_logger
 
-from tasks import registry
-from tasks.promotion import find_finished, judge, promote
-from tasks.refs import DatasetRef, EvalReport, FolderRef, ModelVersionRef, TrainedRef
-from training_core.config import RunConfig
+from tasks import promotion, tracking, versions
+from tasks.ledger import HAND, ROLLBACK, Entry, read_ledger
+from tasks.refs import DatasetRef, EvalReport, FolderRef, ModelVersionRef
+from tasks.versions import CHAMPION, decide_once, named_version, version_id
+from training_core.config import RunConfig, SettingsError
 from training_core.data_loader import prepare_data
 from training_core.dataset.store import load_training_data
-from training_core.folders import seal_digest
+from training_core.evaluation.gate import BECOMES_CHAMPION, STAYS_CANDIDATE, UNDECIDED, Verdict
+from training_core.folders import seal, seal_digest
 from training_core.model_setup import digest_base_model
 from training_core.training.fingerprint import digest_rows, run_fingerprint
 
-
-def report(candidate: float, champion: float | None = None, given_away: tuple[float, float] = (0.1, 0.1)) -> EvalReport:
-    accuracy = {"base": 0.3, "candidate": candidate, "majority": 0.29, "lookup": 0.42}
-    favourable = dict.fromkeys(accuracy, 0.2) | {"candidate": given_away[0]}
-    if champion is not None:
-        accuracy["champion"], favourable["champion"] = champion, given_away[1]
-    return EvalReport(FolderRef("folder", None, "digest"), 100, accuracy, favourable, "7" if champion else None)
+BETTER = Verdict(BECOMES_CHAMPION, "60.0% right, the lookup table has 42.0%", (), {"base": 0.001})
+WORSE = Verdict(STAYS_CANDIDATE, "30.0% right, the lookup table has 42.0%", (), {"base": 0.6})
 
 
-def test_the_first_adapter_ahead_of_base_and_baselines_becomes_champion() -> None:
-    assert judge(report(0.6), 0.0) == (True, "60.0% of decisions right, the lookup has 42.0%")
+@dataclass
+class Gate:
+    """A gate with a verdict of the test's choice; it keeps what it was called with and what was announced."""
+
+    verdict: Verdict = BETTER
+    counts: list[tuple[int, ...]] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
+
+    def decide(self, _evidence: object, _config: RunConfig, *counts: int) -> Verdict:
+        self.counts.append(counts)
+        return self.verdict
+
+    def emit(self, event: str, resource: dict[str, str], payload: dict[str, str]) -> None:
+        self.events.append(f"{event} {resource['prefect.resource.id'].rpartition('.')[2]}")
 
 
-def test_an_adapter_no_better_than_a_lookup_table_stays_candidate() -> None:
-    earned, verdict = judge(report(0.42), 0.0)
-    assert not earned
-    assert "42.0%" in verdict and "lookup" in verdict
-
-
-def test_an_adapter_must_beat_the_champion_by_more_than_the_margin() -> None:
-    assert not judge(report(0.62, champion=0.6), 0.03)[0]
-    assert judge(report(0.64, champion=0.6), 0.03)[0]
-
-
-def test_an_adapter_that_gives_more_away_than_the_champion_stays_candidate() -> None:
-    earned, verdict = judge(report(0.7, champion=0.6, given_away=(0.2, 0.1)), 0.0)
-    assert not earned
-    assert "20.0%" in verdict and "10.0%" in verdict
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    gate = Gate()
+    monkeypatch.setattr(promotion, "load_evidence", lambda folder: None)
+    monkeypatch.setattr(promotion, "decide", gate.decide)
+    monkeypatch.setattr(promotion, "is_failing", lambda *_: gate.verdict.outcome == STAYS_CANDIDATE)
+    monkeypatch.setattr(promotion, "emit_event", gate.emit)
+    return gate
 
 
 @pytest.fixture(scope="module")
@@ -56,95 +62,367 @@ def prepared(tiny_base: Path, sample_rows: Path, output_dir: Path) -> DatasetRef
     return DatasetRef(ref, digest_rows(data.train), len(data.train), len(data.held_out), digest_base_model(tiny_base))
 
 
-@pytest.fixture
-def fingerprint(config: RunConfig, prepared: DatasetRef) -> str:
-    return run_fingerprint(config, prepared.digest, prepared.base_digest)
+def register(config: RunConfig, fingerprint: str) -> ModelVersionRef:
+    client, name = tracking.connect(config), config.registered_model_name
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    run = client.create_run(tracking.experiment_id(client, config))
+    found = client.create_model_version(name, "nowhere", run.info.run_id, tags={tracking.FINGERPRINT_TAG: fingerprint})
+    return ModelVersionRef(name, str(found.version), champion=False, verdict="not decided")
 
 
 @pytest.fixture
-def version(prefect_api: str, config: RunConfig, trained: TrainedRef) -> ModelVersionRef:
-    number = registry.find_or_create_version(config, trained, "")
-    return ModelVersionRef(config.registered_model_name, number, champion=False, verdict="not judged")
+def version(config: RunConfig, prepared: DatasetRef) -> ModelVersionRef:
+    """The version that a run with these settings and rows registers."""
+    return register(config, run_fingerprint(config, prepared.digest, prepared.base_digest))
 
 
 @pytest.fixture
-def rival(config: RunConfig, trained: TrainedRef, version: ModelVersionRef) -> str:
-    """The number of a version of another training."""
-    other = dataclasses.replace(trained.run, fingerprint=trained.run.fingerprint[::-1])
-    return registry.find_or_create_version(config, dataclasses.replace(trained, run=other), "")
+def other(config: RunConfig, version: ModelVersionRef) -> ModelVersionRef:
+    """A version of another training."""
+    return register(config, "other")
 
 
-@pytest.mark.slow
-def test_a_version_counts_as_finished_when_it_is_judged_and_not_before(
-    config: RunConfig, prepared: DatasetRef, version: ModelVersionRef
+def evaluated(config: RunConfig, champion: str | None = None, rows: str = "") -> EvalReport:
+    """An evaluation in which this champion took part."""
+    folder = Path(config.output_dir) / "evaluations" / f"{config.registered_model_name} {champion} {rows}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "scores.json").write_text(folder.name)
+    return EvalReport(FolderRef(str(folder), None, seal(folder)), 100, {}, {}, champion)
+
+
+def promote(
+    config: RunConfig, rows: DatasetRef, version: ModelVersionRef, report: EvalReport
+) -> ModelVersionRef | None:
+    with disable_run_logger():
+        return promotion.promote.fn(config, rows, version, report)
+
+
+def find_finished(config: RunConfig, rows: DatasetRef) -> ModelVersionRef | None:
+    return promotion.find_finished.fn(config, rows)
+
+
+def champion(config: RunConfig) -> str | None:
+    found = version_id(named_version(config, CHAMPION))
+    return found.number if found else None
+
+
+def by_hand(config: RunConfig, to: ModelVersionRef | None, by: str = HAND, withdrawn: tuple[str, ...] = ()) -> None:
+    after = version_id(named_version(config, to.version)) if to else None
+    decide_once(config, lambda found: Entry(by, by, after, found.champion, after, "because", withdrawn=withdrawn))
+
+
+def test_promotion_makes_the_first_champion(
+    config: RunConfig, prepared: DatasetRef, version: ModelVersionRef, gate: Gate
 ) -> None:
-    assert find_finished(config, prepared) is None, "it was created, and then the process died"
-    kept = promote(config, prepared, version, report(0.3))
-    assert find_finished(config, prepared) == kept
-    assert not kept.champion and kept.verdict.startswith("stays candidate")
+    decided = promote(config, prepared, version, evaluated(config))
+    assert decided and decided.champion and champion(config) == version.version
+    assert decided.verdict == "becomes champion: 60.0% right, the lookup table has 42.0%"
+    (entry,) = read_ledger(config).entries
+    assert (entry.by, entry.p_values, entry.evidence) == ("gate", {"base": 0.001}, evaluated(config).folder.digest)
+    assert entry.rows and entry.policy and entry.key
+    assert gate.events == [f"sft-flow.promoted {version.version}"]
 
 
-@pytest.mark.slow
-def test_a_new_champion_counts_as_finished_and_is_champion_when_judged_again(
-    config: RunConfig, prepared: DatasetRef, version: ModelVersionRef
+def test_promotion_leaves_a_worse_version_candidate(
+    config: RunConfig, prepared: DatasetRef, version: ModelVersionRef, gate: Gate
 ) -> None:
-    crowned = promote(config, prepared, version, report(0.6))
-    assert crowned.champion
-    assert find_finished(config, prepared) == crowned
-    again = promote(config, prepared, version, report(0.6))
-    assert again.champion and again.verdict == "is the champion already: 60.0% of decisions right, the lookup has 42.0%"
-    assert find_finished(config, prepared) == again
+    gate.verdict = WORSE
+    decided = promote(config, prepared, version, evaluated(config))
+    assert decided and not decided.champion and champion(config) is None
+    assert find_finished(config, prepared) == decided
+    assert not gate.events
+
+
+def test_promotion_repeated_after_a_crash_changes_nothing(
+    config: RunConfig, prepared: DatasetRef, version: ModelVersionRef, gate: Gate
+) -> None:
+    first = promote(config, prepared, version, evaluated(config))
+    assert promote(config, prepared, version, evaluated(config)) == first
+    assert len(read_ledger(config).entries) == 1
+
+
+def test_promotion_against_a_changed_champion_asks_for_evaluation(
+    config: RunConfig, prepared: DatasetRef, version: ModelVersionRef, other: ModelVersionRef, gate: Gate
+) -> None:
+    by_hand(config, other)
+    assert promote(config, prepared, version, evaluated(config)) is None
+    assert champion(config) == other.version and not gate.counts
+    decided = promote(config, prepared, version, evaluated(config, champion=other.version))
+    assert decided and decided.champion
+
+
+def test_promotion_after_the_champion_was_deleted_asks_for_evaluation(
+    config: RunConfig, prepared: DatasetRef, version: ModelVersionRef, other: ModelVersionRef, gate: Gate
+) -> None:
+    by_hand(config, other)
+    tracking.connect(config).delete_model_version(config.registered_model_name, other.version)
+    assert promote(config, prepared, version, evaluated(config, champion=other.version)) is None
+    assert promote(config, prepared, version, evaluated(config))
+    assert champion(config) == version.version
+
+
+def test_promotion_of_a_deleted_version_says_what_to_do(
+    config: RunConfig, prepared: DatasetRef, version: ModelVersionRef, gate: Gate
+) -> None:
+    tracking.connect(config).delete_model_version(config.registered_model_name, version.version)
+    with pytest.raises(SettingsError, match="deleted while it was evaluated; start the run again"):
+        promote(config, prepared, version, evaluated(config))
+
+
+def test_promotion_with_require_approval_stops_at_ready(
+    config: RunConfig, prepared: DatasetRef, version: ModelVersionRef, gate: Gate
+) -> None:
+    config = dataclasses.replace(config, require_approval=True)
+    decided = promote(config, prepared, version, evaluated(config))
+    assert decided and not decided.champion and champion(config) is None
+    command = f"sft-flow promote {config.registered_model_name} {version.version} --reason TEXT"
+    assert decided.verdict.startswith("ready: ") and decided.verdict.endswith(command)
+    assert find_finished(config, prepared) == decided
+    assert find_finished(dataclasses.replace(config, require_approval=False), prepared) is None
+
+
+def test_promotion_of_a_withdrawn_version_is_refused(
+    config: RunConfig, prepared: DatasetRef, version: ModelVersionRef, other: ModelVersionRef, gate: Gate
+) -> None:
+    by_hand(config, other)
+    promote(config, prepared, version, evaluated(config, champion=other.version))
+    fingerprint = read_ledger(config).champion
+    assert fingerprint
+    by_hand(config, other, ROLLBACK, (fingerprint.fingerprint,))
+    finished = find_finished(config, prepared)
+    assert finished and "withdrawn by" in finished.verdict and not finished.champion
+    decided = promote(config, prepared, version, evaluated(config, champion=other.version, rows="new"))
+    assert decided and not decided.champion and champion(config) == other.version
+    assert f"sft-flow promote {version.name} {version.version} --reason TEXT" in decided.verdict
+
+
+def test_promotion_of_a_withdrawn_training_registered_again_is_refused(
+    config: RunConfig, prepared: DatasetRef, version: ModelVersionRef, gate: Gate
+) -> None:
+    fingerprint = run_fingerprint(config, prepared.digest, prepared.base_digest)
+    promote(config, prepared, version, evaluated(config))
+    by_hand(config, None, ROLLBACK, (fingerprint,))
+    tracking.connect(config).delete_registered_model(config.registered_model_name)
+    assert find_finished(config, prepared) is None
+    decided = promote(config, prepared, register(config, fingerprint), evaluated(config))
+    assert decided and not decided.champion and "withdrawn by" in decided.verdict
+
+
+def test_withdrawn_version_promoted_by_hand_is_champion(
+    config: RunConfig, prepared: DatasetRef, version: ModelVersionRef, gate: Gate
+) -> None:
+    promote(config, prepared, version, evaluated(config))
+    by_hand(config, None, ROLLBACK, (run_fingerprint(config, prepared.digest, prepared.base_digest),))
+    by_hand(config, version)
+    decided = promote(config, prepared, version, evaluated(config, rows="new"))
+    assert decided and decided.champion and decided.verdict.startswith("is the champion already: ")
+
+
+def test_champion_that_no_longer_passes_is_reported(
+    config: RunConfig, prepared: DatasetRef, version: ModelVersionRef, other: ModelVersionRef, gate: Gate
+) -> None:
+    by_hand(config, other)
+    gate.verdict = dataclasses.replace(WORSE, champion_failing=True)
+    decided = promote(config, prepared, version, evaluated(config, champion=other.version))
+    assert decided and decided.champion_failing and decided.verdict.endswith("; the champion no longer passes")
+    assert gate.events == [f"sft-flow.champion-failing {other.version}"]
+    assert find_finished(config, prepared) == decided
+
+
+def test_champion_evaluated_itself_is_reported_when_failing(
+    config: RunConfig, prepared: DatasetRef, version: ModelVersionRef, gate: Gate
+) -> None:
+    promote(config, prepared, version, evaluated(config))
+    gate.verdict = WORSE
+    decided = promote(config, prepared, version, evaluated(config, rows="new labels"))
+    assert decided and decided.champion and decided.champion_failing
+    assert gate.events[1:] == [f"sft-flow.champion-failing {version.version}"]
+
+
+def test_champion_that_fails_and_is_replaced_is_not_reported(
+    config: RunConfig, prepared: DatasetRef, version: ModelVersionRef, other: ModelVersionRef, gate: Gate
+) -> None:
+    by_hand(config, other)
+    gate.verdict = dataclasses.replace(BETTER, champion_failing=True)
+    decided = promote(config, prepared, version, evaluated(config, champion=other.version))
+    assert decided and decided.champion and not decided.champion_failing
+    assert gate.events == [f"sft-flow.promoted {version.version}"]
+
+
+def test_gate_receives_how_often_the_rows_were_used(
+    config: RunConfig, prepared: DatasetRef, version: ModelVersionRef, other: ModelVersionRef, gate: Gate
+) -> None:
+    gate.verdict = Verdict(UNDECIDED, "too few rows")
+    promote(config, prepared, version, evaluated(config))
+    promote(dataclasses.replace(config, max_eval_rows=3), prepared, version, evaluated(config, rows="three"))
+    gate.verdict = BETTER
+    promote(config, prepared, other, evaluated(config))
+    promote(config, prepared, version, evaluated(config, champion=other.version))
+    assert gate.counts == [(0, 0), (1, 0), (2, 0), (3, 1)]
+
+
+def test_verdict_of_an_earlier_version_is_kept(
+    config: RunConfig, prepared: DatasetRef, version: ModelVersionRef, other: ModelVersionRef, gate: Gate
+) -> None:
+    promote(config, prepared, version, evaluated(config))
+    gate.verdict = WORSE
+    promote(config, prepared, other, evaluated(config, champion=version.version))
+    promote(config, prepared, version, evaluated(config, rows="new labels"))
+    assert [entry.outcome for entry in read_ledger(config).entries] == [
+        "becomes champion",
+        "stays candidate",
+        "is the champion already",
+    ]
+    found = named_version(config, version.version)
+    assert found and found.tags["sft_flow.decision.000001"] == f"becomes champion (by gate): {BETTER.reason}"
 
 
 CHANGES: dict[str, Callable[[RunConfig, DatasetRef], tuple[RunConfig, DatasetRef]]] = {
-    "rows trained on": lambda config, rows: (config, dataclasses.replace(rows, digest="other")),
-    "a setting of the training": lambda config, rows: (dataclasses.replace(config, lora_r=8), rows),
-    "a setting of the evaluation": lambda config, rows: (dataclasses.replace(config, max_eval_rows=3), rows),
-    "the margin": lambda config, rows: (dataclasses.replace(config, min_improvement=0.2), rows),
+    "training rows": lambda config, rows: (config, dataclasses.replace(rows, digest="other")),
+    "training setting": lambda config, rows: (dataclasses.replace(config, lora_r=8), rows),
+    "evaluation setting": lambda config, rows: (dataclasses.replace(config, max_eval_rows=3), rows),
+    "gate setting": lambda config, rows: (dataclasses.replace(config, min_improvement=0.2), rows),
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
-def test_something_is_new_when_there_are_other(
-    change: str, config: RunConfig, prepared: DatasetRef, version: ModelVersionRef
+def test_finished_run_is_not_found_with_other(
+    change: str, config: RunConfig, prepared: DatasetRef, version: ModelVersionRef, gate: Gate
 ) -> None:
-    promote(config, prepared, version, report(0.6))
-    assert find_finished(config, prepared)
+    decided = promote(config, prepared, version, evaluated(config))
+    assert find_finished(config, prepared) == decided
     assert find_finished(*CHANGES[change](config, prepared)) is None
 
 
-@pytest.mark.slow
-def test_something_is_new_when_rows_are_held_out_that_were_not(
-    config: RunConfig,
-    prepared: DatasetRef,
-    version: ModelVersionRef,
-    tiny_base: Path,
-    sample_rows: Path,
+def test_finished_run_is_not_found_before_a_decision(
+    config: RunConfig, prepared: DatasetRef, version: ModelVersionRef
 ) -> None:
-    promote(config, prepared, version, report(0.6))
-    places = {"dataset_path": str(sample_rows), "output_dir": config.output_dir}
-    folder = prepare_data(RunConfig(val_split=0.3, max_seq_length=4096, **places), tiny_base)
-    other = dataclasses.replace(prepared, folder=FolderRef(str(folder), None, seal_digest(folder) or ""))
-    assert find_finished(config, other) is None
-
-
-@pytest.mark.slow
-def test_something_is_new_when_another_version_became_champion(
-    config: RunConfig, prepared: DatasetRef, version: ModelVersionRef, rival: str
-) -> None:
-    promote(config, prepared, version, report(0.6))
-    registry.point_alias(config, registry.CHAMPION, rival)
     assert find_finished(config, prepared) is None
 
 
-@pytest.mark.slow
-def test_nobody_is_promoted_over_a_champion_whom_it_has_not_met(
-    config: RunConfig, prepared: DatasetRef, version: ModelVersionRef, rival: str
+def test_finished_run_depends_on_the_held_out_rows(
+    config: RunConfig, prepared: DatasetRef, version: ModelVersionRef, gate: Gate, tiny_base: Path, sample_rows: Path
 ) -> None:
-    registry.point_alias(config, registry.CHAMPION, rival)
-    judged = promote(config, prepared, version, report(0.9))
-    assert not judged.champion and "changed while it was judged" in judged.verdict
-    assert find_finished(config, prepared) is None, "it has to be judged against the new one"
-    met = dataclasses.replace(report(0.9, champion=0.6), champion=rival)
-    assert promote(config, prepared, version, met).champion
+    promote(config, prepared, version, evaluated(config))
+    places = {"dataset_path": str(sample_rows), "output_dir": config.output_dir}
+    folder = prepare_data(RunConfig(val_split=0.3, max_seq_length=4096, **places), tiny_base)
+    rows = dataclasses.replace(prepared, folder=FolderRef(str(folder), None, seal_digest(folder) or ""))
+    assert find_finished(config, rows) is None
+
+
+def _delete_champion(config: RunConfig, other: ModelVersionRef) -> None:
+    tracking.connect(config).delete_model_version(config.registered_model_name, other.version)
+
+
+def _delete_alias(config: RunConfig, _other: ModelVersionRef) -> None:
+    versions.point_alias(config, CHAMPION, None)
+
+
+def _delete_model(config: RunConfig, _other: ModelVersionRef) -> None:
+    tracking.connect(config).delete_registered_model(config.registered_model_name)
+
+
+def _another_champion(config: RunConfig, _other: ModelVersionRef) -> None:
+    by_hand(config, register(config, "third"))
+
+
+ACCIDENTS = {
+    "champion deleted": _delete_champion,
+    "alias deleted": _delete_alias,
+    "model deleted": _delete_model,
+    "another champion": _another_champion,
+}
+
+
+@pytest.mark.parametrize("accident", ACCIDENTS)
+def test_finished_run_is_not_found_after(
+    accident: str, config: RunConfig, prepared: DatasetRef, version: ModelVersionRef, other: ModelVersionRef, gate: Gate
+) -> None:
+    by_hand(config, other)
+    gate.verdict = WORSE
+    promote(config, prepared, version, evaluated(config, champion=other.version))
+    assert find_finished(config, prepared)
+    ACCIDENTS[accident](config, other)
+    assert find_finished(config, prepared) is None
+
+
+def test_finished_version_of_a_deleted_run_names_the_command(
+    config: RunConfig, prepared: DatasetRef, version: ModelVersionRef, gate: Gate
+) -> None:
+    promote(config, prepared, version, evaluated(config))
+    found = named_version(config, version.version)
+    assert found
+    tracking.connect(config).delete_run(found.run_id)
+    with pytest.raises(SettingsError, match=f"was deleted; restore it: .*mlflow runs restore --run-id {found.run_id}"):
+        find_finished(config, prepared)
+
+
+def test_finished_run_is_not_found_by_number_alone(
+    config: RunConfig, prepared: DatasetRef, version: ModelVersionRef, gate: Gate
+) -> None:
+    promote(config, prepared, version, evaluated(config))
+    tracking.connect(config).delete_registered_model(config.registered_model_name)
+    by_hand(config, register(config, "third"))
+    assert champion(config) == version.version, "another version has its number"
+    assert find_finished(config, prepared) is None
+    register(config, run_fingerprint(config, prepared.digest, prepared.base_digest))
+    assert find_finished(config, prepared) is None
+
+
+# Accuracy of what takes part in the race, by version number.
+RIGHT = {None: 0.42, "1": 0.5, "2": 0.6}
+
+
+def _race(config: RunConfig, rows: DatasetRef, version: ModelVersionRef, barrier: Any, results: Any) -> None:
+    """What a run does after its training: evaluate, promote, and again when the champion changed."""
+
+    def decide(evidence: Path, _config: RunConfig, *_counts: int) -> Verdict:
+        champion_then = evidence.name.split()[-2]
+        before = champion_then if champion_then != "None" else None
+        better = RIGHT[version.version] > RIGHT[before]
+        reason = f"{RIGHT[version.version]:.0%} right, the other has {RIGHT[before]:.0%}"
+        return Verdict(BECOMES_CHAMPION if better else STAYS_CANDIDATE, reason)
+
+    promotion.load_evidence, promotion.decide = lambda folder: folder, decide  # type: ignore[assignment]
+    promotion.emit_event = lambda *_, **__: None  # type: ignore[assignment]
+    promotion.is_failing = lambda *_: False
+    for number in range(RACES):
+        own = dataclasses.replace(version, name=f"promotions {number}")
+        race = dataclasses.replace(config, registered_model_name=own.name)
+        barrier.wait(timeout=200)
+        decided = None
+        while decided is None:
+            before = champion(race)
+            decided = promote(race, rows, own, evaluated(race, None if before == own.version else before, own.version))
+        results.put((number, own.version, decided.verdict))
+
+
+RACES = 20
+
+
+@pytest.mark.slow
+def test_race_of_two_runs_leaves_the_better_champion(config: RunConfig, prepared: DatasetRef) -> None:
+    for number in range(RACES):
+        race = dataclasses.replace(config, registered_model_name=f"promotions {number}")
+        one, two = register(race, "one"), register(race, "two")
+    spawn = multiprocessing.get_context("spawn")
+    barrier, results = spawn.Barrier(2), spawn.Queue()
+    processes = [
+        spawn.Process(target=_race, args=(config, prepared, version, barrier, results)) for version in (one, two)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=500)
+    assert [process.exitcode for process in processes] == [0, 0]
+    said = [results.get(timeout=10) for _ in range(2 * RACES)]
+    for number in range(RACES):
+        race = dataclasses.replace(config, registered_model_name=f"promotions {number}")
+        verdicts = {version: verdict for n, version, verdict in said if n == number}
+        assert champion(race) == two.version
+        assert verdicts[two.version].startswith("becomes champion: 60% right, the other has ")
+        if len([entry for entry in read_ledger(race).entries if entry.after != entry.before]) == 2:
+            assert verdicts[one.version] == "becomes champion: 50% right, the other has 42%"
+        else:
+            assert verdicts[one.version] == "stays candidate: 50% right, the other has 60%"

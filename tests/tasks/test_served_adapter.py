@@ -1,6 +1,9 @@
-"""The registered model asks exactly what training and evaluation asked, whatever the rows were."""
+"""The registered model asks what training and evaluation asked, and serves what was registered."""
 
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from samples.bad_lines import to_line
 from samples.cases import generate_rows
 from samples.row_formats import FORMATS
-from tasks.check_served import as_input, compare
+from tasks.check_served import as_input, check_parity
 from tasks.model_package import package_adapter
 from tasks.refs import EvalReport, FolderRef, RunRef, TrainedRef
 from tasks.served_adapter import ServedAdapter
@@ -26,7 +29,7 @@ from training_core.data_loader import build_datasets
 from training_core.dataset.store import HELD_OUT_FILE
 from training_core.evaluation.generation import generate
 from training_core.evaluation.scores import prompt_of
-from training_core.folders import seal_digest
+from training_core.folders import seal, seal_digest
 from training_core.model_setup import (
     digest_base_model,
     load_adapted_model,
@@ -75,7 +78,7 @@ def held_out(kind: str, tokenizer: PreTrainedTokenizerFast, folder: Path, **sett
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("overlong", ["drop", "trim_policy"])
-def test_the_prompt_of_training_is_that_of_serving_for_every_row(
+def test_served_prompt_equals_the_training_prompt(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path, kind: str, overlong: str
 ) -> None:
     limit = 600 if overlong == "trim_policy" else 4096
@@ -92,48 +95,101 @@ def test_the_prompt_of_training_is_that_of_serving_for_every_row(
         assert tokenizer.decode(prompt_of(row)).endswith(("assistant\n", "</think>\n\n"))
 
 
-def written(probe: dict[str, Any], folder: Path) -> Path:
-    (folder / "parity_sample.json").write_text(json.dumps(probe))
+def written(sample: dict[str, Any], folder: Path) -> Path:
+    (folder / "parity_sample.json").write_text(json.dumps(sample))
     return folder / "parity_sample.json"
+
+
+def packaged(tiny_base: Path, kind: str, folder: Path) -> tuple[dict[str, Any], Dataset]:
+    """A parity sample and its rows; the package is in ``folder / "model"``."""
+    config = RunConfig(model_name=str(tiny_base), eval_max_new_tokens=6, eval_batch_size=4)
+    loaded = load_model_and_tokenizer(config)
+    rows = held_out(kind, loaded.tokenizer, folder).select(range(4))
+    write_adapter(loaded.model, loaded.tokenizer, config, np.array([7], np.uint64), folder / "adapter")
+    run = RunRef("i", str(folder), digest_base_model(tiny_base), "r")
+    adapter = FolderRef(str(folder / "adapter"), None, str(seal_digest(folder / "adapter")))
+    trained = TrainedRef(run, adapter, EvalReport(adapter, 0, {}, {}, None))
+    package_adapter(trained, str(tiny_base), 6, folder / "model")
+    answers = generate(loaded, [prompt_of(row) for row in rows], replace(config, eval_batch_size=4))
+    sample = {"records": rows["record"][:], "answers": answers, "max_new_tokens": 6}
+    return sample | {"precision": loaded.precision.reason}, rows
+
+
+@pytest.fixture(scope="module")
+def package(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a packaged adapter in ``model`` and its ``parity_sample.json``."""
+    folder = tmp_path_factory.mktemp("package")
+    written(packaged(tiny_base, "native", folder)[0], folder)
+    return folder
+
+
+@pytest.fixture
+def copied(package: Path, tmp_path: Path) -> Path:
+    """The same, to be damaged."""
+    return shutil.copytree(package / "model", tmp_path / "model")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["native", "free text"])
-def test_a_registered_model_answers_as_the_evaluation_to_the_token_and_elsewhere_within_rounding(
+def test_served_answers_equal_the_evaluated_ones(
     tiny_base: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    config = RunConfig(model_name=str(tiny_base), eval_max_new_tokens=6, eval_batch_size=4)
-    loaded = load_model_and_tokenizer(config)
-    rows = held_out(kind, loaded.tokenizer, tmp_path).select(range(4))
-    write_adapter(loaded.model, loaded.tokenizer, config, np.empty(0, np.uint64), tmp_path / "adapter")
-    base_digest = digest_base_model(tiny_base)
-    run = RunRef("i", str(tmp_path), base_digest, "r")
-    adapter = FolderRef(str(tmp_path / "adapter"), None, str(seal_digest(tmp_path / "adapter")))
-    package_adapter(
-        TrainedRef(run, adapter, EvalReport(adapter, 0, {}, {}, None)), str(tiny_base), 6, tmp_path / "model"
-    )
-    answers = generate(loaded, [prompt_of(row) for row in rows], replace(config, eval_batch_size=4))
-    probe = {
-        "records": rows["record"][:],
-        "answers": answers,
-        "max_new_tokens": 6,
-        "precision": loaded.precision.reason,
-    }
-    assert compare(str(tmp_path / "model"), written(probe, tmp_path)) == "the same tokens"
+    sample, rows = packaged(tiny_base, kind, tmp_path)
+    answers = sample["answers"]
+    assert check_parity(str(tmp_path / "model"), written(sample, tmp_path)) == "the same tokens"
     with pytest.raises(ValueError, match="1 of 4 answers differ"):
-        compare(str(tmp_path / "model"), written(probe | {"answers": [[1], *answers[1:]]}, tmp_path))
+        check_parity(str(tmp_path / "model"), written(sample | {"answers": [[1], *answers[1:]]}, tmp_path))
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(model_setup, "pick_precision", lambda: Precision("bf16", "bf16: another machine has it"))
         rounded = load_adapted_model(tiny_base, tmp_path / "adapter")
-        theirs = generate(rounded, [prompt_of(row) for row in rows], replace(config, eval_batch_size=4))
-    probe |= {"answers": theirs, "precision": rounded.precision.reason}
-    assert compare(str(tmp_path / "model"), written(probe, tmp_path)).startswith("the same answers, at most 0.")
+        config = RunConfig(eval_max_new_tokens=6, eval_batch_size=4)
+        theirs = generate(rounded, [prompt_of(row) for row in rows], config)
+    sample |= {"answers": theirs, "precision": rounded.precision.reason}
+    assert check_parity(str(tmp_path / "model"), written(sample, tmp_path)).startswith("the same answers, at most 0.")
     with pytest.raises(ValueError, match="logits behind others"):
-        compare(str(tmp_path / "model"), written(probe | {"answers": [[*range(10, 16)], *theirs[1:]]}, tmp_path))
+        check_parity(str(tmp_path / "model"), written(sample | {"answers": [[*range(10, 16)], *theirs[1:]]}, tmp_path))
 
     served = mlflow.pyfunc.load_model(str(tmp_path / "model"))
     mixed = pd.DataFrame(
         [as_input(json.loads(rows[0]["record"])), {"instruction": "x", "input": '{"policy_document": "y"}'}]
     )
     assert served.predict(mixed)["token_ids"][0] == answers[0]
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "tokenizer.json", "manifest.json"])
+def test_served_files_that_changed_are_rejected_by_name(copied: Path, name: str) -> None:
+    file = copied / "artifacts" / "adapter" / name
+    file.write_bytes(bytes(file.stat().st_size))
+    with pytest.raises(ValueError, match=f"expected the adapter that was registered, found other content.*{name}"):
+        mlflow.pyfunc.load_model(str(copied))
+
+
+def test_served_files_with_a_new_manifest_are_rejected(copied: Path) -> None:
+    adapter = copied / "artifacts" / "adapter"
+    (adapter / "adapter_model.safetensors").write_bytes(b"other weights")
+    seal(adapter)
+    with pytest.raises(ValueError, match="expected the adapter that was registered"):
+        mlflow.pyfunc.load_model(str(copied))
+
+
+def test_package_holds_nothing_of_what_was_trained_on(package: Path) -> None:
+    assert not [path for path in (package / "model").rglob("*") if "leakage" in path.name and path.suffix != ".py"]
+
+
+def check_in_process(model: Path, package: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tasks.check_served", str(model), str(package / "parity_sample.json")]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.slow
+def test_check_served_runs_the_packaged_code(copied: Path, package: Path) -> None:
+    assert check_in_process(copied, package).stdout == "the same tokens\n"
+    for module in ("prompts/messages.py", "folders.py"):
+        (copied / "code" / "training_core" / module).unlink()
+    found = check_in_process(copied, package)
+    assert found.returncode == 1
+    assert "No module named 'training_core." in found.stdout
+    shutil.rmtree(copied / "code")
+    found = check_in_process(copied, package)
+    assert (found.returncode, "expected the model's packaged code" in found.stdout) == (1, True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from prefect import flow
 
-from tasks import artifact_store, registry, tracking
+from tasks import artifact_store, registry, tracking, versions
 from tasks.artifact_store import publish
 from tasks.refs import DatasetRef, RunRef, TrainedRef
 from tasks.training import open_run
@@ -54,8 +54,8 @@ def test_open_run_rejects_a_champion_that_cannot_be_loaded(config: RunConfig, ro
     client = tracking.connect(config)
     client.create_registered_model(config.registered_model_name)
     by_hand = client.create_model_version(config.registered_model_name, "somewhere")
-    registry.point_alias(config, registry.CHAMPION, by_hand.version)
-    with pytest.raises(SettingsError, match=r"registered_model_name: .*champion"):
+    versions.point_alias(config, versions.CHAMPION, by_hand.version)
+    with pytest.raises(SettingsError, match="cannot load the champion"):
         open_run.fn(config, rows)
 
 

@@ -1,10 +1,12 @@
 """Rows as token ids with labels, and as facts on which splits and findings are based."""
 
 import hashlib
+import hmac
 import json
+import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -21,6 +23,9 @@ from training_core.rows.reader import Rejected, Row
 from training_core.rows.strict_json import Problem, Record
 
 IGNORED_LABEL = -100
+
+# Whoever holds unkeyed leakage keys can confirm that an id was trained on, by computing the id's digest.
+SECRET = "SFT_FLOW_SECRET"
 
 SCHEMA = pa.schema(
     {
@@ -133,9 +138,18 @@ def _digests(record: Record, seed: int) -> tuple[int, ...]:
 
 def leakage_keys(record: Record, entity_fields: Sequence[str]) -> list[int]:
     """The 64-bit digests that a record shares with related ones: ``near_duplicate_key`` and those of its entities."""
-    # Adapters store these keys (see ``write_adapter``): a change here would match no key of an existing adapter.
+    # Runs store these keys (see ``write_adapter``): a change here would match no key of an existing adapter.
     _, instruction, case = _prompt_parts(record)
-    return [_near_duplicate_key(instruction, case), *_entities_of(record, entity_fields)]
+    return keyed([_near_duplicate_key(instruction, case), *_entities_of(record, entity_fields)])
+
+
+def keyed(digests: Iterable[int]) -> list[int]:
+    """The first 64 bits of the HMAC-SHA-256 of each digest with the secret in ``SFT_FLOW_SECRET``; without a secret,
+    the digests themselves."""
+    secret = os.environ.get(SECRET, "").encode()
+    parts = (int(digest).to_bytes(8, "little") for digest in digests)
+    codes = (hmac.digest(secret, part, "sha256")[:8] if secret else part for part in parts)
+    return [int.from_bytes(code, "little") for code in codes]
 
 
 def _near_duplicate_key(instruction: bytes, case: bytes) -> int:

@@ -7,6 +7,7 @@ import numpy as np
 from datasets import Dataset
 
 from training_core.config import RunConfig, SettingsError
+from training_core.dataset.encoding import keyed
 from training_core.dataset.report import DataReport
 from training_core.folders import seal_digest
 from training_core.rows.strict_json import DataError
@@ -19,7 +20,8 @@ _MAX_SHOWN = 20
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Encoded rows, memory-mapped, the report on them, and their ``splits.training_leakage_keys``.
+    """Encoded rows, memory-mapped, the report on them, and their ``splits.training_leakage_keys``, keyed as in
+    ``encoding.keyed``.
 
     Columns: ``input_ids`` and ``labels`` (int32 lists of equal length; only tokens of the answer have labels),
     ``line``, ``decision``, and ``group``, the value of the case's field ``group_by``. Held-out rows also have ``file``
@@ -47,7 +49,8 @@ def load_training_data(folder: Path) -> TrainingData:
     report = load_report(folder)
     require_fit_rows(report)
     train, held_out = (Dataset.from_file(str(folder / name)) for name in (TRAIN_FILE, HELD_OUT_FILE))
-    return TrainingData(train, held_out, report, np.load(folder / LEAKAGE_KEYS_FILE))
+    keys = np.array(keyed(np.load(folder / LEAKAGE_KEYS_FILE)), np.uint64)
+    return TrainingData(train, held_out, report, keys)
 
 
 def require_fit_rows(report: DataReport) -> None:

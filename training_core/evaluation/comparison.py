@@ -161,6 +161,18 @@ def load_predictions(folder: Path) -> dict[str, list[Prediction]]:
     }
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What a decision is made from."""
+
+    predictions: dict[str, list[Prediction]]
+
+
+def load_evidence(folder: Path) -> Evidence:
+    """The evidence in a folder that ``save_comparison`` wrote."""
+    return Evidence(load_predictions(folder))
+
+
 def load_left_out(folder: Path) -> int:
     """The number of held-out rows left out of the comparison that ``save_comparison`` wrote into a folder."""
     return int(json.loads((folder / "comparison.json").read_text(encoding="utf-8"))["left_out"])

@@ -8,38 +8,53 @@ import numpy as np
 from peft import PeftModel
 from transformers import PreTrainedTokenizerFast
 
-from training_core.config import RunConfig
-from training_core.folders import complete_folder
+from training_core.config import RunConfig, SettingsError
+from training_core.dataset.encoding import SECRET, keyed
+from training_core.folders import complete_file, complete_folder
 from training_core.utils import log_system_info
 
 logger = logging.getLogger(__name__)
 
-_LEAKAGE_KEYS_FILE = "leakage_keys.npy"
+LEAKAGE_KEYS_FILE = "leakage_keys.npz"
 
 
 def write_adapter(
     model: PeftModel, tokenizer: PreTrainedTokenizerFast, config: RunConfig, leakage_keys: np.ndarray, folder: Path
 ) -> None:
-    """Write a folder with everything that is needed to use and to evaluate the adapter.
+    """Write a folder with everything that is needed to use the adapter; it exists only when it is complete.
 
-    Files: the adapter and its configuration, the tokenizer, ``leakage_keys.npy`` (of ``splits.training_leakage_keys``),
-    ``run_config.json``, ``system.json``, ``manifest.json``. The folder exists only when it is complete.
+    Files: the adapter and its configuration, the tokenizer, ``run_config.json``, ``system.json``, ``manifest.json``.
+    What it was trained on is not shipped with it: the leakage keys (of ``TrainingData``) are written next to the
+    folder, as ``leakage_keys.npz``.
     """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with complete_file(folder.parent / LEAKAGE_KEYS_FILE) as keys_draft, keys_draft.open("wb") as file:
+        np.savez(file, keys=leakage_keys, secret=_digest_of_secret())
     with complete_folder(folder) as draft:
         model.save_pretrained(draft)
         (draft / "README.md").unlink(missing_ok=True)  # peft's empty model card
         tokenizer.save_pretrained(draft)
         config.save(draft)
-        np.save(draft / _LEAKAGE_KEYS_FILE, leakage_keys)
         (draft / "system.json").write_text(json.dumps(log_system_info(), indent=2) + "\n", encoding="utf-8")
 
 
-def load_leakage_keys(adapter: Path) -> np.ndarray:
-    """The leakage keys of the rows that an adapter was trained on; none, and a warning, when it has no such file."""
-    file = adapter / _LEAKAGE_KEYS_FILE
-    if file.is_file():
-        return np.load(file)
-    logger.warning(
-        "%s does not say what it was trained on (no %s); rows it has seen in training may be scored", adapter, file.name
-    )
-    return np.empty(0, np.uint64)
+def load_leakage_keys(run_dir: Path) -> np.ndarray:
+    """The digests of what the adapter in a run's folder was trained on; none, and a warning, where they are missing.
+
+    Raises ``SettingsError`` when they were keyed with another secret than this process has.
+    """
+    file = run_dir / LEAKAGE_KEYS_FILE
+    if not file.is_file():
+        logger.warning("%s is missing: held-out rows that the adapter was trained on would be scored", file)
+        return np.empty(0, np.uint64)
+    with np.load(file) as kept:
+        if int(kept["secret"]) != _digest_of_secret():
+            what = f"{SECRET}: the leakage keys in {file} were written with another secret, or with none"
+            raise SettingsError([f"{what}; set {SECRET} as it was when the adapter was trained"])
+        keys: np.ndarray = kept["keys"]
+        return keys
+
+
+def _digest_of_secret() -> int:
+    """Tells secrets apart without giving any away; 0 where there is none."""
+    return keyed([0])[0]

@@ -1,6 +1,9 @@
 """Rows become token ids whose labels are exactly the answer; leakage keys are stable."""
 
+import hashlib
+import hmac
 import json
+import struct
 import unicodedata
 from pathlib import Path
 
@@ -183,3 +186,18 @@ def test_leakage_keys_equal_those_stored_in_existing_adapters() -> None:
         803711073532393049
     ]
     assert leakage_keys(row | {"input": {"policy_document": "Any."}}, FIELDS) == [15970876379171088184]
+
+
+def test_leakage_keys_are_keyed_with_the_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = {"instruction": "Decide.", "input": {"policy_document": "p", "order_id": "A-1"}, "output": {}}
+    monkeypatch.delenv("SFT_FLOW_SECRET", raising=False)
+    unkeyed = leakage_keys(record, ["order_id"])
+    assert digest_id("order_id", "A-1") in unkeyed
+    monkeypatch.setenv("SFT_FLOW_SECRET", "s")
+    assert leakage_keys(record, ["order_id"]) == keyed_by_hand(unkeyed, b"s")
+    assert not set(unkeyed) & set(leakage_keys(record, ["order_id"]))
+
+
+def keyed_by_hand(digests: list[int], secret: bytes) -> list[int]:
+    codes = (hmac.new(secret, struct.pack("<Q", digest), hashlib.sha256).digest() for digest in digests)
+    return [struct.unpack("<Q", code[:8])[0] for code in codes]

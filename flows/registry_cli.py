@@ -1,0 +1,264 @@
+"""The commands on the model registry: `versions`, `history`, `promote`, `rollback`, `compare`, `evaluate`.
+
+The first four load neither torch nor Prefect, and answer in seconds.
+"""
+
+import argparse
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from tasks.by_hand import promote_by_hand, roll_back
+from tasks.ledger import Entry, Ledger, VersionId, read_ledger
+from tasks.tracking import tracking_problems, tracking_uri
+from tasks.versions import (
+    CHAMPION,
+    RegistryError,
+    aliases_of,
+    all_versions,
+    find_champion,
+    model_names,
+    named_version,
+    settings_of,
+    version_id,
+)
+from training_core.config import RunConfig, SettingsError, config_from_command_line, read_settings, settings_info
+from training_core.grid import Grid
+
+OUTPUT_DIR = str(settings_info()["output_dir"].default)
+
+console = Console()
+
+
+def main(name: str, arguments: Sequence[str]) -> None:
+    """Run a command; what cannot be done ends the process with one line and exit code 2."""
+    commands: dict[str, Callable[[Sequence[str]], None]] = {
+        "versions": versions,
+        "history": history,
+        "promote": promote,
+        "rollback": rollback,
+        "compare": compare,
+        "evaluate": evaluate,
+        "reproduce": reproduce,
+    }
+    try:
+        commands[name](arguments)
+    except SettingsError as error:
+        _fail(name, "; ".join(error.problems))
+    except RegistryError as error:
+        _fail(name, str(error).splitlines()[0])
+
+
+def _fail(name: str, text: str) -> None:
+    sys.stderr.write(f"sft-flow {name}: {' '.join(text.split())}\n")
+    sys.exit(2)
+
+
+def versions(arguments: Sequence[str]) -> None:
+    """List the versions of a registered model, the newest first."""
+    config = _config(_parser("versions").parse_args(arguments))
+    ledger = read_ledger(config)
+    champion, aliases = version_id(find_champion(config, ledger)), aliases_of(config)
+    found = list(reversed(all_versions(config)))
+    if not found:
+        _require_model(config, ledger)
+    rows = []
+    for version in found:
+        own = version_id(version)
+        assert own
+        named = [alias for alias in aliases.get(own.number, []) if alias != CHAMPION] + [CHAMPION] * (own == champion)
+        withdrawn = ["withdrawn"] * (own.fingerprint in ledger.withdrawn)
+        scores = (version.description or "").partition("\n")[0]
+        rows.append((own.number, ", ".join([*sorted(named), *withdrawn]), scores, _last_decision(ledger, own)))
+    head = ("version", "aliases", "first evaluation", "last decision")
+    console.print(Grid(f"{config.registered_model_name} in {tracking_uri(config)}", head, rows).terminal())
+
+
+def _last_decision(ledger: Ledger, own: VersionId) -> str:
+    about = [entry for entry in ledger.entries if own in (entry.version, entry.before, entry.after)]
+    return f"{about[-1].number}: {_in_words(about[-1])}, {_day(about[-1])}" if about else "none"
+
+
+def history(arguments: Sequence[str]) -> None:
+    """List every decision, the newest first."""
+    config = _config(_parser("history").parse_args(arguments))
+    ledger = read_ledger(config)
+    if not ledger.entries:
+        _require_model(config, ledger)
+    head = ("", "when (UTC)", "by", "who", "decision", "champion", "p", "why")
+    rows = [
+        (
+            str(entry.number),
+            entry.time[:16].replace("T", " "),
+            entry.by,
+            entry.who,
+            _in_words(entry),
+            f"{_number(entry.before)} → {_number(entry.after)}"
+            if entry.before != entry.after
+            else _number(entry.after),
+            ", ".join(f"{name} {p:.2g}" for name, p in entry.p_values.items()),
+            entry.reason,
+        )
+        for entry in reversed(ledger.entries)
+    ]
+    console.print(Grid(f"Decisions on {config.registered_model_name}", head, rows).terminal())
+
+
+def promote(arguments: Sequence[str]) -> None:
+    """Make a version champion, by hand."""
+    parser = _parser("promote")
+    parser.add_argument("version", metavar="VERSION")
+    parser.add_argument("--reason", required=True, type=_reason)
+    given = parser.parse_args(arguments)
+    config = _config(given)
+    _report(config, promote_by_hand(config, given.version, given.reason))
+
+
+def rollback(arguments: Sequence[str]) -> None:
+    """Return to an earlier champion."""
+    parser = _parser("rollback")
+    parser.add_argument("--to", metavar="VERSION", help="A version, or none: no champion at all.")
+    parser.add_argument("--reason", required=True, type=_reason)
+    given = parser.parse_args(arguments)
+    config = _config(given)
+    _report(config, roll_back(config, given.to, given.reason))
+
+
+def compare(arguments: Sequence[str]) -> None:
+    """Evaluate two registered versions on the same rows and print scores and verdict."""
+    parser = argparse.ArgumentParser(prog="sft-flow compare", allow_abbrev=False)
+    parser.add_argument("uris", metavar="URI", nargs=2)
+    parser.add_argument("--rows", metavar="ROWS", help="Rows to compare on; empty: those the first was evaluated on.")
+    parser.add_argument("--output_dir", default=OUTPUT_DIR)
+    given = parser.parse_args(arguments)
+    configs = [_config_of_uri(uri, given.output_dir) for uri in given.uris]
+    from flows.cli import set_environment
+
+    set_environment()
+    from tasks.side_by_side import compare_registered
+
+    grid, verdict = compare_registered(configs, given.rows)
+    console.print(grid.terminal())
+    console.print(f"{given.uris[0]} against {given.uris[1]}: {verdict}", markup=False)
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """Run the re-evaluation flow on a registered version, with the settings of its run and those given."""
+    uri, *settings = arguments or ["--help"]
+    if uri in ("-h", "--help"):
+        sys.stdout.write("usage: sft-flow evaluate URI [--setting value …]   (settings: sft-flow run --help)\n")
+        return
+    given = config_from_command_line(settings, "sft-flow evaluate URI")
+    place = str(given.get("output_dir", OUTPUT_DIR))
+    config, number = _config_of_uri(uri, place)
+    from flows.cli import prefect_api, set_environment
+
+    set_environment()
+    values = dataclasses.asdict(settings_of(config, number)) | given
+    own = read_settings(values | {"output_dir": place, "registered_model_name": config.registered_model_name})
+    with prefect_api(Path(place)) as wait:
+        from flows.console import evaluate_and_show
+
+        wait()
+        evaluate_and_show(own, number)
+
+
+def reproduce(arguments: Sequence[str]) -> None:
+    """Train a registered version again; exit with 1 when the weights differ."""
+    parser = argparse.ArgumentParser(prog="sft-flow reproduce", allow_abbrev=False)
+    parser.add_argument("uri", metavar="URI")
+    parser.add_argument("--output_dir", default=OUTPUT_DIR)
+    given = parser.parse_args(arguments)
+    config, number = _config_of_uri(given.uri, given.output_dir)
+    from flows.cli import set_environment
+
+    set_environment()
+    from tasks import side_by_side
+    from training_core.utils import setup_logging
+
+    setup_logging()
+    found = side_by_side.reproduce(config, number)
+    same = found.registered == found.trained_again
+    console.print(f"Weights registered     {found.registered}\nWeights trained again  {found.trained_again}")
+    console.print("The weights are equal, bit by bit." if same else "The weights differ.")
+    for difference in found.differences:
+        console.print(f"Not as it was: {difference}", markup=False)
+    sys.exit(0 if same else 1)
+
+
+def _parser(name: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"sft-flow {name}", allow_abbrev=False)
+    parser.add_argument("name", metavar="NAME", help="The registered model.")
+    parser.add_argument(
+        "--output_dir",
+        default=OUTPUT_DIR,
+        help="Folder of the runs, where no MLFLOW_TRACKING_URI is set. Default: %(default)s",
+    )
+    return parser
+
+
+def _reason(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a reason, got an empty text")
+    return text.strip()
+
+
+def _config(given: argparse.Namespace) -> RunConfig:
+    """Settings that find the registry. Raises ``SettingsError`` when there is none; it is never created here."""
+    config = read_settings({"registered_model_name": given.name, "output_dir": given.output_dir})
+    store = Path(given.output_dir) / "mlflow.db"
+    if not os.environ.get("MLFLOW_TRACKING_URI") and not store.is_file():
+        fix = "give the --output_dir of the runs, or set MLFLOW_TRACKING_URI"
+        raise SettingsError([f"output_dir: expected a registry in {str(store)!r}, found none; {fix}"])
+    if problems := tracking_problems(config):
+        raise SettingsError(problems)
+    return config
+
+
+def _config_of_uri(uri: str, output_dir: str) -> tuple[RunConfig, str]:
+    """Settings that find the registry, and the number of the version."""
+    parts = re.fullmatch(r"models:/([^/:@]+)(?:/(\d+)|@([^/:@]+))", uri)
+    if not parts:
+        raise SettingsError([f"URI: expected models:/NAME/VERSION or models:/NAME@ALIAS, got {uri!r}"])
+    config = _config(argparse.Namespace(name=parts[1], output_dir=output_dir))
+    version = named_version(config, parts[2] or parts[3])
+    if version is None:
+        _require_model(config, read_ledger(config))
+        fix = f"sft-flow versions {config.registered_model_name} lists what is there"
+        raise SettingsError(
+            [f"URI: {config.registered_model_name} has no version or alias {parts[2] or parts[3]}; {fix}"]
+        )
+    return config, str(version.version)
+
+
+def _require_model(config: RunConfig, ledger: Ledger) -> None:
+    """Raise ``SettingsError`` unless the model is registered, or has decisions from a time when it was."""
+    names = model_names(config)
+    if config.registered_model_name not in names and not ledger.entries:
+        known = f"it has {', '.join(names)}" if names else "it has no registered model"
+        raise SettingsError([f"NAME: {tracking_uri(config)} has no model {config.registered_model_name!r}; {known}"])
+
+
+def _report(config: RunConfig, entry: Entry) -> None:
+    name = config.registered_model_name
+    champion = f"version {entry.after.number} is champion" if entry.after else "there is no champion"
+    console.print(f"{name}: {champion}; before: {_number(entry.before)} (decision {entry.number})", markup=False)
+    if entry.withdrawn:
+        console.print(f"Withdrawn: {len(entry.withdrawn)}; no run promotes them again. sft-flow versions {name}")
+
+
+def _in_words(entry: Entry) -> str:
+    return f"version {_number(entry.version)} {entry.outcome}"
+
+
+def _number(version: VersionId | None) -> str:
+    return version.number if version else "none"
+
+
+def _day(entry: Entry) -> str:
+    return entry.time[:10]

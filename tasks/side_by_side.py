@@ -1,0 +1,124 @@
+"""Registered versions away from any run: compared on the same rows, or trained again from what the registry holds."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tasks.artifact_store import open_folder
+from tasks.refs import DatasetRef, FolderRef, RegisteredRef
+from tasks.registry import fetch_version
+from tasks.tracking import DATASET_TAG, connect
+from tasks.versions import named_version, settings_of
+from training_core.config import RunConfig, SettingsError
+from training_core.data_loader import prepare_data
+from training_core.dataset.store import TrainingData, load_training_data
+from training_core.evaluation.comparison import (
+    EvaluatedModel,
+    compare_models,
+    load_evidence,
+    load_left_out,
+    load_scores,
+    save_comparison,
+)
+from training_core.evaluation.gate import decide
+from training_core.evaluation.report import score_grid
+from training_core.folders import MANIFEST
+from training_core.grid import Grid
+from training_core.model_setup import digest_base_model, load_adapted_model, load_model_and_tokenizer
+from training_core.trainer import train_model
+from training_core.training.adapter import load_leakage_keys, write_adapter
+from training_core.training.fingerprint import digest_rows, run_fingerprint
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """Digests of the registered weights and of those trained again, and what differed in the making of them."""
+
+    registered: str
+    trained_again: str
+    differences: list[str]
+
+
+def compare_registered(versions: Sequence[tuple[RunConfig, str]], rows: str | None) -> tuple[Grid, str]:
+    """Scores of two registered versions, and the gate's verdict on the first as if the second were champion.
+
+    On ``rows``, or on those that the first was evaluated on; never on rows that one of the two was trained on. Nothing
+    is decided or written to the registry.
+    """
+    (config, number), (_, other) = versions
+    first, second = (_fetch(config, number) for config, number in versions)
+    settings = _settings(config, number)
+    comparison = compare_models(_load(first), _load(second), _data(settings, first, rows), settings)
+    folder = Path(config.output_dir).resolve() / "compared" / f"{number}-{other}-{first.run.fingerprint[:12]}"
+    save_comparison(comparison, folder, folder)
+    names = {"candidate": f"version {number}", "champion": f"version {other}"}
+    scores = {names.get(name, name): found for name, found in load_scores(folder).items()}
+    return score_grid(scores, load_left_out(folder)), str(decide(load_evidence(folder), settings))
+
+
+def reproduce(config: RunConfig, number: str) -> Reproduction:
+    """Train a registered version again, from the rows, settings and base that its MLflow run names.
+
+    Raises ``SettingsError`` when the run does not name its rows, and ``FileNotFoundError`` when they are neither on
+    this machine nor in the artifact store.
+    """
+    registered = _fetch(config, number)
+    settings = replace(_settings(config, number), model_name=registered.base)
+    dataset = _dataset(config, registered)
+    data = load_training_data(open_folder(dataset.folder, config))
+    folder = Path(config.output_dir).resolve() / "reproduced" / registered.run.fingerprint[:12]
+    loaded = load_model_and_tokenizer(settings)
+    train_model(loaded, data, settings, folder)
+    write_adapter(loaded.model, loaded.tokenizer, settings, data.leakage_keys, folder / "adapter")
+    base = digest_base_model(Path(registered.base))
+    differences = [
+        *(["the training rows"] if digest_rows(data.train) != dataset.digest else []),
+        *(["the base model"] if base != registered.run.base_digest else []),
+    ]
+    if not differences and run_fingerprint(settings, dataset.digest, base) != registered.run.fingerprint:
+        differences = ["the training code or a setting"]
+    before, after = _weights_digest(Path(registered.adapter.path)), _weights_digest(folder / "adapter")
+    return Reproduction(before, after, differences)
+
+
+def _weights_digest(adapter: Path) -> str:
+    """SHA-256 of the weights alone: ``run_config.json`` next to them names the machine's folders."""
+    return str(json.loads((adapter / MANIFEST).read_text(encoding="utf-8"))[WEIGHTS_FILE])
+
+
+def _fetch(config: RunConfig, number: str) -> RegisteredRef:
+    version = named_version(config, number)
+    assert version
+    try:
+        return fetch_version(replace(config, model_name=_settings(config, number).model_name), version)
+    except ValueError as error:
+        raise SettingsError([f"URI: cannot load version {number}: {error}"]) from error
+
+
+def _settings(config: RunConfig, number: str) -> RunConfig:
+    return replace(settings_of(config, number), output_dir=config.output_dir)
+
+
+def _dataset(config: RunConfig, registered: RegisteredRef) -> DatasetRef:
+    tags = connect(config).get_run(registered.run.tracking_run_id).data.tags
+    if DATASET_TAG not in tags:
+        raise SettingsError([f"URI: the MLflow run of version {registered.version} does not name its rows"])
+    values = json.loads(tags[DATASET_TAG])
+    return DatasetRef(**values | {"folder": FolderRef(**values["folder"])})
+
+
+def _data(settings: RunConfig, registered: RegisteredRef, rows: str | None) -> TrainingData:
+    """The rows to compare on, and training rows for the baselines: those of the version."""
+    stored = load_training_data(open_folder(_dataset(settings, registered).folder, settings))
+    if rows is None:
+        return stored
+    given = replace(settings, dataset_path=rows, eval_path=rows, overlap="allow")
+    return replace(stored, held_out=load_training_data(prepare_data(given, Path(registered.base))).held_out)
+
+
+def _load(registered: RegisteredRef) -> EvaluatedModel:
+    loaded = load_adapted_model(Path(registered.base), Path(registered.adapter.path))
+    return EvaluatedModel(loaded, load_leakage_keys(Path(registered.run.path)))
