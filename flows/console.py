@@ -43,7 +43,7 @@ def evaluate_and_show(config: RunConfig, version: str) -> None:
         finished: FinishedRun = reevaluate_flow(**vars(config), version=version)
     finally:
         APILogWorker.drain_all(timeout=10)
-    for line in _show(config, finished, timedelta(seconds=round(time.monotonic() - started))):
+    for line in _finished(config, finished, timedelta(seconds=round(time.monotonic() - started))):
         console.print(line, markup=False, soft_wrap=True)
 
 
