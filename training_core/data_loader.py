@@ -39,9 +39,15 @@ logger = logging.getLogger(__name__)
 
 _ROWS_FOR_PACKING = 20_000
 _SETTINGS = (
-    *("dataset_path", "eval_path", "val_split", "entity_fields", "overlap", "seed", "max_seq_length", "overlong"),
+    *("dataset_path", "eval_path", "val_split", "entity_fields", "overlap", "split_seed", "max_seq_length", "overlong"),
     *("allowed_decisions", "max_refused_share", "label_audit", "group_by"),
-    *("packing", "per_device_train_batch_size", "gradient_accumulation_steps"),  # the gain that the report expects
+    *("max_eval_rows", "eval_max_new_tokens"),  # what the report says beforehand about the evaluation
+    *(
+        "packing",
+        "seed",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+    ),  # the gain that the report expects
 )
 
 

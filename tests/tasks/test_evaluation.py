@@ -58,8 +58,8 @@ def judged(
 def test_rows_of_another_split_that_candidate_or_champion_was_trained_on_are_not_scored(
     settings: RunConfig, loaded: LoadedModel, knows: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, _ = rows_of(replace(settings, seed=42))
-    now, dataset = rows_of(replace(settings, seed=43))
+    before, _ = rows_of(replace(settings, split_seed=42))
+    now, dataset = rows_of(replace(settings, split_seed=43))
     runs = {name: Path(settings.output_dir) / f"{knows} knows" / name for name in ("candidate", "champion")}
     adapters = {
         name: adapter_of(loaded, settings, before.leakage_keys if name == knows else now.leakage_keys, run)
@@ -67,7 +67,7 @@ def test_rows_of_another_split_that_candidate_or_champion_was_trained_on_are_not
     }
     champion = RegisteredRef("1", RunRef("", "", "", ""), adapters["champion"], settings.model_name)
     monkeypatch.setattr(evaluation, "fetch_champion", lambda *_, **__: champion)
-    settings = replace(settings, seed=43)
+    settings = replace(settings, split_seed=43)
     report, left_out = judged(loaded, settings, runs["candidate"], adapters["candidate"], dataset)
     both = set(zip(before.held_out["file"], before.held_out["line"], strict=True)) & set(
         zip(now.held_out["file"], now.held_out["line"], strict=True)

@@ -44,7 +44,7 @@ class EncodedRows(NamedTuple):
 
     ``facts`` has ``file``, ``line``, ``decision``, ``tokens``, ``kept`` (``"3 of 9"`` where a policy was trimmed), and
     64-bit digests: of the whole ``row``, its ``policy``, its ``case`` alone, the case as letters and digits
-    (``near_duplicate_key``), and its ``split_rank``, which the seed shuffles. ``entities`` has a digest for every id
+    (``near_duplicate_key``), and its ``split_rank``, which ``split_seed`` shuffles. ``entities`` has a digest for every id
     that a row names, and the ``row``, its place in ``facts``. ``broken`` are the rows whose answers tokenisation does
     not keep, by their places among the rows.
     """
@@ -104,7 +104,9 @@ def _as_batch(items: Sequence[_Encoded], config: RunConfig) -> pa.RecordBatch:
 
 
 def _facts(items: Sequence[_Encoded], config: RunConfig) -> pd.DataFrame:
-    digests = pd.DataFrame([_digests(item.row.record, config.seed) for item in items], columns=_DIGESTS, dtype="uint64")
+    digests = pd.DataFrame(
+        [_digests(item.row.record, config.split_seed) for item in items], columns=_DIGESTS, dtype="uint64"
+    )
     return digests.assign(
         file=[item.row.file for item in items],
         line=np.array([item.row.line for item in items], np.int64),
@@ -117,7 +119,7 @@ def _facts(items: Sequence[_Encoded], config: RunConfig) -> pd.DataFrame:
 _DIGESTS = ("row", "policy", "case", "near_duplicate_key", "split_rank")
 
 
-def _digests(record: Record, seed: int) -> tuple[int, ...]:
+def _digests(record: Record, split_seed: int) -> tuple[int, ...]:
     policy, instruction, case = _subject(record)
     prompt = _digest(policy.to_bytes(8, "little") + instruction + b"\0" + case)
     subject = case if case != b"{}" else instruction  # rows without a case differ by what they ask
@@ -126,7 +128,7 @@ def _digests(record: Record, seed: int) -> tuple[int, ...]:
         policy,
         _digest(subject),
         _near_duplicate_key(instruction, case),
-        _digest(seed.to_bytes(8, "little") + subject),
+        _digest(split_seed.to_bytes(8, "little") + subject),
     )
 
 

@@ -58,7 +58,7 @@ def training_leakage_keys(facts: pd.DataFrame, entities: pd.DataFrame) -> np.nda
 def hold_out(facts: pd.DataFrame, entities: pd.DataFrame, share: float) -> pd.Series:
     """Which rows are held out: ``share`` of the rows of every decision, by lot.
 
-    Rows of one case or one entity stay on one side. A group's lot depends on the seed and its own cases alone, so next
+    Rows of one case or one entity stay on one side. A group's lot depends on ``split_seed`` and its own cases alone, so next
     week, among other rows, nearly all rows are on the side they were on. Decisions so rare that not one row of
     theirs would be held out are drawn as if they were one decision.
     """
@@ -80,10 +80,10 @@ def hold_out(facts: pd.DataFrame, entities: pd.DataFrame, share: float) -> pd.Se
 
 
 def held_out_sample(rows: Dataset, config: RunConfig) -> Dataset:
-    """The held-out rows that are answered: all of them, or ``max_eval_rows`` drawn with the run's seed."""
+    """The held-out rows that are answered: all of them, or ``max_eval_rows`` drawn with ``split_seed``."""
     if len(rows) <= config.max_eval_rows:
         return rows
-    drawn = np.random.default_rng(config.seed).permutation(len(rows))[: config.max_eval_rows]
+    drawn = np.random.default_rng(config.split_seed).permutation(len(rows))[: config.max_eval_rows]
     return rows.select(sorted(drawn.tolist()))
 
 

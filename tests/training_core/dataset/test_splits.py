@@ -163,7 +163,7 @@ def test_the_split_follows_seed_and_share(tmp_path: Path, tokenizer: PreTrainedT
     assert small < large
     assert (len(small), len(large)) == (20, 80)
     assert build(path, tokenizer, val_split=0.1).lines[1] == small
-    assert build(path, tokenizer, val_split=0.1, seed=1).lines[1] != small
+    assert build(path, tokenizer, val_split=0.1, split_seed=1).lines[1] != small
 
 
 @pytest.mark.parametrize("name", ["order_id", "user_id", "customer_id"])

@@ -213,7 +213,7 @@ def test_a_sample_of_many_rows_is_drawn_by_the_seed_in_their_order() -> None:
     assert len(set(drawn)) == 10
     assert drawn == sorted(drawn) != list(range(10))
     assert held_out_sample(held_out, RunConfig(max_eval_rows=10))["line"][:] == drawn
-    assert held_out_sample(held_out, RunConfig(max_eval_rows=10, seed=1))["line"][:] != drawn
+    assert held_out_sample(held_out, RunConfig(max_eval_rows=10, split_seed=1))["line"][:] != drawn
 
 
 # A model's answers
