@@ -13,8 +13,8 @@ from tasks.registry import CHAMPION, find_version, named_version, point_alias, t
 from training_core.code_digest import code_digest
 from training_core.config import RunConfig
 from training_core.dataset.store import load_training_data
-from training_core.evaluation.comparison import comparison_key, load_predictions
-from training_core.evaluation.gate import BECOMES_CHAMPION, decide
+from training_core.evaluation.comparison import comparison_key, load_evidence
+from training_core.evaluation.gate import BECOMES_CHAMPION, GATE_SETTINGS, decide
 from training_core.training.fingerprint import run_fingerprint
 
 PROMOTED = "sft-flow.promoted"
@@ -44,7 +44,7 @@ def promote(config: RunConfig, dataset: DatasetRef, version: ModelVersionRef, re
     current = _champion(config)
     if current not in (version.version, report.champion):
         return replace(version, verdict="stays candidate: the champion changed while it was judged; run again")
-    verdict = decide(load_predictions(open_folder(report.folder, config)), config)
+    verdict = decide(load_evidence(open_folder(report.folder, config)), config)
     if current == version.version:
         decided = replace(version, champion=True, verdict=f"is the champion already: {verdict.reason}")
     else:
@@ -75,5 +75,6 @@ def _decision_key(config: RunConfig, dataset: DatasetRef, champion: str | None) 
     """SHA-256 over what a verdict on a version depends on: held-out rows, settings, and who is champion after it."""
     data = load_training_data(open_folder(dataset.folder, config))
     rule = code_digest("training_core.evaluation.gate", without=["training_core.config"])
-    parts = [comparison_key(config, data, []), rule, config.min_improvement, champion]
+    settings = {name: getattr(config, name) for name in GATE_SETTINGS}
+    parts = [comparison_key(config, data, []), rule, settings, champion]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -110,7 +110,7 @@ class RunConfig:
         42,
         ge=0,
         lt=2**32,
-        description="Seed of the split, the order of rows and the adapter's first weights.",
+        description="Seed of the order of rows and the adapter's first weights; split_seed chooses the held-out rows.",
     )
 
     # LoRA

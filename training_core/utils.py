@@ -89,7 +89,8 @@ def validate_args(config: RunConfig) -> None:
         *(_rows_problems("eval_path", config.eval_path) if config.eval_path else []),
         *_base_model_problems(config),
         *_folder_problems("output_dir", config.output_dir),
-        *_audit_problems(config.label_audit),
+        *_audit_problems("label_audit", config.label_audit),
+        *_audit_problems("answer_audit", config.answer_audit),
         *_contradictions(config),
     ]
     if problems:
@@ -112,11 +113,11 @@ def _rows_problems(name: str, value: str) -> list[str]:
     return []
 
 
-def _audit_problems(value: str | None) -> list[str]:
+def _audit_problems(name: str, value: str | None) -> list[str]:
     try:
-        return [] if value is None or callable(resolve_name(value)) else [f"label_audit: {value!r} is no function"]
+        return [] if value is None or callable(resolve_name(value)) else [f"{name}: {value!r} is no function"]
     except (ImportError, AttributeError, ValueError) as error:
-        return [f"label_audit: {value!r} cannot be imported: {error}"]
+        return [f"{name}: {value!r} cannot be imported: {error}"]
 
 
 def _base_model_problems(config: RunConfig) -> list[str]:

@@ -44,9 +44,9 @@ class EncodedRows(NamedTuple):
 
     ``facts`` has ``file``, ``line``, ``decision``, ``tokens``, ``kept`` (``"3 of 9"`` where a policy was trimmed), and
     64-bit digests: of the whole ``row``, its ``policy``, its ``case`` alone, the case as letters and digits
-    (``near_duplicate_key``), and its ``split_rank``, which ``split_seed`` shuffles. ``entities`` has a digest for every id
-    that a row names, and the ``row``, its place in ``facts``. ``broken`` are the rows whose answers tokenisation does
-    not keep, by their places among the rows.
+    (``near_duplicate_key``), and its ``split_rank``, which ``split_seed`` shuffles. ``entities`` has a digest for every
+    id that a row names, and the ``row``, its place in ``facts``. ``broken`` are the rows whose answers tokenisation
+    does not keep, by their places among the rows.
     """
 
     batch: pa.RecordBatch

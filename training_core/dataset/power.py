@@ -6,7 +6,7 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 POWER, LEVEL = 0.8, 0.05
-USUAL_DIFFERENCE = 0.15  # share of rows on which two adapters of one recipe disagree: 11–16% of the demo's rows
+USUAL_DIFFERENCE = 0.15  # share of rows on which two adapters of one recipe disagree: 11 to 16% of the demo's rows
 _Z_LEVEL, _Z_POWER = float(norm.ppf(1 - LEVEL)), float(norm.ppf(POWER))
 
 

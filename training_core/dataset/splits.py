@@ -58,8 +58,8 @@ def training_leakage_keys(facts: pd.DataFrame, entities: pd.DataFrame) -> np.nda
 def hold_out(facts: pd.DataFrame, entities: pd.DataFrame, share: float) -> pd.Series:
     """Which rows are held out: ``share`` of the rows of every decision, by lot.
 
-    Rows of one case or one entity stay on one side. A group's lot depends on ``split_seed`` and its own cases alone, so next
-    week, among other rows, nearly all rows are on the side they were on. Decisions so rare that not one row of
+    Rows of one case or one entity stay on one side. A group's lot depends on ``split_seed`` and its own cases alone, so
+    next week, among other rows, nearly all rows are on the side they were on. Decisions so rare that not one row of
     theirs would be held out are drawn as if they were one decision.
     """
     if facts.empty:

@@ -19,8 +19,9 @@ MOST_DECISIONS_DRAWN = 20
 
 
 def score_grid(scores: Mapping[str, Scores], left_out: int = 0) -> Grid:
-    """Models and baselines side by side, all over the same held-out rows; how many were left out stands below."""
-    head = ("", "accuracy", "95% interval", "right", "macro F1", "valid JSON", "false approvals")
+    """Models and baselines side by side, all over the same held-out rows, and below how many were left out."""
+    quality = ("accuracy", "95% interval", "right", "macro F1")
+    head = ("", *quality, "parsed", "usable", "texts", "false approvals", "false refusals")
     rows = [
         (
             name,
@@ -28,8 +29,11 @@ def score_grid(scores: Mapping[str, Scores], left_out: int = 0) -> Grid:
             f"{s.accuracy_low:.0%}–{s.accuracy_high:.0%}",
             f"{round(s.accuracy * s.rows)}/{s.rows}",
             f"{s.macro_f1:.3f}",
-            f"{s.json_validity:.1%}",
+            f"{s.parsed:.1%}",
+            f"{s.usable:.1%}",
+            "–" if s.text_score is None else f"{s.text_score:.1%}",
             f"{s.false_approvals:.1%}",
+            f"{s.false_refusals:.1%}",
         )
         for name, s in scores.items()
     ]

@@ -18,7 +18,7 @@ ODD = ["[/x]", "[bold]hidden", "a | b", "two\nlines", "$x_$", "$\\frac$", "Ã© ä½
 
 
 def found(expected: str, decision: str, group: str = "return") -> Prediction:
-    return Prediction("rows.jsonl", 1, group, expected, decision, valid_json=True, answer="")
+    return Prediction("rows.jsonl", 1, group, expected, decision, parsed=True, usable=True, answer="")
 
 
 def scores_of(*predictions: Prediction) -> Scores:
