@@ -4,7 +4,7 @@ together."""
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -35,13 +35,13 @@ class EvidenceRow:
 
 @dataclass(frozen=True)
 class ModelAnswers:
-    """What one model gave, as arrays [rows]: the number of its decision, whether the answer was usable, the score of
-    its texts (NaN where it has none), whether ``answer_audit`` found problems, and the answers themselves."""
+    """What one model gave, as arrays [rows]: the number of its decision, whether the answer was usable, whether
+    ``answer_audit`` found problems, the scores of each text field (NaN where a row has none), and the answers."""
 
     decision: np.ndarray
     usable: np.ndarray
-    text_score: np.ndarray
     has_problems: np.ndarray
+    text_scores: Mapping[str, np.ndarray] = field(default_factory=dict)
     answers: Sequence[str] = ()
 
 
@@ -156,12 +156,12 @@ def evidence_of(
 
 
 def _answers_of(predictions: Sequence[Prediction], number: Mapping[str, int]) -> ModelAnswers:
-    scores = [found.text_score for found in predictions]
+    names = dict.fromkeys(chain.from_iterable(found.text_scores for found in predictions))
     return ModelAnswers(
         decision=np.array([number[found.decision] for found in predictions]),
         usable=np.array([found.usable for found in predictions], bool),
-        text_score=np.array([np.nan if score is None else score for score in scores]),
         has_problems=np.array([bool(found.problems) for found in predictions], bool),
+        text_scores={name: np.array([found.text_scores.get(name, np.nan) for found in predictions]) for name in names},
         answers=[found.answer for found in predictions],
     )
 

@@ -6,6 +6,7 @@ observation. Every function takes the number of each row's tie; rows without one
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy.stats import binom, norm, ttest_1samp
@@ -54,6 +55,7 @@ def compare_paired(first: np.ndarray, second: np.ndarray, ties: np.ndarray) -> P
     )
 
 
+@lru_cache(maxsize=100_000)
 def mcnemar_mid_p(wins: int, losses: int) -> float:
     """The one-sided mid-p-value of McNemar's test: P(X > wins) + P(X = wins) / 2 for X ~ Binomial(wins + losses, 1/2).
 

@@ -77,7 +77,7 @@ def score_texts(answer: Record | None, expected: Record, exact_fields: frozenset
 
 
 def _score(given: Any, expected: Any, exact: bool) -> float:
-    if exact or not isinstance(expected, str) or not isinstance(given, str):
+    if exact or given == expected or not isinstance(expected, str) or not isinstance(given, str):
         return float(given == expected)
     return float(_chrf().sentence_score(given, [expected]).score) / 100
 

@@ -102,7 +102,7 @@ def test_a_comparison_without_a_row_that_is_new_to_all_is_rejected_with_what_to_
 ) -> None:
     halves = [list(range(len(data.held_out)))[start::2] for start in (0, 1)]
     one, other = (EvaluatedModel(model, told_by(data, config, half)) for half in halves)
-    with pytest.raises(SettingsError, match=r"eval_path: .* new to both, or seed and val_split"):
+    with pytest.raises(SettingsError, match=r"eval_path: .* new to both, or split_seed and val_split"):
         compare_models(one, other, data, config)
 
 
