@@ -39,7 +39,12 @@ _ROWS_FOR_PACKING = 20_000
 _SETTINGS = (
     *("dataset_path", "eval_path", "val_split", "entity_fields", "overlap", "split_seed", "max_seq_length", "overlong"),
     *("allowed_decisions", "max_refused_share", "label_audit", "group_by"),
-    *("max_eval_rows", "eval_max_new_tokens"),  # what the report says beforehand about the evaluation
+    *(
+        "max_eval_rows",
+        "min_eval_rows",
+        "eval_max_new_tokens",
+        "slice_fields",
+    ),  # what the report says beforehand about the evaluation
     *(
         "packing",
         "seed",

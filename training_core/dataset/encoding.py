@@ -42,11 +42,11 @@ _SEPARATORS = re.compile(r"(?:(?![-.]\d)[\W_])+")
 class EncodedRows(NamedTuple):
     """Some rows of a file, in one order in ``batch`` (columns of ``SCHEMA``) and in ``facts``.
 
-    ``facts`` has ``file``, ``line``, ``decision``, ``tokens``, ``kept`` (``"3 of 9"`` where a policy was trimmed), and
-    64-bit digests: of the whole ``row``, its ``policy``, its ``case`` alone, the case as letters and digits
-    (``near_duplicate_key``), and its ``split_rank``, which ``split_seed`` shuffles. ``entities`` has a digest for every
-    id that a row names, and the ``row``, its place in ``facts``. ``broken`` are the rows whose answers tokenisation
-    does not keep, by their places among the rows.
+    ``facts`` has ``file``, ``line``, ``decision``, ``tokens``, ``answer_tokens``, ``kept`` (``"3 of 9"`` where a policy
+    was trimmed), and 64-bit digests: of the whole ``row``, its ``policy``, its ``case`` alone, the case as letters and
+    digits (``near_duplicate_key``), and its ``split_rank``, which ``split_seed`` shuffles. ``entities`` has a digest
+    for every id that a row names, and the ``row``, its place in ``facts``. ``broken`` are the rows whose answers
+    tokenisation does not keep, by their places among the rows.
     """
 
     batch: pa.RecordBatch
@@ -112,6 +112,7 @@ def _facts(items: Sequence[_Encoded], config: RunConfig) -> pd.DataFrame:
         line=np.array([item.row.line for item in items], np.int64),
         decision=[sys.intern(item.record["output"]["decision"]) for item in items],
         tokens=np.array([len(item.prompt) + len(item.answer) for item in items], np.int32),
+        answer_tokens=np.array([len(item.answer) for item in items], np.int32),
         kept=[sys.intern(item.kept) for item in items],
     )
 

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from training_core.config import RunConfig
+from training_core.dataset.evaluation_findings import evaluation_findings, field_failures
 from training_core.dataset.ingest import Ingested, Source
 from training_core.dataset.report import Account, DataReport, DecisionCount, Finding, Lengths
 from training_core.dataset.splits import DUPLICATE, HELD_OUT, OVERLONG, TRAINED
@@ -24,6 +25,7 @@ _PLACES_IN_A_FAILURE = 5
 def report_on(config: RunConfig, ingested: Ingested, facts: pd.DataFrame, packing: str) -> DataReport:
     """The report on rows whose ``facts`` have got their ``split`` and ``overlap``; broken rules are its failures."""
     findings = [*_findings_on_rows(config, facts), *_findings_on_texts(ingested)]
+    findings = [*evaluation_findings(config, ingested.case_fields, facts), *findings]
     return DataReport(
         accounts=[_account(source, facts) for source in ingested.sources],
         decisions=_count_decisions(facts),
@@ -115,6 +117,7 @@ def _place(row: pd.Series) -> str:
 def _failures(config: RunConfig, ingested: Ingested, facts: pd.DataFrame) -> Iterator[str]:
     for source in ingested.sources:
         yield from _failures_of_file(config, source)
+    yield from field_failures(config, ingested.case_fields)
     splits = facts["split"].value_counts().to_dict()
     for name, path, is_held_out in _paths(config):
         if not any(source.held_out == is_held_out and source.rows for source in ingested.sources):

@@ -7,10 +7,10 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from training_core.config import RunConfig
+from training_core.dataset.evaluation_findings import same_decision
 from training_core.dataset.power import detectable_gain, rows_needed
 from training_core.evaluation.evidence import POLICY, Evidence
 from training_core.evaluation.paired_tests import LEVEL, PairedTest, compare_paired, holm, lower_mean_p
-from training_core.evaluation.scores import same_decision
 
 BECOMES_CHAMPION: Final = "becomes champion"
 READY: Final = "ready for approval"

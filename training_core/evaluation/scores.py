@@ -15,6 +15,7 @@ from sklearn.metrics import f1_score
 
 from training_core.config import RunConfig
 from training_core.dataset.encoding import IGNORED_LABEL, leakage_keys
+from training_core.dataset.evaluation_findings import same_decision
 from training_core.evaluation.generation import generate
 from training_core.evaluation.text_scores import AnswerJudge, TrainingAnswers
 from training_core.model_setup import LoadedModel
@@ -89,11 +90,6 @@ class Scores:
     text_score: float | None
     audit_problems: float
     by_group: dict[str, GroupScore]
-
-
-def same_decision(decision: str) -> str:
-    """The form under which the guards compare decisions: capitals and white space at the edges do not count."""
-    return decision.strip().casefold()
 
 
 def unseen_rows(rows: Dataset, seen_keys: np.ndarray, config: RunConfig) -> Dataset:
