@@ -13,7 +13,6 @@ from training_core.evaluation.evidence import POLICY, Evidence
 from training_core.evaluation.paired_tests import LEVEL, PairedTest, compare_paired, holm, lower_mean_p
 
 BECOMES_CHAMPION: Final = "becomes champion"
-READY: Final = "ready for approval"
 STAYS_CANDIDATE: Final = "stays candidate"
 UNDECIDED: Final = "undecided"
 
@@ -29,7 +28,7 @@ MOST_JUDGED = 20  # versions that one set of held-out rows can judge before it s
 # The settings that a verdict depends on besides the evidence, for keys of caches.
 GATE_SETTINGS: Final = (
     *("favourable_decisions", "group_by", "slice_fields", "min_eval_rows", "min_usable"),
-    *("min_improvement", "max_favourable_rise", "max_refused_rise", "require_approval"),
+    *("min_improvement", "max_favourable_rise", "max_refused_rise"),
 )
 
 
@@ -47,8 +46,8 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """``outcome`` is ``BECOMES_CHAMPION``, ``READY`` (it would, and ``require_approval`` is set), ``STAYS_CANDIDATE``
-    (it was shown to be worse, or a guard is violated) or ``UNDECIDED`` (the rows do not show enough).
+    """``outcome`` is ``BECOMES_CHAMPION``, ``STAYS_CANDIDATE`` (the candidate was shown to be worse, or a check is
+    violated) or ``UNDECIDED`` (the rows do not show enough). Whether a person has to approve is not decided here.
 
     ``reason`` says why in one line, ``paragraphs`` at length. ``champion_failing``: the present champion no longer
     passes against base and lookup table. ``fresh_rows_wanted``: these held-out rows have judged many versions.
@@ -87,7 +86,7 @@ def decide(evidence: Evidence, config: RunConfig, versions_judged: int = 0, vers
     failing = CHAMPION in evidence.models and is_failing(evidence, config, CHAMPION)
     wanted = versions_judged >= MOST_JUDGED
     reused = [_reuse(versions_judged, versions_promoted)] if versions_judged else []
-    outcome = _outcome(checks, config)
+    outcome = _outcome(checks)
     return Verdict(
         outcome=outcome,
         reason=_reason(outcome, checks),
@@ -287,13 +286,11 @@ def _is_favourable(evidence: Evidence, config: RunConfig, model: str) -> np.ndar
     return found.usable & _favourable(evidence, config)[found.decision]
 
 
-def _outcome(checks: tuple[Check, ...], config: RunConfig) -> str:
+def _outcome(checks: tuple[Check, ...]) -> str:
     states = {check.state for check in checks}
     if VIOLATED in states:
         return STAYS_CANDIDATE
-    if OPEN in states:
-        return UNDECIDED
-    return READY if config.require_approval else BECOMES_CHAMPION
+    return UNDECIDED if OPEN in states else BECOMES_CHAMPION
 
 
 # How it is said

@@ -14,7 +14,6 @@ from training_core.evaluation.evidence import Evidence, EvidenceRow, ModelAnswer
 from training_core.evaluation.gate import (
     BECOMES_CHAMPION,
     GATE_SETTINGS,
-    READY,
     STAYS_CANDIDATE,
     UNDECIDED,
     Verdict,
@@ -126,12 +125,6 @@ def test_promotion_needs_the_minimum_improvement(rivals: dict[str, list[Predicti
     assert verdict(rivals, good, replace(CONFIG, min_improvement=0.05)).outcome == BECOMES_CHAMPION
     assert verdict(rivals, good, replace(CONFIG, min_improvement=0.22)).outcome == UNDECIDED
     assert verdict(rivals, good, replace(CONFIG, min_improvement=0.5)).outcome == STAYS_CANDIDATE
-
-
-def test_promotion_waits_for_approval(rivals: dict[str, list[Prediction]], good: list[Record]) -> None:
-    assert verdict(rivals, good, replace(CONFIG, require_approval=True)).outcome == READY
-    worse = verdict(rivals, answers(0.45, seed=9), replace(CONFIG, require_approval=True))
-    assert worse.outcome == STAYS_CANDIDATE
 
 
 def test_gate_gives_equal_verdicts_on_equal_evidence(rivals: dict[str, list[Prediction]], good: list[Record]) -> None:
