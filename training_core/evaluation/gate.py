@@ -161,12 +161,12 @@ def check_texts(evidence: Evidence) -> Check:
     """
     tests = text_tests(evidence)
     if not tests:
-        return Check("texts", HOLDS, "There are no texts to compare with those of the " + _reference(evidence) + ".")
+        return Check("texts", HOLDS, "There are no texts to compare with those of the " + reference_of(evidence) + ".")
     adjusted = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
     shares = ", ".join(f"{name} {test.own:.0%} ({test.other:.0%})" for name, test in tests.items())
     worse = ", ".join(f"{name} (p = {_p(p)})" for name, p in adjusted.items() if p < LEVEL)
     sentence = (
-        f"Where its decision and that of the {_reference(evidence)} (in brackets) are right, the texts agree with the "
+        f"Where its decision and that of the {reference_of(evidence)} (in brackets) are right, texts agree with the "
         f"expected ones to: {shares} (chrF or equality). Significantly worse: {worse or 'none'}."
     )
     return Check("texts", VIOLATED if worse else HOLDS, sentence, min(adjusted.values()))
@@ -180,7 +180,7 @@ def check_audit(evidence: Evidence) -> Check:
     test = compare_paired(candidate, reference, evidence.ties)
     sentence = (
         f"answer_audit found problems in {int(candidate.sum())} answers, and in {int(reference.sum())} of the "
-        f"{_reference(evidence)}; p = {_p(test.p)}."
+        f"{reference_of(evidence)}; p = {_p(test.p)}."
     )
     return Check("answer audit", VIOLATED if test.p < LEVEL else HOLDS, sentence, test.p, test)
 
@@ -196,9 +196,9 @@ def check_slices(evidence: Evidence, config: RunConfig) -> Check:
         for (name, test), p in sorted(zip(slices, adjusted, strict=True), key=lambda item: item[1])
         if p < LEVEL
     ]
-    worse = f"significantly worse than the {_reference(evidence)} in {len(fallen)}: {'; '.join(fallen)}."
+    worse = f"significantly worse than the {reference_of(evidence)} in {len(fallen)}: {'; '.join(fallen)}."
     sentence = f"{len(slices)} slices of at least {SMALLEST_SLICE} rows were tested; "
-    sentence += worse if fallen else f"in none is it significantly worse than the {_reference(evidence)}."
+    sentence += worse if fallen else f"in none is it significantly worse than the {reference_of(evidence)}."
     return Check("slices", VIOLATED if fallen else HOLDS, sentence, min(adjusted))
 
 
@@ -224,7 +224,7 @@ class TextTest(NamedTuple):
 def text_tests(evidence: Evidence) -> dict[str, TextTest]:
     """Candidate against reference for each text field that both have."""
     candidate, reference = (evidence.models[name].text_scores for name in _pair(evidence))
-    both = evidence.right(CANDIDATE) & evidence.right(_reference(evidence))
+    both = evidence.right(CANDIDATE) & evidence.right(reference_of(evidence))
     found = {}
     for name in candidate.keys() & reference.keys() if both.sum() >= SMALLEST_SLICE else ():
         rows = both & ~np.isnan(candidate[name]) & ~np.isnan(reference[name])
@@ -253,15 +253,16 @@ def slice_tests(evidence: Evidence, config: RunConfig) -> Iterator[tuple[str, Pa
 
 def _pair(evidence: Evidence) -> tuple[str, str]:
     """The candidate and the model that the guards compare it with."""
-    return CANDIDATE, _reference(evidence)
+    return CANDIDATE, reference_of(evidence)
 
 
-def _reference(evidence: Evidence) -> str:
+def reference_of(evidence: Evidence) -> str:
+    """The model that guards compare the candidate with: the champion, or the lookup table where there is none."""
     return CHAMPION if CHAMPION in evidence.models else LOOKUP_TABLE
 
 
 def _check_rise(name: str, wrong: dict[str, np.ndarray], evidence: Evidence, limit: float, setting: str) -> Check:
-    reference = _reference(evidence)
+    reference = reference_of(evidence)
     test = compare_paired(wrong[CANDIDATE], wrong[reference], evidence.ties)
     state = HOLDS if test.high < limit else VIOLATED if test.p < LEVEL else OPEN
     sentence = (
