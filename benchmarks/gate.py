@@ -19,7 +19,7 @@ from rich.console import Console
 from scipy.optimize import brentq
 from scipy.stats import multivariate_normal, norm
 
-from training_core.config import RunConfig
+from training_core.config import read_settings
 from training_core.evaluation.evidence import Evidence, ModelAnswers
 from training_core.evaluation.gate import BECOMES_CHAMPION, decide
 
@@ -29,7 +29,7 @@ TABLE = ROOT / "benchmarks" / "results" / "gate.md"
 PICTURE = ROOT / "docs" / "promotion_power.png"
 PAGE = ROOT / "docs" / "evaluation.md"
 
-CONFIG = RunConfig()
+CONFIG = read_settings({})
 DECISIONS = ("Eligible", "Escalate", "In Progress", "Not Eligible")
 FAVOURABLE = 0
 GROUPS, POLICIES = 20, 10

@@ -19,7 +19,7 @@ UNDECIDED: Final = "undecided"
 # What a check found: it holds, the opposite was shown, or the rows show neither.
 HOLDS: Final = "holds"
 VIOLATED: Final = "violated"
-OPEN: Final = "open"
+OPEN: Final = "not shown"
 
 CANDIDATE, CHAMPION, LOOKUP_TABLE = "candidate", "champion", "lookup table"
 SMALLEST_SLICE = 25
@@ -304,11 +304,8 @@ def _reason(outcome: str, checks: tuple[Check, ...]) -> str:
         smallest = min(tests, key=lambda test: test.gain)
         rival = next(check.name for check in checks if check.test is smallest).removeprefix("better than ")
         return f"every check holds; smallest gain {_interval(smallest)}, over the {rival}, p = {_p(smallest.p)}"
-    first, *others = [check for check in checks if check.state == decisive]
-    more = f" (and {len(others)} more: {', '.join(check.name for check in others)})" if others else ""
-    found = "not shown to be" if outcome == UNDECIDED and first.name.startswith("better") else "fails"
-    label = f"{found} {first.name}" if found != "fails" else f"check {first.name!r} {decisive}"
-    return f"{label}{more}. {first.sentence}"
+    found = [check for check in checks if check.state == decisive]
+    return f"{decisive}: {', '.join(check.name for check in found)}. {found[0].sentence}"
 
 
 def _what_decides(test: PairedTest, config: RunConfig) -> str:
