@@ -18,6 +18,7 @@ from training_core.dataset.encoding import IGNORED_LABEL, leakage_keys
 from training_core.dataset.evaluation_findings import same_decision
 from training_core.evaluation.generation import generate
 from training_core.evaluation.text_scores import AnswerJudge, TrainingAnswers
+from training_core.evaluation.text_scores import parse_answer as parse_answer
 from training_core.model_setup import LoadedModel
 from training_core.prompts.chat_encoding import ChatEncoder
 from training_core.prompts.messages import format_as_chat
