@@ -195,7 +195,7 @@ def _right(quality: float, hardness: np.ndarray, own: np.ndarray, rho: float) ->
 def table(found: list[Cell], weeks: list[Weeks]) -> str:
     """The results as Markdown."""
     power = {(cell.rows, cell.gain): cell for cell in found if cell.kind == "power"}
-    head = ["held-out rows", *(f"{100 * gain:+.0f} points" if gain else "equal quality" for gain in GAINS)]
+    head = ["held-out rows", *map(_gain, GAINS)]
     lines = [_line(head), _line(["--:"] * len(head))]
     for rows in ROWS:
         shares = [power[rows, gain] for gain in GAINS]
@@ -230,6 +230,11 @@ def table(found: list[Cell], weeks: list[Weeks]) -> str:
     )
 
 
+def _gain(gain: float) -> str:
+    points = round(100 * gain)
+    return f"+{points} {'point' if points == 1 else 'points'}" if points else "equal quality"
+
+
 def _line(texts: list[str]) -> str:
     return f"| {' | '.join(texts)} |"
 
@@ -241,7 +246,7 @@ def draw(found: list[Cell], path: Path) -> None:
     shades = ("#b0302a", "#9ecae1", "#6baed6", "#2171b5", "#08306b")
     for gain, shade in zip(GAINS, shades, strict=True):
         shares = [cell.promoted for cell in found if cell.kind == "power" and cell.gain == gain]
-        name = f"true gain {100 * gain:.0f} points" if gain else "equal quality"
+        name = f"true gain {_gain(gain)}" if gain else _gain(gain)
         axes.plot(ROWS, shares, "o-", color=shade, label=name)
     axes.axhline(0.05, color="#5f5f5f", linestyle=":", linewidth=1)
     axes.set(xscale="log", xlabel="held-out rows", ylabel="share promoted", ylim=(0, 1.02))
