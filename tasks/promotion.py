@@ -19,7 +19,8 @@ from tasks.versions import decide_once, find_champion, find_version, named_versi
 from training_core.code_digest import code_digest
 from training_core.config import RunConfig, SettingsError
 from training_core.dataset.store import TrainingData, load_training_data
-from training_core.evaluation.comparison import comparison_key, load_evidence
+from training_core.evaluation.comparison import comparison_key
+from training_core.evaluation.evidence import load_evidence
 from training_core.evaluation.gate import BECOMES_CHAMPION, GATE_SETTINGS, STAYS_CANDIDATE, Verdict, decide, is_failing
 from training_core.training.fingerprint import run_fingerprint
 

@@ -15,7 +15,8 @@ from tasks.registry import fetch_version, find_or_create_version
 from tasks.tracking import log_results, tracking_uri
 from tasks.versions import CANDIDATE, named_version, point_alias, require_tracking_run
 from training_core.config import RunConfig, SettingsError
-from training_core.evaluation.comparison import load_left_out, load_scores
+from training_core.evaluation.comparison import load_scores
+from training_core.evaluation.evidence import load_left_out
 from training_core.evaluation.report import score_grid
 
 CHECK_TIMEOUT_SECONDS = 1800

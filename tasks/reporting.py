@@ -13,7 +13,8 @@ from tasks.tracking import run_page
 from training_core.config import RunConfig
 from training_core.dataset.store import load_report
 from training_core.dataset.tables import account_grid
-from training_core.evaluation.comparison import load_left_out, load_scores
+from training_core.evaluation.comparison import load_scores
+from training_core.evaluation.evidence import load_left_out
 from training_core.evaluation.report import group_grid, score_grid
 from training_core.grid import Grid
 from training_core.trainer import SUMMARY_FILE

@@ -13,14 +13,8 @@ from tasks.versions import named_version, settings_of
 from training_core.config import RunConfig, SettingsError
 from training_core.data_loader import prepare_data
 from training_core.dataset.store import TrainingData, load_training_data
-from training_core.evaluation.comparison import (
-    EvaluatedModel,
-    compare_models,
-    load_evidence,
-    load_left_out,
-    load_scores,
-    save_comparison,
-)
+from training_core.evaluation.comparison import EvaluatedModel, compare_models, load_scores, save_comparison
+from training_core.evaluation.evidence import load_evidence, load_left_out
 from training_core.evaluation.gate import decide
 from training_core.evaluation.report import score_grid
 from training_core.folders import MANIFEST

@@ -43,6 +43,6 @@ def test_script_writes_the_promised_files_and_prints_tables(tiny_base: Path, sam
     }
     assert {path.name for path in (run / "evaluation").iterdir()} == {
         *("scores.json", "comparison.json", "parity_sample.json", "confusion.png", "loss_curve.png"),
-        *("manifest.json", "training.json"),
+        *("manifest.json", "training.json", "rows.jsonl", "policies.json"),
         *(f"predictions_{name}.jsonl" for name in ("base", "candidate", "majority", "lookup_table")),
     }

@@ -2,7 +2,9 @@
 
 import ast
 import hashlib
+import inspect
 from collections.abc import Collection, Iterator
+from importlib import import_module
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[1]
@@ -26,6 +28,19 @@ def code_digest(entry: str, without: Collection[str] = ()) -> str:
         for companion in sorted(path.parent.glob(f"{path.stem}.*")):
             digest.update(b"" if companion.suffix in (".py", ".pyc") else companion.read_bytes())
     return digest.hexdigest()
+
+
+def function_files(function: str) -> list[Path]:
+    """The files of the module or the whole package that a function ``module:name`` is in, sorted."""
+    home = Path(inspect.getfile(import_module(function.partition(":")[0].partition(".")[0])))
+    files = home.parent.rglob("*") if home.name == "__init__.py" else [home]
+    return sorted(path for path in files if path.is_file() and "__pycache__" not in path.parts)
+
+
+def function_digest(function: str | None) -> str:
+    """SHA-256 over ``function_files``; empty where no function is named."""
+    parts = [hashlib.sha256(path.read_bytes()).digest() for path in function_files(function)] if function else []
+    return hashlib.sha256(b"".join(parts)).hexdigest() if function else ""
 
 
 def _reachable(entry: str, without: tuple[str, ...]) -> set[str]:

@@ -18,15 +18,16 @@ from pydantic.fields import FieldInfo
 NOT_OF_TRAINING = frozenset(
     {
         # in the run fingerprint as digests of files and rows
-        *("model_name", "dataset_path", "eval_path", "val_split", "overlap", "entity_fields"),
+        *("model_name", "dataset_path", "eval_path", "val_split", "split_seed", "overlap", "entity_fields"),
         *("overlong", "allowed_decisions", "max_refused_share", "label_audit"),
         # how often a training reports and saves
         *("logging_steps", "save_steps", "eval_steps", "save_total_limit", "per_device_eval_batch_size"),
         # how a finished adapter is evaluated
         *("max_eval_rows", "eval_batch_size", "eval_max_new_tokens", "group_by", "favourable_decisions"),
+        *("min_eval_rows", "slice_fields", "answer_audit", "min_usable", "min_improvement", "max_favourable_rise"),
+        *("max_refused_rise", "require_approval"),
         # where results go and where the training runs
-        *("registered_model_name", "min_improvement", "require_approval", "output_dir", "cache_dir", "train_on"),
-        "max_queue_hours",
+        *("registered_model_name", "output_dir", "cache_dir", "train_on", "max_queue_hours"),
     }
 )
 
@@ -70,6 +71,12 @@ class RunConfig:
         lt=1,
         description="Share of the rows of each decision to hold out when eval_path is empty.",
     )
+    split_seed: int = Field(
+        42,
+        ge=0,
+        lt=2**32,
+        description="Seed of the choice of held-out rows; another one gives a comparison on other rows.",
+    )
     entity_fields: tuple[str, ...] = Field(
         ("order_id", "user_id", "customer_id"),
         description="Fields of the case that identify an entity, such as a customer; []: none. Rows with the same "
@@ -107,7 +114,8 @@ class RunConfig:
         42,
         ge=0,
         lt=2**32,
-        description="Seed of the split, the order of rows and the initial weights of the adapter.",
+        description="Seed of the order of rows and of the adapter's initial weights; split_seed chooses the "
+        "held-out rows.",
     )
 
     # LoRA
@@ -168,6 +176,25 @@ class RunConfig:
         ("Eligible",),
         description="Decisions in the customer's favour; given against the policy they cost money.",
     )
+    min_eval_rows: int = Field(100, ge=1, description="Fewest held-out rows on which an adapter can become champion.")
+    slice_fields: tuple[str, ...] = Field(
+        (),
+        description="More fields of the case whose values are slices: in none of them, nor in a group (group_by) "
+        "or a policy, may an adapter be significantly worse.",
+    )
+    answer_audit: str | None = Field(
+        None,
+        pattern=r"^[\w.]+:\w+$",
+        description="Your checks of answers as code, module:function: it gets a row and a usable answer and returns "
+        "a list of problems, empty if there are none.",
+    )
+    min_usable: float = Field(
+        0.98,
+        ge=0,
+        le=1,
+        description="Share of a champion's answers that must be usable: one JSON object with exactly the row's "
+        "fields, each of its type and not empty.",
+    )
 
     # Results
     registered_model_name: str = Field(
@@ -179,8 +206,22 @@ class RunConfig:
         lt=1,
         description="Decision accuracy an adapter must be ahead of base, baselines and champion to become champion.",
     )
+    max_favourable_rise: float = Field(
+        0.02,
+        gt=0,
+        lt=1,
+        description="Largest rise in false approvals, as a share of all rows, that a new champion may have; "
+        "the 95% confidence bound must be below it.",
+    )
+    max_refused_rise: float = Field(
+        0.02,
+        gt=0,
+        lt=1,
+        description="Largest rise in false refusals, as a share of all rows, that a new champion may have; "
+        "the 95% confidence bound must be below it.",
+    )
     require_approval: bool = Field(
-        False, description="A candidate that passes waits for a person to promote it: sft-flow promote."
+        False, description="A candidate that passes every test waits for a person to promote it: sft-flow promote."
     )
     output_dir: str = Field("runs", min_length=1, description="Folder for everything a run writes.")
     cache_dir: str | None = Field(None, description="Folder for downloaded base models; empty: the hub's default.")

@@ -87,7 +87,8 @@ def validate_args(config: RunConfig) -> None:
         *(_rows_problems("eval_path", config.eval_path) if config.eval_path else []),
         *_base_model_problems(config),
         *_folder_problems("output_dir", config.output_dir),
-        *_audit_problems(config.label_audit),
+        *_audit_problems("label_audit", config.label_audit),
+        *_audit_problems("answer_audit", config.answer_audit),
         *_contradictions(config),
     ]
     if problems:
@@ -110,13 +111,13 @@ def _rows_problems(name: str, value: str) -> list[str]:
     return []
 
 
-def _audit_problems(value: str | None) -> list[str]:
+def _audit_problems(name: str, value: str | None) -> list[str]:
     try:
         if value is None or callable(resolve_name(value)):
             return []
     except (ImportError, AttributeError, ValueError) as error:
-        return [f"label_audit: cannot import {value!r}: {error}"]
-    return [f"label_audit: expected module:function, got {value!r}, which is not a function"]
+        return [f"{name}: cannot import {value!r}: {error}"]
+    return [f"{name}: expected module:function, got {value!r}, which is not a function"]
 
 
 def _base_model_problems(config: RunConfig) -> list[str]:

@@ -18,7 +18,7 @@ from training_core.config import RunConfig, SettingsError
 from training_core.data_loader import prepare_data
 from training_core.dataset.encoding import leakage_keys
 from training_core.dataset.store import TrainingData, load_training_data
-from training_core.evaluation.comparison import load_left_out
+from training_core.evaluation.evidence import load_left_out
 from training_core.model_setup import LoadedModel, load_model_and_tokenizer
 from training_core.training.adapter import write_adapter
 from training_core.training.fingerprint import digest_rows
@@ -58,8 +58,8 @@ def evaluated(
 def test_evaluation_leaves_out_rows_that_were_trained_on(
     settings: RunConfig, loaded: LoadedModel, knows: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, _ = rows_of(replace(settings, seed=42))
-    now, dataset = rows_of(replace(settings, seed=43))
+    before, _ = rows_of(replace(settings, split_seed=42))
+    now, dataset = rows_of(replace(settings, split_seed=43))
     runs = {name: Path(settings.output_dir) / f"{knows} knows" / name for name in ("candidate", "champion")}
     adapters = {
         name: adapter_of(loaded, settings, before.leakage_keys if name == knows else now.leakage_keys, run)
@@ -67,7 +67,7 @@ def test_evaluation_leaves_out_rows_that_were_trained_on(
     }
     champion = RegisteredRef("1", RunRef("", str(runs["champion"]), "", ""), adapters["champion"], settings.model_name)
     monkeypatch.setattr(evaluation, "fetch_champion", lambda *_, **__: champion)
-    settings = replace(settings, seed=43)
+    settings = replace(settings, split_seed=43)
     report, left_out = evaluated(loaded, settings, runs["candidate"], adapters["candidate"], dataset)
     both = set(zip(before.held_out["file"], before.held_out["line"], strict=True)) & set(
         zip(now.held_out["file"], now.held_out["line"], strict=True)

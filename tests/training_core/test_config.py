@@ -44,11 +44,20 @@ PROMISED_FLAGS = [
 ]
 # Settings that may change without changing the adapter: its rows and base are in the fingerprint as digests.
 HARMLESS = {
-    *("model_name", "dataset_path", "eval_path", "val_split", "overlong", "max_refused_share"),
+    *("model_name", "dataset_path", "eval_path", "val_split", "split_seed", "overlong", "max_refused_share"),
     *("entity_fields", "overlap", "allowed_decisions", "label_audit"),
     *("logging_steps", "save_steps", "eval_steps", "save_total_limit", "per_device_eval_batch_size"),
     *("max_eval_rows", "eval_batch_size", "eval_max_new_tokens", "group_by", "favourable_decisions"),
-    *("registered_model_name", "min_improvement", "output_dir", "cache_dir", "train_on", "max_queue_hours"),
+    *("min_eval_rows", "slice_fields", "answer_audit", "min_usable", "max_favourable_rise", "max_refused_rise"),
+    *(
+        "require_approval",
+        "registered_model_name",
+        "min_improvement",
+        "output_dir",
+        "cache_dir",
+        "train_on",
+        "max_queue_hours",
+    ),
 }
 
 

@@ -47,11 +47,11 @@ _SEPARATORS = re.compile(r"(?:(?![-.]\d)[\W_])+")
 class EncodedRows(NamedTuple):
     """Some rows of a file, in the same order in ``batch`` (columns of ``SCHEMA``) and in ``facts``.
 
-    ``facts`` has ``file``, ``line``, ``decision``, ``tokens``, ``kept`` (``"3 of 9"`` sections if the policy was
-    trimmed), and five 64-bit digests: the whole ``row``, its ``policy``, its ``case``, the case as letters and digits
-    (``near_duplicate_key``), and the case with the seed (``split_rank``). ``entities`` has one line per entity of a
-    row: its digest ``entity``, and ``row``, the position in ``facts``. ``rejected`` has the rows whose answers the
-    tokenizer does not reproduce, by their positions among the given rows.
+    ``facts`` has ``file``, ``line``, ``decision``, ``tokens``, ``answer_tokens``, ``kept`` (``"3 of 9"`` sections if the
+    policy was trimmed), and five 64-bit digests: the whole ``row``, its ``policy``, its ``case``, the case as letters
+    and digits (``near_duplicate_key``), and the case with ``split_seed`` (``split_rank``). ``entities`` has one line
+    per entity of a row: its digest ``entity``, and ``row``, the position in ``facts``. ``rejected`` has the rows whose
+    answers the tokenizer does not reproduce, by their positions among the given rows.
     """
 
     batch: pa.RecordBatch
@@ -110,12 +110,15 @@ def _as_batch(items: Sequence[_Encoded], config: RunConfig) -> pa.RecordBatch:
 
 
 def _facts(items: Sequence[_Encoded], config: RunConfig) -> pd.DataFrame:
-    digests = pd.DataFrame([_digests(item.row.record, config.seed) for item in items], columns=_DIGESTS, dtype="uint64")
+    digests = pd.DataFrame(
+        [_digests(item.row.record, config.split_seed) for item in items], columns=_DIGESTS, dtype="uint64"
+    )
     return digests.assign(
         file=[item.row.file for item in items],
         line=np.array([item.row.line for item in items], np.int64),
         decision=[sys.intern(item.record["output"]["decision"]) for item in items],
         tokens=np.array([len(item.prompt) + len(item.answer) for item in items], np.int32),
+        answer_tokens=np.array([len(item.answer) for item in items], np.int32),
         kept=[sys.intern(item.kept) for item in items],
     )
 
@@ -123,7 +126,7 @@ def _facts(items: Sequence[_Encoded], config: RunConfig) -> pd.DataFrame:
 _DIGESTS = ("row", "policy", "case", "near_duplicate_key", "split_rank")
 
 
-def _digests(record: Record, seed: int) -> tuple[int, ...]:
+def _digests(record: Record, split_seed: int) -> tuple[int, ...]:
     policy, instruction, case = _prompt_parts(record)
     prompt = _digest(policy.to_bytes(8, "little") + instruction + b"\0" + case)
     subject = case if case != b"{}" else instruction  # rows without a case differ in their instructions
@@ -132,7 +135,7 @@ def _digests(record: Record, seed: int) -> tuple[int, ...]:
         policy,
         _digest(subject),
         _near_duplicate_key(instruction, case),
-        _digest(seed.to_bytes(8, "little") + subject),
+        _digest(split_seed.to_bytes(8, "little") + subject),
     )
 
 

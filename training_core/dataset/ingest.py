@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from training_core.config import RunConfig
 from training_core.dataset.encoding import SCHEMA, encode_rows
+from training_core.dataset.evaluation_findings import CaseFields
 from training_core.prompts.chat_encoding import ChatEncoder
 from training_core.rows.files import BadFileError, find_files
 from training_core.rows.reader import Rejected, Row, read_rows
@@ -58,6 +59,7 @@ class Ingested:
     entities: list[pd.DataFrame] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     unknown_keys: dict[str, str] = field(default_factory=dict)
+    case_fields: CaseFields = field(default_factory=CaseFields)
     contradictions: list[str] = field(default_factory=list)
     contradicted: int = 0
     audited: int = 0
@@ -154,6 +156,7 @@ def _inspect(ingested: Ingested, source: Source, rows: Iterable[Row], audit: Aud
     """Note format and unknown keys of the rows, and audit their labels."""
     for row in rows:
         source.format = str(row.format)
+        ingested.case_fields.add(row.record)
         place = f"{row.file}:{row.line}"
         if len(ingested.unknown_keys) < MAX_KEPT:
             ingested.unknown_keys |= {ascii(key)[1:-1]: place for key in row.unknown_keys} | ingested.unknown_keys

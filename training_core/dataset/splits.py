@@ -98,10 +98,10 @@ def _strata(rows: pd.DataFrame, share: float) -> pd.DataFrame:
 
 
 def held_out_sample(rows: Dataset, config: RunConfig) -> Dataset:
-    """The held-out rows to score: all of them, or ``max_eval_rows`` drawn with the run's seed."""
+    """The held-out rows to score: all of them, or ``max_eval_rows`` drawn with ``split_seed``."""
     if len(rows) <= config.max_eval_rows:
         return rows
-    drawn = np.random.default_rng(config.seed).permutation(len(rows))[: config.max_eval_rows]
+    drawn = np.random.default_rng(config.split_seed).permutation(len(rows))[: config.max_eval_rows]
     return rows.select(sorted(drawn.tolist()))
 
 

@@ -19,22 +19,25 @@ MOST_DECISIONS_DRAWN = 20
 
 
 def score_grid(scores: Mapping[str, Scores], left_out: int = 0) -> Grid:
-    """Models and baselines side by side, all over the same held-out rows; how many were left out stands below."""
-    head = ("", "accuracy", "95% interval", "right", "macro F1", "valid JSON", "false approvals")
+    """Models and baselines side by side, all over the same held-out rows, in at most 80 columns of a terminal; below,
+    how many rows there are and how many were left out."""
+    head = ("", "accuracy", "95% interval", "parsed", "usable", "texts", "false approvals", "false refusals")
     rows = [
         (
             name,
             f"{s.accuracy:.1%}",
             f"{s.accuracy_low:.0%}–{s.accuracy_high:.0%}",
-            f"{round(s.accuracy * s.rows)}/{s.rows}",
-            f"{s.macro_f1:.3f}",
-            f"{s.json_validity:.1%}",
+            f"{s.parsed:.1%}",
+            f"{s.usable:.1%}",
+            "–" if s.text_score is None else f"{s.text_score:.1%}",
             f"{s.false_approvals:.1%}",
+            f"{s.false_refusals:.1%}",
         )
         for name, s in scores.items()
     ]
-    note = f"{left_out} more are left out: candidate or champion was trained on their case or an entity of theirs."
-    return Grid("Decisions on held-out rows", head, rows, note if left_out else "")
+    more = f" {left_out:,} more are left out: candidate or champion was trained on their case or an entity of theirs."
+    note = f"Over {next(iter(scores.values())).rows:,} held-out rows.{more if left_out else ''}"
+    return Grid("Decisions on held-out rows", head, rows, note)
 
 
 def group_grid(scores: Mapping[str, Scores], group_by: str) -> Grid:

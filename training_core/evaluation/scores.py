@@ -1,10 +1,11 @@
-"""What a model decides on held-out rows, and how good that is: base, candidate and champion by the same door."""
+"""What a model decides on held-out rows, and how good that is: the same functions for every model."""
 
 import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import chain
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,10 @@ from sklearn.metrics import f1_score
 
 from training_core.config import RunConfig
 from training_core.dataset.encoding import IGNORED_LABEL, leakage_keys
+from training_core.dataset.evaluation_findings import same_decision
 from training_core.evaluation.generation import generate
+from training_core.evaluation.text_scores import AnswerJudge, TrainingAnswers
+from training_core.evaluation.text_scores import parse_answer as parse_answer
 from training_core.model_setup import LoadedModel
 from training_core.prompts.chat_encoding import ChatEncoder
 from training_core.prompts.messages import format_as_chat
@@ -25,15 +29,35 @@ NO_DECISION = "(no decision)"
 
 @dataclass(frozen=True)
 class Prediction:
-    """One held-out row and what a model made of it. ``decision`` is ``NO_DECISION`` when the answer is unusable."""
+    """One held-out row and what a model made of it.
+
+    ``parsed``: the answer is one JSON object; ``usable``: it also has exactly the row's fields, each of its type and
+    not empty. ``decision`` is ``NO_DECISION`` when the answer is not usable, so only a usable answer can be right.
+    ``text_scores`` has a score from 0 to 1 for each other field (see ``text_scores.score_texts``), ``problems`` what
+    ``answer_audit`` found. Baselines decide without an answer of their own: they are always usable, and their texts are
+    those of a training answer with the same decision, where there is one.
+    """
 
     file: str
     line: int
     group: str
     expected: str
     decision: str
-    valid_json: bool
+    parsed: bool
+    usable: bool
     answer: str
+    text_scores: dict[str, float] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def right(self) -> bool:
+        """Whether the answer is usable and has the expected decision."""
+        return self.usable and self.decision == self.expected
+
+    @property
+    def text_score(self) -> float | None:
+        """The mean of ``text_scores``; ``None`` where the row has no texts or the baseline has none."""
+        return fmean(self.text_scores.values()) if self.text_scores else None
 
 
 @dataclass(frozen=True)
@@ -46,11 +70,13 @@ class GroupScore:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores over all rows: an unusable answer counts as a wrong decision, never as a row less.
+    """Scores over all rows: an answer that is not usable counts as a wrong decision, never as a row less.
 
     ``accuracy_low`` and ``accuracy_high`` bound the 95% Wilson interval of the decision accuracy; ``macro_f1`` is the
-    mean over the decisions that were expected; ``false_approvals`` is the share of rows decided in the customer's
-    favour against the expected decision.
+    mean over the decisions that were expected. ``parsed``, ``usable`` and ``audit_problems`` are shares of all rows,
+    and so are ``false_approvals``, decided in the customer's favour against the expected decision, and
+    ``false_refusals``, expected in the customer's favour and not decided so. ``text_score`` is the mean over the
+    rows that have one.
     """
 
     rows: int
@@ -58,8 +84,12 @@ class Scores:
     accuracy_low: float
     accuracy_high: float
     macro_f1: float
-    json_validity: float
+    parsed: float
+    usable: float
     false_approvals: float
+    false_refusals: float
+    text_score: float | None
+    audit_problems: float
     by_group: dict[str, GroupScore]
 
 
@@ -73,16 +103,16 @@ def unseen_rows(rows: Dataset, seen_keys: np.ndarray, config: RunConfig) -> Data
     return rows.select(np.setdiff1d(np.arange(len(keys)), seen)) if len(seen) else rows
 
 
-def evaluate_model(loaded: LoadedModel, rows: Dataset, config: RunConfig) -> list[Prediction]:
-    """Answer held-out rows (columns as in ``TrainingData``) greedily and read the answers strictly.
+def evaluate_model(loaded: LoadedModel, rows: Dataset, config: RunConfig, judge: AnswerJudge) -> list[Prediction]:
+    """Answer held-out rows (columns as in ``TrainingData``) greedily, read the answers strictly, and judge them.
 
-    They are asked in the tokens of the model's own tokenizer: a champion may stand on another base than the rows.
+    They are asked in the tokens of the model's own tokenizer: a champion may have another base than the rows.
     """
     encoder = ChatEncoder.of(loaded.tokenizer)
     records = [json.loads(record) for record in rows["record"]]
     prompts = encoder.encode_prompts([format_as_chat(record)[:-1] for record in records])
     answers = encoder.decode_answers(generate(loaded, [prompt.tolist() for prompt in prompts], config))
-    return [_predict(*asked) for asked in zip(rows, records, answers, strict=True)]
+    return [_predict(judge, *asked) for asked in zip(rows, records, answers, strict=True)]
 
 
 def prompt_of(row: dict[str, Any]) -> list[int]:
@@ -90,61 +120,56 @@ def prompt_of(row: dict[str, Any]) -> list[int]:
     return [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == IGNORED_LABEL]
 
 
-def _predict(row: dict[str, Any], record: Record, answer: str) -> Prediction:
-    found = parse_answer(answer)
-    valid = found is not None and found.keys() == record["output"].keys()
-    decision = found.get("decision") if found else None
+def _predict(judge: AnswerJudge, row: dict[str, Any], record: Record, answer: str) -> Prediction:
+    found = judge.judge(record, answer)
     return Prediction(
         file=row["file"],
         line=row["line"],
         group=row["group"],
         expected=row["decision"],
-        decision=decision if isinstance(decision, str) else NO_DECISION,
-        valid_json=valid,
+        decision=NO_DECISION if found.decision is None else found.decision,
+        parsed=found.parsed,
+        usable=found.usable,
         answer=answer,
+        text_scores=found.text_scores,
+        problems=found.problems,
     )
-
-
-def parse_answer(text: str) -> dict[str, Any] | None:
-    """The answer's JSON object, or ``None`` when the text is anything but one object of unique keys."""
-    try:
-        found = json.loads(text, object_pairs_hook=_unique_keys)
-        json.dumps(found, ensure_ascii=False, allow_nan=False).encode("utf-8")  # no NaN, 1e999, lone surrogate
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return dict(pairs)
 
 
 def score(predictions: Sequence[Prediction], config: RunConfig) -> Scores:
     """Scores of one model or baseline over all of its predictions; raises ``ValueError`` when there are none."""
     if not predictions:
-        raise ValueError("there is nothing to score")
+        raise ValueError("expected at least one prediction to score, got none")
     rows = len(predictions)
-    correct = [found.decision == found.expected for found in predictions]
-    interval = binomtest(sum(correct), rows).proportion_ci(method="wilson")
-    expected = [found.expected for found in predictions]
-    decided = [found.decision for found in predictions]
-    favourable = set(config.favourable_decisions)
-    against_policy = sum(d in favourable and e not in favourable for d, e in zip(decided, expected, strict=True))
-    groups: dict[str, list[bool]] = defaultdict(list)
-    for found, right in zip(predictions, correct, strict=True):
-        groups[found.group].append(right)
+    right = sum(found.right for found in predictions)
+    interval = binomtest(right, rows).proportion_ci(method="wilson")
+    expected, decided = ([getattr(found, name) for found in predictions] for name in ("expected", "decision"))
+    favourable = set(map(same_decision, config.favourable_decisions))
+    pairs = [
+        (same_decision(e) in favourable, same_decision(d) in favourable) for e, d in zip(expected, decided, strict=True)
+    ]
+    texts = [found.text_score for found in predictions if found.text_score is not None]
     return Scores(
         rows=rows,
-        accuracy=sum(correct) / rows,
+        accuracy=right / rows,
         accuracy_low=float(interval.low),
         accuracy_high=float(interval.high),
         macro_f1=float(f1_score(expected, decided, labels=sorted(set(expected)), average="macro", zero_division=0.0)),
-        json_validity=sum(found.valid_json for found in predictions) / rows,
-        false_approvals=against_policy / rows,
-        by_group={name: GroupScore(len(hits), sum(hits) / len(hits)) for name, hits in sorted(groups.items())},
+        parsed=sum(found.parsed for found in predictions) / rows,
+        usable=sum(found.usable for found in predictions) / rows,
+        false_approvals=pairs.count((False, True)) / rows,
+        false_refusals=pairs.count((True, False)) / rows,
+        text_score=fmean(texts) if texts else None,
+        audit_problems=sum(bool(found.problems) for found in predictions) / rows,
+        by_group=_by_group(predictions),
     )
+
+
+def _by_group(predictions: Sequence[Prediction]) -> dict[str, GroupScore]:
+    groups: dict[str, list[bool]] = defaultdict(list)
+    for found in predictions:
+        groups[found.group].append(found.right)
+    return {name: GroupScore(len(hits), sum(hits) / len(hits)) for name, hits in sorted(groups.items())}
 
 
 def predict_by_majority(train: Dataset, rows: Dataset) -> list[Prediction]:
@@ -164,4 +189,20 @@ def predict_by_lookup(train: Dataset, rows: Dataset) -> list[Prediction]:
 
 def _as_prediction(row: dict[str, Any], decision: str) -> Prediction:
     place = row["file"], row["line"]
-    return Prediction(*place, row["group"], row["decision"], decision, valid_json=True, answer="")
+    return Prediction(*place, row["group"], row["decision"], decision, parsed=True, usable=True, answer="")
+
+
+def with_example_texts(
+    predictions: Sequence[Prediction], rows: Dataset, answers: TrainingAnswers, judge: AnswerJudge
+) -> list[Prediction]:
+    """A baseline's predictions with the texts of training answers, judged against the expected ones of ``rows``."""
+    records = map(json.loads, rows["record"])
+    return [_with_example(found, record, answers, judge) for found, record in zip(predictions, records, strict=True)]
+
+
+def _with_example(found: Prediction, record: Record, answers: TrainingAnswers, judge: AnswerJudge) -> Prediction:
+    example = answers.example(found.group, found.decision)
+    if example is None:
+        return found
+    texts, problems = judge.texts(record, example), judge.problems(record, example)
+    return replace(found, answer=json.dumps(example, ensure_ascii=False), text_scores=texts, problems=problems)

@@ -16,7 +16,8 @@ from samples.cases import generate_rows, policy_names, policy_text
 from samples.row_formats import FORMATS
 from training_core.data_loader import load_jsonl
 from training_core.dataset.encoding import IGNORED_LABEL, digest_id, leakage_keys
-from training_core.evaluation.scores import parse_answer, prompt_of
+from training_core.evaluation.scores import prompt_of
+from training_core.evaluation.text_scores import parse_answer
 from training_core.model_setup import load_tokenizer
 from training_core.prompts.chat_encoding import ChatEncoder
 from training_core.prompts.messages import SYSTEM_TEXT, build_assistant_message, build_user_message

@@ -161,13 +161,14 @@ def test_split_does_not_depend_on_policy_or_instruction(tmp_path: Path, tokenize
     assert before.lines == after.lines
 
 
-def test_split_depends_on_seed_and_share(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_split_depends_on_split_seed_and_share(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     path = write(tmp_path / "rows.jsonl", records(200))
     small, large = (build(path, tokenizer, val_split=share).lines[1] for share in (0.1, 0.4))
     assert small < large
     assert (len(small), len(large)) == (20, 80)
     assert build(path, tokenizer, val_split=0.1).lines[1] == small
-    assert build(path, tokenizer, val_split=0.1, seed=1).lines[1] != small
+    assert build(path, tokenizer, val_split=0.1, split_seed=1).lines[1] != small
+    assert build(path, tokenizer, val_split=0.1, seed=1).lines[1] == small, "only split_seed moves rows"
 
 
 @pytest.mark.parametrize("name", ["order_id", "user_id", "customer_id"])

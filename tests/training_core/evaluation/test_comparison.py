@@ -17,10 +17,17 @@ from training_core.evaluation.comparison import (
     EvaluatedModel,
     compare_models,
     comparison_key,
-    load_left_out,
     load_scores,
     save_comparison,
 )
+from training_core.evaluation.evidence import (
+    load_evidence,
+    load_evidence_rows,
+    load_left_out,
+    load_predictions,
+    tie_rows,
+)
+from training_core.evaluation.gate import STAYS_CANDIDATE, decide
 from training_core.evaluation.scores import unseen_rows
 from training_core.model_setup import LoadedModel, load_model_and_tokenizer
 
@@ -102,7 +109,7 @@ def test_a_comparison_without_a_row_that_is_new_to_all_is_rejected_with_what_to_
 ) -> None:
     halves = [list(range(len(data.held_out)))[start::2] for start in (0, 1)]
     one, other = (EvaluatedModel(model, told_by(data, config, half)) for half in halves)
-    with pytest.raises(SettingsError, match=r"eval_path: .* new to both, or seed and val_split"):
+    with pytest.raises(SettingsError, match=r"eval_path: .* new to both, or split_seed and val_split"):
         compare_models(one, other, data, config)
 
 
@@ -126,7 +133,28 @@ def test_the_number_left_out_comes_back_from_the_folder(
     assert load_left_out(tmp_path / "evaluation") == comparison.left_out == 1
 
 
-@pytest.mark.parametrize("change", [{"overlap": "allow"}, {"entity_fields": ()}])
+def test_evidence_is_read_back_from_the_evaluation_folder(
+    config: RunConfig, data: TrainingData, model: LoadedModel, tmp_path: Path
+) -> None:
+    """The gate decides from the folder alone: the rows, their policies and all models' answers are in it."""
+    champion = EvaluatedModel(model, NOTHING)
+    comparison = compare_models(EvaluatedModel(model, data.leakage_keys), champion, data, config)
+    save_comparison(comparison, tmp_path, tmp_path / "evaluation")
+    assert load_predictions(tmp_path / "evaluation") == comparison.predictions
+    assert load_evidence_rows(tmp_path / "evaluation") == comparison.rows
+    evidence = load_evidence(tmp_path / "evaluation")
+    assert evidence.rows == 4 and set(evidence.models) == set(comparison.predictions)
+    policies = json.loads((tmp_path / "evaluation" / "policies.json").read_text())
+    records = [json.loads(record) for record in held_out_sample(data.held_out, config)["record"]]
+    assert [policies[row.policy] for row in comparison.rows] == [r["input"]["policy_document"] for r in records]
+    assert [row.record["input"]["case_id"] for row in comparison.rows] == [r["input"]["case_id"] for r in records]
+    assert "policy_document" not in comparison.rows[0].record["input"]
+    verdict = decide(evidence, config)
+    assert verdict.outcome == STAYS_CANDIDATE, "an adapter without effect"
+    assert comparison.scores["lookup table"].text_score > comparison.scores["candidate"].text_score
+
+
+@pytest.mark.parametrize("change", [{"overlap": "allow"}, {"entity_fields": ()}, {"answer_audit": "json:dumps"}])
 def test_a_comparison_with_other_rows_left_out_is_another_comparison(
     config: RunConfig, data: TrainingData, change: dict[str, object]
 ) -> None:
@@ -138,3 +166,15 @@ def test_a_comparison_whose_baselines_learnt_from_other_rows_is_another_comparis
 ) -> None:
     fewer = replace(data, train=data.train.select(range(len(data.train) - 1)))
     assert comparison_key(config, fewer, ["a"]) != comparison_key(config, data, ["a"])
+
+
+@pytest.mark.parametrize(
+    ("keys", "ties"),
+    [
+        ([[1], [2], [3]], [0, 1, 2]),
+        ([[1, 7], [2], [7, 3], [3]], [0, 1, 0, 0]),
+        ([[2**63 + 1], [], [2**63 + 1]], [0, 1, 0]),
+    ],
+)
+def test_rows_are_tied_through_any_shared_key(keys: list[list[int]], ties: list[int]) -> None:
+    assert tie_rows(keys).tolist() == ties

@@ -2,6 +2,7 @@
 
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.image
@@ -18,7 +19,7 @@ ODD = ["[/x]", "[bold]hidden", "a | b", "two\nlines", "$x_$", "$\\frac$", "é �
 
 
 def found(expected: str, decision: str, group: str = "return") -> Prediction:
-    return Prediction("rows.jsonl", 1, group, expected, decision, valid_json=True, answer="")
+    return Prediction("rows.jsonl", 1, group, expected, decision, parsed=True, usable=True, answer="")
 
 
 def scores_of(*predictions: Prediction) -> Scores:
@@ -36,7 +37,7 @@ def test_the_score_table_shows_everyone_side_by_side() -> None:
     grid = score_grid({"base": scores_of(found("A", NO_DECISION)), "candidate": mixed})
     assert [row[0] for row in grid.rows] == ["base", "candidate"]
     for text in (grid.markdown(), shown(grid)):
-        for cell in ("75.0%", "30%–95%", "0.500", "25.0%", "3/4", "0/1"):
+        for cell in ("75.0%", "30%–95%", "100.0%", "25.0%"):
             assert cell in text
 
 
@@ -44,7 +45,18 @@ def test_the_score_table_says_how_many_rows_were_left_out() -> None:
     scores = {"candidate": scores_of(found("A", "A"))}
     for text in (score_grid(scores, left_out=114).markdown(), shown(score_grid(scores, left_out=114))):
         assert "114 more are left out" in text
-    assert score_grid(scores).note == ""
+    assert score_grid(scores).note == "Over 1 held-out rows."
+
+
+def test_score_table_fits_a_terminal_of_80_columns() -> None:
+    """With every name and figure in it, however many rows there are."""
+    many = replace(scores_of(found("A", "A")), rows=12_345, text_score=0.5)
+    console = Console(file=io.StringIO(), width=80, color_system=None)
+    console.print(score_grid({"candidate": many, "lookup table": many}).terminal())
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "candidate" in text and "lookup" in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count("100.0%") == 6 and "lookup table" in text
 
 
 def test_the_group_table_shows_every_group_of_everyone() -> None:

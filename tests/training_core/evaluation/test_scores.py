@@ -20,12 +20,12 @@ from training_core.evaluation.scores import (
     NO_DECISION,
     Prediction,
     evaluate_model,
-    parse_answer,
     predict_by_lookup,
     predict_by_majority,
     prompt_of,
     score,
 )
+from training_core.evaluation.text_scores import AnswerJudge
 from training_core.model_setup import LoadedModel, load_model_and_tokenizer
 from training_core.prompts.chat_encoding import ChatEncoder
 
@@ -35,7 +35,9 @@ CONFIG = RunConfig(eval_max_new_tokens=12)
 def predictions(*pairs: tuple[str, str | None], group: str = "return") -> list[Prediction]:
     """Expected and given decisions; None is an answer that could not be read."""
     return [
-        Prediction("rows.jsonl", i, group, expected, given or NO_DECISION, valid_json=given is not None, answer="")
+        Prediction(
+            "rows.jsonl", i, group, expected, given or NO_DECISION, given is not None, given is not None, answer=""
+        )
         for i, (expected, given) in enumerate(pairs)
     ]
 
@@ -50,52 +52,6 @@ def rows(*pairs: tuple[str, str]) -> Dataset:
     )
 
 
-# Reading answers
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "   ",
-        "Eligible",
-        "[]",
-        '[{"decision": "Eligible"}]',
-        '"Eligible"',
-        "null",
-        "3",
-        '{"decision": "Eligible"',
-        '{"decision": "Eligible"} ok',
-        'Sure: {"decision": "Eligible"}',
-        '```json\n{"decision": "Eligible"}\n```',
-        '{"decision": "Eligible"}{"decision": "Escalate"}',
-        '{"decision": "Eligible",}',
-        "{'decision': 'Eligible'}",
-        '{"decision": "Eligible", "decision": "Eligible"}',
-        '{"a": {"b": 1, "b": 2}}',
-        '{"a": NaN}',
-        '{"a": -Infinity}',
-        '{"a": "line\nbreak"}',
-        '\ufeff{"a": 1}',
-        '{"a": ' + "9" * 5000 + "}",
-        '{"a": ' + "[" * 100_000,
-        "{" * 100_000,
-        '{"decision": "\\ud83d"}',
-        '{"\\udc00": 1}',
-    ],
-    ids=lambda text: text[:24],
-)
-def test_anything_but_one_json_object_is_no_answer(text: str) -> None:
-    assert parse_answer(text) is None
-
-
-@pytest.mark.parametrize(
-    "text", ['{"decision": "é 你好 \\ud83d\\ude00"}', " \n{} \t\r\n", '{"a": [{"b": null}], "c": 1e3}']
-)
-def test_one_json_object_is_an_answer(text: str) -> None:
-    assert parse_answer(text) == json.loads(text)
-
-
 # Scores
 
 
@@ -103,7 +59,7 @@ def test_an_unreadable_answer_is_a_wrong_decision_and_stays_in_the_denominator()
     scores = score(
         predictions(("Eligible", "Eligible"), ("Eligible", None), ("Escalate", None), ("Escalate", "x")), CONFIG
     )
-    assert (scores.rows, scores.accuracy, scores.json_validity) == (4, 0.25, 0.5)
+    assert (scores.rows, scores.accuracy, scores.parsed, scores.usable) == (4, 0.25, 0.5, 0.5)
     assert scores.by_group["return"].rows == 4
     assert scores.by_group["return"].accuracy == 0.25
 
@@ -131,7 +87,7 @@ def test_macro_f1_is_the_mean_over_the_expected_decisions() -> None:
     assert score(predictions(*pairs), CONFIG).macro_f1 == pytest.approx((1 / 2 + 2 / 3 + 0) / 3)
 
 
-def test_wrongly_favourable_is_what_was_granted_against_the_policy_as_a_share_of_all_rows() -> None:
+def test_false_approvals_and_refusals_are_shares_of_all_rows() -> None:
     pairs = [
         ("Not Eligible", "Eligible"),
         ("Escalate", "Partly"),
@@ -140,11 +96,18 @@ def test_wrongly_favourable_is_what_was_granted_against_the_policy_as_a_share_of
         ("Not Eligible", "Escalate"),
         ("Eligible", "Eligible"),
         ("Not Eligible", None),
-        ("Not Eligible", "eligible"),
     ]
-    assert score(predictions(*pairs), CONFIG).false_approvals == 1 / 8
+    scores = score(predictions(*pairs), CONFIG)
+    assert (scores.false_approvals, scores.false_refusals) == (1 / 7, 2 / 7)
     both = RunConfig(favourable_decisions=("Eligible", "Partly"))
-    assert score(predictions(*pairs), both).false_approvals == 2 / 8
+    scores = score(predictions(*pairs), both)
+    assert (scores.false_approvals, scores.false_refusals) == (2 / 7, 1 / 7)
+
+
+def test_capitals_and_edges_hide_no_false_approval() -> None:
+    """Rows with "Eligible" and "eligible " would otherwise disarm the guard."""
+    scores = score(predictions(("Not Eligible", "eligible "), ("ELIGIBLE", "Eligible")), CONFIG)
+    assert (scores.false_approvals, scores.false_refusals, scores.accuracy) == (1 / 2, 0, 0)
 
 
 def test_scores_are_told_apart_by_group() -> None:
@@ -163,15 +126,15 @@ def test_scores_are_told_apart_by_group() -> None:
 
 
 def test_nothing_to_score_is_an_error_and_no_score() -> None:
-    with pytest.raises(ValueError, match="nothing"):
+    with pytest.raises(ValueError, match="at least one prediction"):
         score([], CONFIG)
 
 
 def test_no_score_is_no_number() -> None:
     scores = score(predictions(("A", None)), CONFIG)
-    values = (scores.accuracy, scores.accuracy_low, scores.accuracy_high, scores.macro_f1, scores.json_validity)
+    values = (scores.accuracy, scores.accuracy_low, scores.accuracy_high, scores.macro_f1, scores.usable)
     assert not any(math.isnan(value) for value in values)
-    assert scores.accuracy == scores.macro_f1 == scores.json_validity == 0
+    assert scores.accuracy == scores.macro_f1 == scores.usable == 0
 
 
 # Baselines
@@ -213,7 +176,7 @@ def test_a_sample_of_many_rows_is_drawn_by_the_seed_in_their_order() -> None:
     assert len(set(drawn)) == 10
     assert drawn == sorted(drawn) != list(range(10))
     assert held_out_sample(held_out, RunConfig(max_eval_rows=10))["line"][:] == drawn
-    assert held_out_sample(held_out, RunConfig(max_eval_rows=10, seed=1))["line"][:] != drawn
+    assert held_out_sample(held_out, RunConfig(max_eval_rows=10, split_seed=1))["line"][:] != drawn
 
 
 # A model's answers
@@ -304,7 +267,7 @@ def test_every_row_gets_a_prediction_in_its_order(loaded: LoadedModel) -> None:
     """An untrained model answers nonsense, and each of its answers counts."""
     data, encoder = held_out(loaded.tokenizer), ChatEncoder.of(loaded.tokenizer)
     assert [prompt_of(row) for row in data] == [row["input_ids"][: row["labels"].count(IGNORED_LABEL)] for row in data]
-    found = evaluate_model(loaded, data, settings(eval_batch_size=2))
+    found = evaluate_model(loaded, data, settings(eval_batch_size=2), AnswerJudge())
     answers = generate(loaded, [prompt_of(row) for row in data], settings())
     assert [(p.file, p.line, p.group) for p in found] == [("b.jsonl", row["line"], row["group"]) for row in data]
     assert {p.expected for p in found} == {"Eligible"}
@@ -319,4 +282,7 @@ def test_a_model_is_asked_in_its_own_tokens_whatever_tokenizer_the_rows_were_mad
     other.chat_template = f"<|im_start|>{other.chat_template}"
     rows = held_out(other)
     assert rows["input_ids"][0] != held_out(loaded.tokenizer)["input_ids"][0]
-    assert evaluate_model(loaded, rows, settings()) == evaluate_model(loaded, held_out(loaded.tokenizer), settings())
+    own = held_out(loaded.tokenizer)
+    assert evaluate_model(loaded, rows, settings(), AnswerJudge()) == evaluate_model(
+        loaded, own, settings(), AnswerJudge()
+    )

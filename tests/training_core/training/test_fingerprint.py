@@ -48,6 +48,13 @@ ANOTHER_PLACE_OR_EVALUATION = {
     "group_by": "x",
     "favourable_decisions": ["x"],
     "min_improvement": 0.5,
+    "min_eval_rows": 7,
+    "min_usable": 0.5,
+    "slice_fields": ["x"],
+    "answer_audit": "x:y",
+    "max_favourable_rise": 0.5,
+    "max_refused_rise": 0.5,
+    "require_approval": True,
     "train_on": "train-flow/gpu",
     "max_queue_hours": 1,
 }
@@ -72,7 +79,7 @@ def test_fingerprint_changes_with_settings_added_later() -> None:
     """A new setting is part of the fingerprint until it is listed here as one that does not determine the weights."""
     names = {field.name for field in dataclasses.fields(RunConfig)}
     shown_in_the_rows = {
-        *("eval_path", "val_split", "entity_fields", "overlap"),
+        *("eval_path", "val_split", "split_seed", "entity_fields", "overlap"),
         *("overlong", "allowed_decisions", "max_refused_share", "label_audit"),
     }
     listed = ANOTHER_PLACE_OR_EVALUATION.keys() | shown_in_the_rows

@@ -1,0 +1,164 @@
+"""The report on an evaluation as one HTML page that needs nothing besides itself: no script, no network, no font."""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined, Template
+
+from training_core.config import RunConfig
+from training_core.evaluation.comparison import load_scores
+from training_core.evaluation.evidence import (
+    POLICIES_FILE,
+    Evidence,
+    evidence_of,
+    load_evidence_rows,
+    load_left_out,
+    load_predictions,
+)
+from training_core.evaluation.gate import CANDIDATE, HOLDS, VIOLATED, Verdict, decide, reference_of, slice_tests
+from training_core.evaluation.report import score_grid
+from training_core.evaluation.worst_rows import limit_pairs, worst_rows
+from training_core.grid import Grid
+from training_core.trainer import SUMMARY_FILE
+
+TEMPLATE = "page.html.jinja"
+MOST_SLICES = 30
+MOST_DECISIONS = 12
+
+_PICTURES = {"loss_curve.png": "Loss over the optimiser steps"}
+
+
+@dataclass(frozen=True)
+class PageFacts:
+    """What the page says besides the evaluation: ``title`` names the version; ``lineage`` has digests, commit and dates
+    by name; ``changes`` says what differs from the champion's run (what, before, now); ``commands`` what a person may
+    run, each with what it does; ``grids`` are more tables, such as row accounting and the cost of the training."""
+
+    title: str = "Candidate"
+    lineage: Mapping[str, str] = field(default_factory=dict)
+    changes: Sequence[tuple[str, str, str]] = ()
+    commands: Sequence[tuple[str, str]] = ()
+    grids: Sequence[Grid] = ()
+
+
+class SliceRow(NamedTuple):
+    """A slice as the page shows it: rows won and lost against the reference."""
+
+    name: str
+    rows: int
+    wins: int
+    losses: int
+
+
+class Confusion(NamedTuple):
+    """Expected (rows) against given decisions (columns) of one model."""
+
+    model: str
+    decisions: list[str]
+    counts: list[list[int]]
+    most: int
+
+
+def render_report(
+    folder: Path, config: RunConfig, facts: PageFacts | None = None, verdict: Verdict | None = None
+) -> str:
+    """The page on an evaluation folder that ``save_comparison`` wrote; without a verdict, with the gate's on it.
+
+    Equal arguments give equal pages, and what is in a row stays text whatever it looks like.
+    """
+    rows, predictions = load_evidence_rows(folder), load_predictions(folder)
+    evidence = evidence_of(rows, predictions, load_left_out(folder))
+    reference = reference_of(evidence)
+    pair = predictions[CANDIDATE], predictions[reference]
+    policies = json.loads((folder / POLICIES_FILE).read_text(encoding="utf-8"))
+    return _template().render(
+        facts=facts or PageFacts(),
+        verdict=verdict or decide(evidence, config),
+        reference=reference,
+        scores=score_grid(load_scores(folder), evidence.left_out),
+        slices=_slices(evidence, config),
+        confusions=[_confusion(evidence, name) for name in (reference, CANDIDATE)],
+        worst=worst_rows(rows, *pair, policies, config),
+        policies=policies,
+        pairs=limit_pairs(rows, *pair),
+        wrong=sum(not found.right for found in pair[0]),
+        pictures={text: _as_data_url(folder / name) for name, text in _PICTURES.items() if (folder / name).is_file()},
+        cost=_cost(folder / SUMMARY_FILE),
+    )
+
+
+def _slices(evidence: Evidence, config: RunConfig) -> list[SliceRow]:
+    """The slices that were tested, those with the largest loss first."""
+    found = [SliceRow(name, test.rows, test.wins, test.losses) for name, test in slice_tests(evidence, config)]
+    return sorted(found, key=lambda one: (one.wins - one.losses) / one.rows)[:MOST_SLICES]
+
+
+def _confusion(evidence: Evidence, model: str) -> Confusion:
+    """The commonest expected decisions by name, all others as one."""
+    numbers, counts = np.unique(evidence.expected, return_counts=True)
+    shown = [int(number) for number in numbers[np.argsort(-counts, kind="stable")][:MOST_DECISIONS]]
+    place = np.full(len(evidence.decisions), len(shown))
+    place[shown] = np.arange(len(shown))
+    given = np.where(evidence.models[model].usable, place[evidence.models[model].decision], len(shown))
+    table = np.zeros((len(shown) + 1, len(shown) + 1), int)
+    np.add.at(table, (place[evidence.expected], given), 1)
+    names = [*(evidence.decisions[number] for number in shown), "other or not usable"]
+    kept = len(shown) + int(table[-1].any())
+    return Confusion(model, names, table[:kept].tolist(), int(table.max()))
+
+
+def _cost(summary: Path) -> dict[str, Any] | None:
+    if not summary.is_file():
+        return None
+    found: dict[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
+    return found
+
+
+def _as_data_url(picture: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"number": "{:,}".format, "points": _points, "p": _p, "answer": _answer, "case": _case}
+    environment.globals |= {"HOLDS": HOLDS, "VIOLATED": VIOLATED, "position": _position}
+    return environment.from_string(files("training_core.evaluation").joinpath(TEMPLATE).read_text(encoding="utf-8"))
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}"
+
+
+def _p(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else "<0.001"
+
+
+def _position(share: float, widest: float) -> float:
+    """Where a gain is on a line from -widest to +widest, in per cent."""
+    return round(50 + 50 * max(-1.0, min(1.0, share / widest)), 2)
+
+
+def _answer(text: str) -> list[tuple[str, str]]:
+    """An answer's fields; the text as it is where it is no object."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        return [("", text)]
+    return [(str(name), value if isinstance(value, str) else json.dumps(value)) for name, value in found.items()]
+
+
+def _case(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The fields of a row's case, or the turns of its conversation."""
+    if "messages" in record:
+        return [(str(turn["role"]), str(turn["content"])) for turn in record["messages"]]
+    return [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in record["input"].items()]
