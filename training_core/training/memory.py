@@ -76,7 +76,7 @@ def _optimiser_bytes(config: RunConfig) -> int:
 
 
 def _activation_values(base: Path, config: RunConfig) -> float:
-    """Values a token that the backward pass needs: of all blocks, or of one that is computed again and its result."""
+    """Values per token kept for the backward pass: those of all blocks, or the inputs of all and those of one block."""
     blocks = load_skeleton(base).config.num_hidden_layers
     features = {name.rpartition(".")[2]: layer.out_features for name, layer in linear_layers(base).items()}
     hidden, queries, keys, inner = (features[name] for name in ("o_proj", "q_proj", "k_proj", "gate_proj"))
