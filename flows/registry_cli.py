@@ -137,9 +137,7 @@ def compare(arguments: Sequence[str]) -> None:
     parser.add_argument("--output_dir", default=OUTPUT_DIR)
     given = parser.parse_args(arguments)
     configs = [_config_of_uri(uri, given.output_dir) for uri in given.uris]
-    from flows.cli import set_environment
-
-    set_environment()
+    _prepare()
     from tasks.side_by_side import compare_registered
 
     grid, verdict = compare_registered(configs, given.rows)
@@ -175,20 +173,27 @@ def reproduce(arguments: Sequence[str]) -> None:
     parser.add_argument("--output_dir", default=OUTPUT_DIR)
     given = parser.parse_args(arguments)
     config, number = _config_of_uri(given.uri, given.output_dir)
-    from flows.cli import set_environment
-
-    set_environment()
+    _prepare()
     from tasks import side_by_side
     from training_core.utils import setup_logging
 
     setup_logging()
     found = side_by_side.reproduce(config, number)
     same = found.registered == found.trained_again
-    console.print(f"Weights registered     {found.registered}\nWeights trained again  {found.trained_again}")
+    console.print(f"Weights registered     {found.registered}", soft_wrap=True)
+    console.print(f"Weights trained again  {found.trained_again}", soft_wrap=True)
     console.print("The weights are equal, bit by bit." if same else "The weights differ.")
     for difference in found.differences:
         console.print(f"Not as it was: {difference}", markup=False)
     sys.exit(0 if same else 1)
+
+
+def _prepare() -> None:
+    """The environment of work that loads torch and Prefect, but is no flow run."""
+    from flows.cli import set_environment
+
+    set_environment()
+    os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
 
 
 def _parser(name: str) -> argparse.ArgumentParser:

@@ -35,14 +35,17 @@ def roll_back(config: RunConfig, to: str | None, reason: str) -> Entry:
 
     def entry_of(ledger: Ledger) -> Entry:
         after = named or (_last_champion(config, ledger) if to is None else None)
-        if ledger.champion in (None, after) and (ledger.champion is not None or after is None):
+        if ledger.champion == after:
             state = f"version {after.number} is the champion already" if after else "there is no champion"
             raise SettingsError([f"registered_model_name: {config.registered_model_name}: {state}"])
-        withdrawn = _withdrawn_by(ledger, after)
         return Entry(
-            *(ROLLBACK, "becomes champion" if after else "no champion", after or ledger.champion),
-            *(ledger.champion, after, reason),
-            withdrawn=tuple(one.fingerprint for one in withdrawn if one.fingerprint),
+            by=ROLLBACK,
+            outcome="becomes champion" if after else "no champion",
+            version=after or ledger.champion,
+            before=ledger.champion,
+            after=after,
+            reason=reason,
+            withdrawn=tuple(one.fingerprint for one in _withdrawn_by(ledger, after) if one.fingerprint),
         )
 
     return _written(decide_once(config, entry_of))

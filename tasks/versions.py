@@ -6,6 +6,7 @@ that was moved in MLflow is entered into the ledger.
 
 import contextlib
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from training_core.config import RunConfig, SettingsError
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 ADAPTER_TAG, WITHDRAWN_TAG = "sft_flow.adapter_digest", "sft_flow.withdrawn"
 
+SETTLE_SECONDS = 1
 RegistryError = MlflowException  # for rooms that do not import MLflow
 
 _DECISION_TAG = "sft_flow.decision.{:06d}"
@@ -143,9 +145,8 @@ def decide_once(config: RunConfig, decide: Callable[[Ledger], Entry | None]) -> 
         if not ledger.is_applied:  # the process that wrote it is about to do the same, or was killed
             set_aliases(config)
             continue
-        champion = named_version(config, CHAMPION)
-        if version_id(champion) != ledger.champion:
-            append(config, ledger, _alias_entry(ledger, champion))
+        if moved := _moved_outside(config, ledger):
+            append(config, ledger, moved)
             continue
         entry = decide(ledger)
         written = append(config, ledger, entry) if entry and not entry.number else entry
@@ -169,7 +170,16 @@ def set_aliases(config: RunConfig) -> None:
         mark_applied(config, ledger, done)
 
 
-def _alias_entry(ledger: Ledger, champion: ModelVersion | None) -> Entry:
+def _moved_outside(config: RunConfig, ledger: Ledger) -> Entry | None:
+    """The entry on an alias that names another version than the ledger, and keeps doing so: a process that was slow to
+    set it after an older entry is about to correct it."""
+    champion = named_version(config, CHAMPION)
+    if version_id(champion) == ledger.champion:
+        return None
+    time.sleep(SETTLE_SECONDS)
+    champion = named_version(config, CHAMPION)
+    if version_id(champion) == ledger.champion:
+        return None
     if champion:
         reason = f"the alias {CHAMPION!r} was set to version {champion.version} outside sft-flow"
     else:
