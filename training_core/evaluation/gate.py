@@ -9,7 +9,7 @@ import numpy as np
 from training_core.config import RunConfig
 from training_core.dataset.evaluation_findings import same_decision
 from training_core.dataset.power import detectable_gain, rows_needed
-from training_core.evaluation.evidence import POLICY, Evidence
+from training_core.evaluation.evidence import GROUP, POLICY, Evidence
 from training_core.evaluation.paired_tests import LEVEL, PairedTest, compare_paired, holm, lower_mean_p
 
 BECOMES_CHAMPION: Final = "becomes champion"
@@ -238,7 +238,7 @@ def text_tests(evidence: Evidence) -> dict[str, TextTest]:
 def slice_tests(evidence: Evidence, config: RunConfig) -> Iterator[tuple[str, PairedTest]]:
     """Candidate against reference in each slice of at least 25 rows: by group, policy and ``slice_fields``."""
     candidate, reference = (evidence.right(name) for name in _pair(evidence))
-    names = {"group": config.group_by, POLICY: POLICY, **{name: name for name in config.slice_fields}}
+    names = {GROUP: config.group_by, POLICY: "policy", **{name: name for name in config.slice_fields}}
     for place, name in names.items():
         values = evidence.fields.get(place)
         for value, count in zip(*np.unique(values, return_counts=True), strict=True) if values is not None else ():

@@ -10,7 +10,7 @@ import pytest
 
 from samples.cases import generate_rows
 from training_core.config import RunConfig
-from training_core.evaluation.evidence import Evidence, EvidenceRow, ModelAnswers, evidence_of
+from training_core.evaluation.evidence import GROUP, POLICY, Evidence, EvidenceRow, ModelAnswers, evidence_of
 from training_core.evaluation.gate import (
     BECOMES_CHAMPION,
     GATE_SETTINGS,
@@ -199,7 +199,8 @@ def test_promotion_guard_catches_a_collapsed_slice(slices: str, rivals: dict[str
     given = [refusing(i) if value == victim else better[i] for i, value in enumerate(values)]
     models = rivals | {"candidate": predictions(given)}
     evidence = evidence_of(ROWS, models)
-    evidence = replace(evidence, fields={slices: np.array(values)})
+    place = {"policy": POLICY, "group": GROUP}.get(slices, slices)
+    evidence = replace(evidence, fields={place: np.array(values)})
     found = decide(evidence, replace(CONFIG, slice_fields=("channel",) if slices == "channel" else ()))
     assert violated(found) == ["slices"]
     assert victim in str(found)
@@ -290,7 +291,7 @@ def simulated(rng: np.random.Generator, rows: int, gain: float, differing: float
     other = (should + rng.integers(1, 4, rows)) % 4
     nothing = np.zeros(rows, bool)
     given = {name: ModelAnswers(np.where(own, should, other), ~nothing, nothing) for name, own in models.items()}
-    return Evidence(tuple(DECISIONS), should, np.arange(rows), {"group": rng.integers(0, 8, rows).astype(str)}, given)
+    return Evidence(tuple(DECISIONS), should, np.arange(rows), {GROUP: rng.integers(0, 8, rows).astype(str)}, given)
 
 
 def test_gate_promotes_few_adapters_of_equal_quality() -> None:
