@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -270,6 +271,7 @@ def _check_rise(name: str, wrong: dict[str, np.ndarray], evidence: Evidence, lim
     sentence = (
         f"{name.capitalize()}: {int(wrong[CANDIDATE].sum())} rows, the {reference} {int(wrong[reference].sum())}. Rise "
         f"{_interval(test)}; the bound above must be below {_points(limit)} ({setting})."
+        f"{_what_bounds(test, limit) if state == OPEN else ''}"
     )
     return Check(name, state, sentence, test.p, test)
 
@@ -320,6 +322,14 @@ def _what_decides(test: PairedTest, config: RunConfig) -> str:
         return f"More rows would not help a gain that is not there{enough}."
     rows = rows_needed(effect, differing)
     return f"If the gain is real, about {max(rows, test.rows + 1):,} held-out rows show it in 80% of comparisons."
+
+
+def _what_bounds(test: PairedTest, limit: float) -> str:
+    """How many rows would bring the bound below the limit if the rise stays what it is: its width falls as 1/√rows."""
+    if test.gain >= limit:
+        return ""
+    rows = ceil(test.rows * ((test.high - test.gain) / (limit - test.gain)) ** 2)
+    return f" If the rise is real, about {max(rows, test.rows + 1):,} held-out rows show that it is below."
 
 
 def _reuse(judged: int, promoted: int) -> str:

@@ -1,6 +1,7 @@
 """An adapter becomes champion when paired tests show it is better and no guard is hurt."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
@@ -113,6 +114,24 @@ def test_promotion_needs_a_significant_gain(rivals: dict[str, list[Prediction]])
     assert found.outcome == UNDECIDED
     assert "better than champion" in still_open(found)
     assert "rows show it in 80% of comparisons" in str(found)
+
+
+def test_undecided_rise_says_how_many_rows_decide(rivals: dict[str, list[Prediction]]) -> None:
+    """Copied so often, the same rows do decide."""
+    models = rivals | {"candidate": predictions(answers(0.9, seed=9))}
+    for place in range(40):  # as many false approvals as the champion, on other rows
+        other = "candidate" if place % 2 else "champion"
+        row = [i for i in range(len(ROWS)) if expected(i) != "Eligible"][place]
+        models[other] = list(models[other])
+        models[other][row] = replace(models[other][row], decision="Eligible")
+    (check,) = [c for c in decide(evidence_of(ROWS, models), CONFIG).checks if c.name == "false approvals"]
+    assert check.state == "not shown"
+    needed = int(re.search(r"about ([\d,]+) held-out rows show", check.sentence)[1].replace(",", ""))  # type: ignore[index]
+    times = -(-needed // len(ROWS))
+    many = {name: [*found] * times for name, found in models.items()}
+    rows = [replace(row, tie=place) for place, row in enumerate([*ROWS] * times)]
+    (check,) = [c for c in decide(evidence_of(rows, many), CONFIG).checks if c.name == "false approvals"]
+    assert check.state == "holds"
 
 
 def test_promotion_refused_to_a_worse_adapter(rivals: dict[str, list[Prediction]]) -> None:
