@@ -20,7 +20,7 @@ from scipy.optimize import brentq
 from scipy.stats import multivariate_normal, norm
 
 from training_core.config import read_settings
-from training_core.evaluation.evidence import Evidence, ModelAnswers
+from training_core.evaluation.evidence import GROUP, POLICY, Evidence, ModelAnswers
 from training_core.evaluation.gate import BECOMES_CHAMPION, decide
 
 ROOT = Path(__file__).parent.parent
@@ -94,8 +94,8 @@ def evidence_of(
     right = right | {name: rng.random(rows) < share for name, share in others.items()}
     usable, no_problems = np.ones(rows, bool), np.zeros(rows, bool)
     fields = {
-        "group": rng.integers(0, GROUPS, rows).astype(str),
-        "policy": rng.integers(0, POLICIES, rows).astype(str),
+        GROUP: rng.integers(0, GROUPS, rows).astype(str),
+        POLICY: rng.integers(0, POLICIES, rows).astype(str),
     }
     models = {name: ModelAnswers(np.where(own, expected, wrong), usable, no_problems) for name, own in right.items()}
     return Evidence(DECISIONS, expected, ties, fields, models)

@@ -3,10 +3,12 @@ together."""
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 from datasets import Dataset
@@ -18,7 +20,7 @@ from training_core.evaluation.scores import Prediction
 from training_core.rows.strict_json import Record
 
 ROWS_FILE, POLICIES_FILE, SCORES_FILE = "rows.jsonl", "policies.json", "scores.json"
-POLICY = "policy"
+GROUP, POLICY = "(group)", "(policy)"  # names in ``Evidence.fields``, in brackets as no field of a case is
 
 _POLICY_FIELD = "policy_document"
 
@@ -51,7 +53,7 @@ class Evidence:
 
     ``decisions`` are the names of the decisions by number, as they occur in rows and answers; ``expected`` [rows] the
     numbers of the expected ones. ``ties`` [rows] numbers ties from 0. ``fields`` has an array [rows] of texts for every
-    field of the case, for ``"policy"`` (digests) and for ``"group"`` (values of ``group_by``).
+    field of the case, for ``POLICY`` (first lines, or digests) and for ``GROUP`` (values of ``group_by``).
     """
 
     decisions: tuple[str, ...]
@@ -132,11 +134,21 @@ def load_evidence(folder: Path) -> Evidence:
 
     Raises ``FileNotFoundError`` when the folder lacks a file, as one of an older version of this project does.
     """
-    return evidence_of(load_evidence_rows(folder), load_predictions(folder), load_left_out(folder))
+    rows, predictions = load_evidence_rows(folder), load_predictions(folder)
+    return evidence_of(rows, predictions, load_left_out(folder), load_policies(folder))
+
+
+def load_policies(folder: Path) -> dict[str, str]:
+    """The texts of the policies of an evaluation folder's rows, by digest."""
+    found: dict[str, str] = json.loads((folder / POLICIES_FILE).read_text(encoding="utf-8"))
+    return found
 
 
 def evidence_of(
-    rows: Sequence[EvidenceRow], predictions: Mapping[str, Sequence[Prediction]], left_out: int = 0
+    rows: Sequence[EvidenceRow],
+    predictions: Mapping[str, Sequence[Prediction]],
+    left_out: int = 0,
+    policies: Mapping[str, str] | None = None,
 ) -> Evidence:
     """The same from what is in memory; all models' predictions are in the order of ``rows``."""
     first = next(iter(predictions.values()))
@@ -144,7 +156,11 @@ def evidence_of(
     number = {name: place for place, name in enumerate(names)}
     cases = [row.record.get("input", {}) for row in rows]
     fields = {name: np.array([_as_text(case.get(name)) for case in cases]) for name in dict.fromkeys(chain(*cases))}
-    fields |= {POLICY: np.array([row.policy for row in rows]), "group": np.array([found.group for found in first])}
+    titles = _titles(policies or {})
+    fields |= {
+        POLICY: np.array([titles.get(row.policy, row.policy) for row in rows]),
+        GROUP: np.array([found.group for found in first]),
+    }
     return Evidence(
         decisions=tuple(names),
         expected=np.array([number[found.expected] for found in first]),
@@ -153,6 +169,15 @@ def evidence_of(
         models={name: _answers_of(found, number) for name, found in predictions.items()},
         left_out=left_out,
     )
+
+
+def _titles(policies: Mapping[str, str]) -> dict[str, str]:
+    """The first line of each policy, with its digest where several have the same."""
+    lines = {digest: shorten(text.partition("\n")[0], 50, placeholder="…") for digest, text in policies.items()}
+    counts = Counter(lines.values())
+    return {
+        digest: line if line and counts[line] == 1 else f"{line} {digest}".strip() for digest, line in lines.items()
+    }
 
 
 def _answers_of(predictions: Sequence[Prediction], number: Mapping[str, int]) -> ModelAnswers:

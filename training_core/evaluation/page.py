@@ -15,11 +15,11 @@ from jinja2 import Environment, StrictUndefined, Template
 from training_core.config import RunConfig
 from training_core.evaluation.comparison import load_scores
 from training_core.evaluation.evidence import (
-    POLICIES_FILE,
     Evidence,
     evidence_of,
     load_evidence_rows,
     load_left_out,
+    load_policies,
     load_predictions,
 )
 from training_core.evaluation.gate import CANDIDATE, HOLDS, VIOLATED, Verdict, decide, reference_of, slice_tests
@@ -74,10 +74,10 @@ def render_report(
     Equal arguments give equal pages, and what is in a row stays text whatever it looks like.
     """
     rows, predictions = load_evidence_rows(folder), load_predictions(folder)
-    evidence = evidence_of(rows, predictions, load_left_out(folder))
+    policies = load_policies(folder)
+    evidence = evidence_of(rows, predictions, load_left_out(folder), policies)
     reference = reference_of(evidence)
     pair = predictions[CANDIDATE], predictions[reference]
-    policies = json.loads((folder / POLICIES_FILE).read_text(encoding="utf-8"))
     return _template().render(
         facts=facts or PageFacts(),
         verdict=verdict or decide(evidence, config),

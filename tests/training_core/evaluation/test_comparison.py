@@ -21,6 +21,7 @@ from training_core.evaluation.comparison import (
     save_comparison,
 )
 from training_core.evaluation.evidence import (
+    POLICY,
     load_evidence,
     load_evidence_rows,
     load_left_out,
@@ -149,6 +150,8 @@ def test_evidence_is_read_back_from_the_evaluation_folder(
     assert [policies[row.policy] for row in comparison.rows] == [r["input"]["policy_document"] for r in records]
     assert [row.record["input"]["case_id"] for row in comparison.rows] == [r["input"]["case_id"] for r in records]
     assert "policy_document" not in comparison.rows[0].record["input"]
+    titles = [r["input"]["policy_document"].partition("\n")[0] for r in records]
+    assert evidence.fields[POLICY].tolist() == titles
     verdict = decide(evidence, config)
     assert verdict.outcome == STAYS_CANDIDATE, "an adapter without effect"
     assert comparison.scores["lookup table"].text_score > comparison.scores["candidate"].text_score

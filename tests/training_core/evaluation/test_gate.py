@@ -1,6 +1,7 @@
 """An adapter becomes champion when paired tests show it is better and no guard is hurt."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from samples.cases import generate_rows
 from training_core.config import RunConfig
-from training_core.evaluation.evidence import Evidence, EvidenceRow, ModelAnswers, evidence_of
+from training_core.evaluation.evidence import GROUP, POLICY, Evidence, EvidenceRow, ModelAnswers, evidence_of
 from training_core.evaluation.gate import (
     BECOMES_CHAMPION,
     GATE_SETTINGS,
@@ -115,6 +116,24 @@ def test_promotion_needs_a_significant_gain(rivals: dict[str, list[Prediction]])
     assert "rows show it in 80% of comparisons" in str(found)
 
 
+def test_undecided_rise_says_how_many_rows_decide(rivals: dict[str, list[Prediction]]) -> None:
+    """Copied so often, the same rows do decide."""
+    models = rivals | {"candidate": predictions(answers(0.9, seed=9))}
+    for place in range(40):  # as many false approvals as the champion, on other rows
+        other = "candidate" if place % 2 else "champion"
+        row = [i for i in range(len(ROWS)) if expected(i) != "Eligible"][place]
+        models[other] = list(models[other])
+        models[other][row] = replace(models[other][row], decision="Eligible")
+    (check,) = [c for c in decide(evidence_of(ROWS, models), CONFIG).checks if c.name == "false approvals"]
+    assert check.state == "not shown"
+    needed = int(re.search(r"about ([\d,]+) held-out rows show", check.sentence)[1].replace(",", ""))  # type: ignore[index]
+    times = -(-needed // len(ROWS))
+    many = {name: [*found] * times for name, found in models.items()}
+    rows = [replace(row, tie=place) for place, row in enumerate([*ROWS] * times)]
+    (check,) = [c for c in decide(evidence_of(rows, many), CONFIG).checks if c.name == "false approvals"]
+    assert check.state == "holds"
+
+
 def test_promotion_refused_to_a_worse_adapter(rivals: dict[str, list[Prediction]]) -> None:
     found = verdict(rivals, answers(0.45, seed=9))
     assert found.outcome == STAYS_CANDIDATE
@@ -186,6 +205,13 @@ def test_promotion_guard_catches_texts_without_a_champion(harm: str, rivals: dic
     assert guard in violated(found)
 
 
+def test_promotion_is_not_refused_for_a_slip_in_the_texts(rivals: dict[str, list[Prediction]]) -> None:
+    """A letter less in every text is no harm, although every row shows it."""
+    best = answers(0.95, seed=8)
+    found = verdict(rivals, [own | {"reason": own["reason"][:-1]} for own in best])
+    assert found.outcome == BECOMES_CHAMPION and found.p_values["texts"] > 0.5
+
+
 @pytest.mark.parametrize("slices", ["policy", "group", "channel"])
 def test_promotion_guard_catches_a_collapsed_slice(slices: str, rivals: dict[str, list[Prediction]]) -> None:
     """All wrong in one slice, better everywhere else."""
@@ -199,7 +225,8 @@ def test_promotion_guard_catches_a_collapsed_slice(slices: str, rivals: dict[str
     given = [refusing(i) if value == victim else better[i] for i, value in enumerate(values)]
     models = rivals | {"candidate": predictions(given)}
     evidence = evidence_of(ROWS, models)
-    evidence = replace(evidence, fields={slices: np.array(values)})
+    place = {"policy": POLICY, "group": GROUP}.get(slices, slices)
+    evidence = replace(evidence, fields={place: np.array(values)})
     found = decide(evidence, replace(CONFIG, slice_fields=("channel",) if slices == "channel" else ()))
     assert violated(found) == ["slices"]
     assert victim in str(found)
@@ -290,7 +317,7 @@ def simulated(rng: np.random.Generator, rows: int, gain: float, differing: float
     other = (should + rng.integers(1, 4, rows)) % 4
     nothing = np.zeros(rows, bool)
     given = {name: ModelAnswers(np.where(own, should, other), ~nothing, nothing) for name, own in models.items()}
-    return Evidence(tuple(DECISIONS), should, np.arange(rows), {"group": rng.integers(0, 8, rows).astype(str)}, given)
+    return Evidence(tuple(DECISIONS), should, np.arange(rows), {GROUP: rng.integers(0, 8, rows).astype(str)}, given)
 
 
 def test_gate_promotes_few_adapters_of_equal_quality() -> None:
