@@ -5,19 +5,16 @@
 
 import contextlib
 import json
-import os
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import httpx
-import prefect
 import psutil
 from rich.console import Console
 
@@ -232,9 +229,6 @@ def measure(name: str) -> dict[str, Any]:
         return {
             "fault": name,
             "what": str(fault.__doc__),
-            "date": date.today().isoformat(),
-            "prefect": prefect.__version__,
-            "load_average": round(os.getloadavg()[1], 1),  # of the last five minutes
             "first_training_process_gone": gone,
             "steps_at_fault": done,
             **_outcome(team),
@@ -293,8 +287,8 @@ def _outcome(team: Team) -> dict[str, Any]:
 def faults_table(found: dict[str, dict[str, Any]]) -> str:
     """What came of each fault, as Markdown."""
     lines = [
-        "| fault | known after, s | trains again after, s | steps lost | trained twice | end | measured |",
-        "|---|--:|--:|--:|--:|---|---|",
+        "| fault | known after, s | trains again after, s | steps lost | trained twice | end |",
+        "|---|--:|--:|--:|--:|---|",
     ]
     for name in (name for name in FAULTS if name in found):
         fault, changes = found[name], [Change(**change) for change in found[name]["changes"]]
@@ -304,9 +298,7 @@ def faults_table(found: dict[str, dict[str, Any]]) -> str:
         if name == "cancel":
             end += f"; the training's process is gone after {fault['first_training_process_gone']} s"
         lost = max(0, fault["steps_at_fault"] - (fault["resumed_from_step"] or fault["steps_at_fault"]))
-        measured = f"{fault['date']}, Prefect {fault['prefect']}, load average {fault['load_average'] or 'not noted'}"
-        results = (known, again, lost, fault["points_twice"], end, measured)
-        cells = ("—" if cell is None else str(cell) for cell in results)
+        cells = ("—" if cell is None else str(cell) for cell in (known, again, lost, fault["points_twice"], end))
         lines.append(f"| {fault['what'].rstrip('.')} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
