@@ -17,18 +17,20 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="sft-flow-prefect-")
 
-# Tests of these fixtures share a server. Tests of these files start servers at the usual ports, which two workers of
-# pytest-xdist could both find free at the same moment.
-SHARED_SERVERS = ("servers", "prefect_address")
-USUAL_PORTS = ("test_cli", "test_console", "test_postgres")
+SHARED_SERVERS = ("servers", "prefect_address")  # fixtures
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Name the group of each file: pytest-xdist runs a group in one worker, one test after the other."""
+    """Name the group of each file: pytest-xdist runs a group in one worker, one test after the other.
+
+    A shared server then starts once. The commands of flows/ start theirs at the same ports as the team set-up: two
+    workers could find such a port free at the same moment.
+    """
     pairs = [(item, name) for item in items for name in SHARED_SERVERS if name in getattr(item, "fixturenames", ())]
     groups = {item.path: name for item, name in pairs}
     for item in items:
-        group = "servers" if item.path.stem in USUAL_PORTS else groups.get(item.path, item.path.stem)
+        group = "servers" if item.path.parent.name == "flows" else groups.get(item.path, item.path.stem)
         item.add_marker(pytest.mark.xdist_group(group))
 
 
