@@ -7,7 +7,6 @@ comparisons are also decided by the rule `own > rival`: more right decisions tha
 
 import argparse
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -19,15 +18,14 @@ from rich.console import Console
 from scipy.optimize import brentq
 from scipy.stats import multivariate_normal, norm
 
+from flows.doc_sections import DOCS, ROOT, write_section
 from training_core.config import read_settings
 from training_core.evaluation.evidence import GROUP, POLICY, Evidence, ModelAnswers
 from training_core.evaluation.gate import BECOMES_CHAMPION, decide
 
-ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "gate.json"
-TABLE = ROOT / "benchmarks" / "results" / "gate.md"
-PICTURE = ROOT / "docs" / "promotion_power.png"
-PAGE = ROOT / "docs" / "evaluation.md"
+PICTURE = DOCS / "promotion_power.png"
+PAGE, SECTION = DOCS / "evaluation.md", "gate"
 
 CONFIG = read_settings({})
 DECISIONS = ("Eligible", "Escalate", "In Progress", "Not Eligible")
@@ -259,35 +257,44 @@ def draw(found: list[Cell], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def publish(text: str) -> Path:
-    """Write the table into the page's section, or into a file of its own where there is no such section."""
-    page = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
-    section = re.search(r"(<!-- gate:begin.*?-->\n).*?(?=<!-- gate:end -->)", page, re.DOTALL)
-    if not section:
-        TABLE.write_text(text, encoding="utf-8")
-        return TABLE
-    PAGE.write_text(page[: section.end(1)] + text + page[section.end() :], encoding="utf-8")
-    return PAGE
+def section(found: list[Cell], weeks: list[Weeks]) -> str:
+    """The table and the picture of the page."""
+    return f"{table(found, weeks)}\n![How often an adapter becomes champion, by held-out rows]({PICTURE.name})\n"
+
+
+def load() -> tuple[list[Cell], list[Weeks]]:
+    """The last results."""
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    return [Cell(**cell) for cell in results["cells"]], [Weeks(**week) for week in results["weeks"]]
+
+
+def publish(found: list[Cell], weeks: list[Weeks]) -> None:
+    """Write the picture and the page's section."""
+    draw(found, PICTURE)
+    write_section(PAGE, SECTION, section(found, weeks))
 
 
 def main() -> None:
     """Simulate; a full run also writes results, table and picture."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gate", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a hundred comparisons a cell; leaves what is published")
-    quick = parser.parse_args().quick
-    console = Console()
+    parser.add_argument("--quick", action="store_true", help="a hundred comparisons a cell; changes no page")
+    parser.add_argument("--render", action="store_true", help="write page and picture from the last results")
+    arguments = parser.parse_args()
+    if arguments.render:
+        publish(*load())
+        return
     found = []
-    for cell in cells(100 if quick else 2_000):
+    console = Console()
+    for cell in cells(100 if arguments.quick else 2_000):
         found.append(cell)
         console.print(f"{cell.kind:6}{cell.rows:6,} rows {100 * cell.gain:+3.0f}: {cell.promoted:6.1%} {cell.outcomes}")
-    histories = 5 if quick else 100
+    histories = 5 if arguments.quick else 100
     weeks = [weekly(rule, rows, histories) for rule in ("gate", "more right") for rows in ("same", "fresh")]
-    console.print(text := table(found, weeks))
-    if not quick:
+    console.print(table(found, weeks))
+    if not arguments.quick:
         results = {"cells": [asdict(cell) for cell in found], "weeks": [asdict(week) for week in weeks]}
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        draw(found, PICTURE)
-        console.print(f"written: {publish(text)}")
+        publish(found, weeks)
 
 
 if __name__ == "__main__":

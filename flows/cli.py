@@ -99,7 +99,7 @@ def _print_report(report: DataReport, folder: Path) -> None:
     for grid in data_grids(report):
         console.print(grid.terminal())
     for name, file in (("Page", "report.html"), ("JSON", "report.json"), ("Rejected", "rejected.jsonl")):
-        console.print(Text(f"{name:8}{folder / file}"), soft_wrap=True)
+        console.print(Text(f"{name:9}{folder / file}"), soft_wrap=True)
     console.print(Text(f"\n{verdict(report)}", style="bold red" if report.failures else "bold green"))
     for failure in with_short_names(report).failures:
         console.print(Padding(Text(f"- {failure}"), (0, 0, 0, 2), expand=False))

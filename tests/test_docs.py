@@ -1,6 +1,7 @@
 """README.md and docs/: commands, links, names and generated sections match the project."""
 
 import ast
+import dataclasses
 import importlib
 import importlib.util
 import itertools
@@ -8,10 +9,11 @@ import json
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import faults
+from benchmarks import faults, gate
 from benchmarks import report as speed
 from benchmarks.measurements import Measurements
 from deployments.topology import ROWS_UPDATED, deployments, pools
@@ -21,6 +23,7 @@ from flows.reevaluate_flow import reevaluate_flow
 from flows.sft_flow import sft_flow
 from training_core.config import config_from_command_line, read_settings, settings_info
 from training_core.evaluation.report import score_grid
+from training_core.evaluation.scores import Scores
 
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "deployments" / "README.md", *sorted(DOCS.glob("*.md"))]
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
@@ -81,9 +84,15 @@ def test_reliability_page_shows_the_last_measurement() -> None:
     assert written == faults.faults_table(measured), "run `python -m benchmarks.faults --render`"
 
 
+def test_evaluation_page_shows_the_last_simulation() -> None:
+    written = read_section(gate.PAGE, gate.SECTION)
+    assert written == gate.section(*gate.load()), "run `python -m benchmarks.gate --render`"
+
+
 def test_evaluation_page_explains_every_column() -> None:
     explained = re.findall(r"^\| ([^|]+) \|", TEXTS["docs/evaluation.md"], flags=re.MULTILINE)
-    assert set(score_grid({}).head) - {""} <= set(explained)
+    some = SimpleNamespace(**{field.name: 1 for field in dataclasses.fields(Scores)})
+    assert set(score_grid({"base": some}).head) - {""} <= set(explained)  # type: ignore[dict-item]
 
 
 @pytest.mark.slow
@@ -210,8 +219,11 @@ def test_file_map_names_what_exists() -> None:
     )
     (block,) = code_blocks(section, "")
     for line in block.splitlines():
-        name, text = re.split(r"\s{2,}", line.strip(), maxsplit=1)
-        place = (ROOT / "training_core" if line.startswith("  ") else ROOT) / name
+        if line.startswith(" " * 20):  # goes on with the line above
+            text = line
+        else:
+            name, text = re.split(r"\s{2,}", line.strip(), maxsplit=1)
+            place = (ROOT / "training_core" if line.startswith("  ") else ROOT) / name
         assert place.exists(), name
         for file in re.findall(r"\b(\w+\.py)\b", text):
             assert (place / file).is_file(), f"{name}: {file}"

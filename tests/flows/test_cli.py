@@ -116,7 +116,7 @@ def test_check_reports_as_terminal_text_json_and_page(tiny_base: Path, sample_ro
     assert fit.stdout.strip().split("\n")[-1].startswith("Fit to train on: ")
     assert "NOT fit to train on: 1 rule is broken\n  - rows.jsonl: " in unfit.stdout
     for found in (fit, unfit):
-        places = [Path(line[8:]) for line in found.stdout.split("\n") if line[8:9] == "/"]
+        places = [Path(line[9:]) for line in found.stdout.split("\n") if line[9:10] == "/"]
         assert [place.name for place in places] == ["report.html", "report.json", "rejected.jsonl"]
         assert all(place.is_file() for place in places)
 
