@@ -48,10 +48,10 @@ class EncodedRows(NamedTuple):
     """Some rows of a file, in the same order in ``batch`` (columns of ``SCHEMA``) and in ``facts``.
 
     ``facts`` has ``file``, ``line``, ``decision``, ``tokens``, ``answer_tokens``, ``kept`` (``"3 of 9"`` sections if
-    the policy was trimmed), and five 64-bit digests: the whole ``row``, its ``policy``, its ``case``, the case as letters
-    and digits (``near_duplicate_key``), and the case with ``split_seed`` (``split_rank``). ``entities`` has one line
-    per entity of a row: its digest ``entity``, and ``row``, the position in ``facts``. ``rejected`` has the rows whose
-    answers the tokenizer does not reproduce, by their positions among the given rows.
+    the policy was trimmed), and five 64-bit digests: the whole ``row``, its ``policy``, its ``case``, the case as
+    letters and digits (``near_duplicate_key``), and the case with ``split_seed`` (``split_rank``). ``entities`` has one
+    line per entity of a row: its digest ``entity``, and ``row``, the position in ``facts``. ``rejected`` has the rows
+    whose answers the tokenizer does not reproduce, by their positions among the given rows.
     """
 
     batch: pa.RecordBatch
