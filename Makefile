@@ -6,8 +6,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 # pip has to see torch's exact pin before anything else asks for torch, or it may fetch another build of it first.
 TORCH := $(shell sed -n 's/^torch==.*/&/p' constraints.txt)
-# Two workers. The tests of a file, or of files that share a server, stay in one; the longest files come first by name.
-IN_PARALLEL := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: demo test check lint types fix bench up deploy clean
 
@@ -23,7 +21,7 @@ deploy: $(VENV)/.installed
 	$(BIN)/python -m deployments.deploy
 
 test: $(VENV)/.installed lint types
-	$(BIN)/pytest $(IN_PARALLEL)
+	$(BIN)/pytest
 
 check: $(VENV)/.installed lint types
 	$(BIN)/pytest -m "not slow"

@@ -12,26 +12,10 @@ import pytest
 # Libraries read these when they are imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-# Models of tests are too small for threads, and threads that wait by spinning take the cores from servers and workers.
+# Models of tests are too small for threads, and threads that wait by spinning take the cores from the servers.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="sft-flow-prefect-")
-
-SHARED_SERVERS = ("servers", "prefect_address")  # fixtures
-
-
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Name the group of each file: pytest-xdist runs a group in one worker, one test after the other.
-
-    A shared server then starts once. The commands of flows/ start theirs at the same ports as the team set-up: two
-    workers could find such a port free at the same moment.
-    """
-    pairs = [(item, name) for item in items for name in SHARED_SERVERS if name in getattr(item, "fixturenames", ())]
-    groups = {item.path: name for item, name in pairs}
-    for item in items:
-        group = "servers" if item.path.parent.name == "flows" else groups.get(item.path, item.path.stem)
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(autouse=True)

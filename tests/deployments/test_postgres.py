@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from deployments.deploy import deploy
 from deployments.postgres import Postgres, find_postgres, is_accessible, postgres
-from deployments.up import Servers, deploy_to
-from flows.local_servers import mlflow_server
+from flows.local_servers import mlflow_server, prefect_server
 from tasks import registry, tracking
 from tasks.refs import DatasetRef, EvalReport, FolderRef, RunRef, TrainedRef
 from training_core.config import RunConfig
@@ -31,7 +33,7 @@ def folder() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def database(folder: Path) -> Iterator[Postgres]:
     assert PROGRAMS
-    with postgres(PROGRAMS, folder / "data", ("mlflow",)) as server:
+    with postgres(PROGRAMS, folder / "data", ("prefect", "mlflow")) as server:
         yield server
 
 
@@ -45,11 +47,16 @@ def test_postgres_folder_must_be_accessible_to_its_user(tmp_path: Path, monkeypa
         assert is_accessible(Path(name) / "data")
 
 
-def test_prefect_on_postgres_deploys_everything_once(servers: Servers, home: Path) -> None:
-    list(deploy_to(servers))  # tests of the same servers may have changed a deployment
-    assert {outcome for outcome, *_ in deploy_to(servers)} == {"unchanged"}
-    assert servers.database and servers.database.startswith("postgresql+asyncpg:")
-    assert not list((home / "prefect").glob("*.db"))
+def test_prefect_takes_the_whole_topology_once_and_schedules_runs(folder: Path, database: Postgres) -> None:
+    url = database.url("prefect", "asyncpg")
+    with (
+        prefect_server(folder / "prefect", database=url, for_workers=True) as server,
+        temporary_settings({PREFECT_API_URL: f"{server.wait()}/api"}),
+        get_client(sync_client=True) as client,
+    ):
+        assert {outcome for outcome, *_ in deploy(client, "process", folder.as_uri())} == {"created", "unchanged"}
+        assert {outcome for outcome, *_ in deploy(client, "process", folder.as_uri())} == {"unchanged"}
+        assert not list((folder / "prefect").glob("*.db"))
 
 
 def test_mlflow_on_postgres_keeps_one_run_and_version(
