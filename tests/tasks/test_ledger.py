@@ -218,7 +218,7 @@ def with_versions(config: RunConfig, count: int) -> list[RunConfig]:
         client.create_registered_model(race.registered_model_name)
         for one in (ONE, TWO, THREE):
             tags = {tracking.FINGERPRINT_TAG: one.fingerprint}
-            client.create_model_version(race.registered_model_name, "nowhere", tags=tags)
+            client.create_model_version(race.registered_model_name, "s3://nowhere/model", tags=tags)
     return found
 
 
