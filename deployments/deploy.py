@@ -25,7 +25,8 @@ from deployments.topology import Pool, automations, deployments, pools
 from flows.cli import DEMO_BAD_SHARE, DEMO_ROWS, DEMO_SEED
 from samples.cases import write_rows
 from tasks.artifact_store import VARIABLE as STORE
-from tasks.artifact_store import client_errors_as_os_errors, store_problems
+from tasks.artifact_store import store_problems
+from training_core.rows.files import client_errors_as_os_errors
 
 POOL_KIND, NOTIFY = "SFT_FLOW_POOL_KIND", "SFT_FLOW_NOTIFY"
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -13,26 +12,10 @@ from prefect import get_run_logger
 from tasks.refs import FolderRef
 from training_core.config import RunConfig
 from training_core.folders import MANIFEST, complete_folder, seal_digest
+from training_core.rows.files import client_errors_as_os_errors
 from training_core.training.checkpoints import step_of
 
 VARIABLE = "SFT_FLOW_STORE"
-
-
-@contextlib.contextmanager
-def client_errors_as_os_errors() -> Iterator[None]:
-    """Turn errors that only a store's client knows into ``OSError``.
-
-    fsspec documents no error types. Its own errors are ``OSError``, ``ValueError`` (unknown protocol) and
-    ``ImportError`` (protocol whose package is not installed), and pass unchanged. The packages behind s3://, gs:// and
-    others let errors of botocore, aiohttp or google-auth through, which derive from ``Exception`` directly; these
-    packages are optional, so their types cannot be imported here.
-    """
-    try:
-        yield
-    except (OSError, ValueError, ImportError):
-        raise
-    except Exception as error:  # the one exception to the rule, for the reason above
-        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def publish(folder: Path) -> FolderRef:

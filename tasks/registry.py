@@ -14,12 +14,13 @@ from mlflow.tracking import MlflowClient
 from tasks.ledger import read_ledger
 from tasks.model_package import package_adapter
 from tasks.refs import FolderRef, RegisteredRef, RunRef, TrainedRef
-from tasks.tracking import FINGERPRINT_TAG, connect, experiment_id, fetch_leakage_keys, tracking_uri
+from tasks.tracking import FINGERPRINT_TAG, connect, experiment_id, fetch_private_file, tracking_uri
 from tasks.versions import ADAPTER_TAG, find_champion, find_version
 from training_core.base_model import base_folder
 from training_core.config import RunConfig, SettingsError
 from training_core.folders import seal_digest
 from training_core.model_setup import digest_base_model, fetch_base_model
+from training_core.training.adapter import LEAKAGE_KEYS_FILE
 
 _BASE_TAG, _BASE_DIGEST_TAG = "sft_flow.base_model", "sft_flow.base_digest"
 _LONGEST_DESCRIPTION = 5000  # of PostgreSQL; SQLite takes any
@@ -75,7 +76,7 @@ def fetch_version(config: RunConfig, version: ModelVersion) -> RegisteredRef:
         raise ValueError(f"the files of {version.name} version {version.version} are not those that were registered")
     base_digest = version.tags[_BASE_DIGEST_TAG]
     run = RunRef(version.tags[FINGERPRINT_TAG], str(folder), base_digest, version.run_id)
-    fetch_leakage_keys(config, run)
+    fetch_private_file(config, run, LEAKAGE_KEYS_FILE)
     base = _find_base(config, version.tags[_BASE_TAG], base_digest)
     return RegisteredRef(str(version.version), run, FolderRef(str(adapter), None, digest), str(base))
 

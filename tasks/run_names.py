@@ -3,7 +3,6 @@
 A resumed or retried run keeps its name.
 """
 
-from datetime import UTC, datetime
 from uuid import UUID
 
 import httpx
@@ -38,12 +37,6 @@ def name_by_time() -> str:
     """For ``flow_run_name`` of a scheduled flow: its name and the minute it was scheduled for, in UTC."""
     flow = str(flow_run.flow_name).removesuffix("-flow")
     return _name_so_far(flow) or f"{flow} {flow_run.scheduled_start_time:%Y-%m-%d %H:%M}"
-
-
-def tracking_run_name(config: RunConfig) -> str:
-    """The name of a new MLflow run: model, rows and today's date in UTC."""
-    rows = config.dataset_path.rstrip("/").rpartition("/")[2]
-    return f"{config.registered_model_name} {rows} {datetime.now(UTC):%Y-%m-%d}"
 
 
 def name_by_fingerprint(config: RunConfig, fingerprint: str) -> None:

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -16,7 +17,6 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.tracking import MlflowClient
 
 from tasks.refs import DatasetRef, EvalReport, RunRef
-from tasks.run_names import tracking_run_name
 from training_core.config import RunConfig
 from training_core.folders import complete_file
 from training_core.training.journal import Point
@@ -25,7 +25,6 @@ EXPERIMENT = "sft-flow"
 FINGERPRINT_TAG, FLOW_RUN_TAG, DESCRIPTION_TAG = "sft_flow.fingerprint", "sft_flow.flow_run", "mlflow.note.content"
 DATASET_TAG = "sft_flow.dataset"
 
-LEAKAGE_KEYS_FILE = "leakage_keys.npz"
 
 _PRIVATE_FOLDER = "private"
 _LONGEST_PARAM = 6000
@@ -70,6 +69,12 @@ def tracking_problems(config: RunConfig) -> list[str]:
         fix = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
         return [f"MLFLOW_TRACKING_URI: experiment {EXPERIMENT!r} in {uri!r} is deleted; restore it: {fix}"]
     return []
+
+
+def tracking_run_name(config: RunConfig) -> str:
+    """The name of a new MLflow run: model, rows and today's date in UTC."""
+    rows = config.dataset_path.rstrip("/").rpartition("/")[2]
+    return f"{config.registered_model_name} {rows} {datetime.now(UTC):%Y-%m-%d}"
 
 
 def open_tracking_run(config: RunConfig, fingerprint: str, dataset: DatasetRef, rows: Path) -> str:
@@ -144,20 +149,20 @@ def log_results(config: RunConfig, run_id: str, report: EvalReport) -> None:
         client.set_terminated(run_id, "FINISHED")
 
 
-def log_leakage_keys(config: RunConfig, run: RunRef) -> None:
-    """Keep the digests of what an adapter was trained on with its MLflow run: they are not part of the model."""
-    file = Path(run.path) / LEAKAGE_KEYS_FILE
+def log_private_file(config: RunConfig, run: RunRef, name: str) -> None:
+    """Keep a file of the run's folder with its MLflow run, apart from the model; nothing where there is none."""
+    file = Path(run.path) / name
     if file.is_file():
         connect(config).log_artifact(run.tracking_run_id, str(file), _PRIVATE_FOLDER)
 
 
-def fetch_leakage_keys(config: RunConfig, run: RunRef) -> None:
-    """Bring them into the run's folder; where the MLflow run has none, there is none."""
-    client, name = connect(config), f"{_PRIVATE_FOLDER}/{LEAKAGE_KEYS_FILE}"
-    if name in {file.path for file in client.list_artifacts(run.tracking_run_id, _PRIVATE_FOLDER)}:
+def fetch_private_file(config: RunConfig, run: RunRef, name: str) -> None:
+    """Download a file that ``log_private_file`` kept into the run's folder; nothing where there is none."""
+    client, place = connect(config), f"{_PRIVATE_FOLDER}/{name}"
+    if place in {file.path for file in client.list_artifacts(run.tracking_run_id, _PRIVATE_FOLDER)}:
         with tempfile.TemporaryDirectory() as folder:
-            fetched = client.download_artifacts(run.tracking_run_id, name, folder)
-            with complete_file(Path(run.path) / LEAKAGE_KEYS_FILE) as draft:
+            fetched = client.download_artifacts(run.tracking_run_id, place, folder)
+            with complete_file(Path(run.path) / name) as draft:
                 shutil.copy(fetched, draft)
 
 

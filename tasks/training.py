@@ -14,7 +14,7 @@ from tasks.progress import follow_journal
 from tasks.recovery import NETWORK
 from tasks.refs import DatasetRef, FolderRef, RunRef
 from tasks.registry import fetch_champion, fetch_version
-from tasks.tracking import log_leakage_keys, open_tracking_run, send_points
+from tasks.tracking import log_private_file, open_tracking_run, send_points
 from tasks.versions import ADAPTER_TAG, find_version
 from training_core.config import RunConfig, SettingsError
 from training_core.dataset.store import load_training_data
@@ -29,7 +29,7 @@ from training_core.model_setup import (
     load_model_and_tokenizer,
 )
 from training_core.trainer import train_model
-from training_core.training.adapter import load_leakage_keys, write_adapter
+from training_core.training.adapter import LEAKAGE_KEYS_FILE, load_leakage_keys, write_adapter
 from training_core.training.fingerprint import run_fingerprint
 from training_core.training.journal import read_journal
 
@@ -122,7 +122,7 @@ def save_adapter(loaded: LoadedModel, config: RunConfig, run: RunRef, dataset: D
     if not seal_digest(folder):
         data = load_training_data(open_folder(dataset.folder, config))
         write_adapter(loaded.model, loaded.tokenizer, config, data.leakage_keys, folder)
-    log_leakage_keys(config, run)
+    log_private_file(config, run, LEAKAGE_KEYS_FILE)
     return publish(folder)
 
 

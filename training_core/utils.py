@@ -19,7 +19,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from training_core.base_model import adapted_layers, base_folder
 from training_core.config import RunConfig, SettingsError
-from training_core.rows.files import find_files
+from training_core.rows.files import client_errors_as_os_errors, find_files
 
 logger = logging.getLogger(__name__)
 
@@ -97,10 +97,10 @@ def validate_args(config: RunConfig) -> None:
 
 def _rows_problems(name: str, value: str) -> list[str]:
     try:
-        files = find_files(value)
-        for file in files:
-            with fsspec.open(file, "rb"):
-                pass
+        with client_errors_as_os_errors():
+            for file in find_files(value):
+                with fsspec.open(file, "rb"):
+                    pass
     except FileNotFoundError:
         fix = f"give --{name} a file, glob or folder of rows (working directory: {Path.cwd()})"
         return [f"{name}: {value!r} holds no file of rows; {fix}"]

@@ -101,7 +101,7 @@ def test_check_rejects_several_paths_with_a_fix() -> None:
 def test_check_rejects_an_unreachable_base_model_with_a_fix(sample_rows: Path) -> None:
     found = call([*COMMANDS["sft-flow"][:-1], "check"], str(sample_rows), "--model_name", "no/such-model")
     assert found.returncode == 2
-    assert "the hub cannot be reached from here; give --model_name the folder" in found.stderr
+    assert "the hub cannot be reached; give --model_name the folder" in found.stderr
     assert "Traceback" not in found.stderr
 
 

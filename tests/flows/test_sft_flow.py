@@ -37,7 +37,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return DECIDED if report.champion == "8" else None
 
     tasks: dict[str, Callable[..., Any]] = {
-        **dict.fromkeys(("limit_attempts", "setup_logging", "validate_data", "preflight"), lambda *_: None),
+        **dict.fromkeys(
+            ("limit_attempts", "setup_logging", "validate_data", "preflight", "name_by_fingerprint"), lambda *_: None
+        ),
         **dict.fromkeys(("publish_report", "find_finished"), lambda *_: None),
         "build_dataset": lambda _: DATASET,
         "train_flow": noted("train_flow", lambda *_: trained(next(champions))),

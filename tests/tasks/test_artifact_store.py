@@ -10,17 +10,11 @@ from fsspec import AbstractFileSystem
 from prefect.logging import disable_run_logger
 
 from tasks import artifact_store
-from tasks.artifact_store import (
-    client_errors_as_os_errors,
-    open_folder,
-    publish,
-    restore_progress,
-    save_progress,
-    store_problems,
-)
+from tasks.artifact_store import open_folder, publish, restore_progress, save_progress, store_problems
 from tasks.refs import FolderRef
 from training_core.config import RunConfig
 from training_core.folders import MANIFEST, seal, seal_digest
+from training_core.rows.files import client_errors_as_os_errors
 from training_core.training.checkpoints import latest_complete_checkpoint
 
 FINGERPRINT = "f" * 64

@@ -10,6 +10,7 @@ from tasks import registry, tracking, versions
 from tasks.refs import FolderRef, TrainedRef
 from training_core.config import RunConfig, SettingsError
 from training_core.folders import seal
+from training_core.training.adapter import LEAKAGE_KEYS_FILE
 
 pytestmark = pytest.mark.slow
 
@@ -143,7 +144,7 @@ def test_version_uses_the_base_of_the_settings(config: RunConfig, trained: Train
 def test_leakage_keys_come_from_the_mlflow_run(config: RunConfig, trained: TrainedRef) -> None:
     run = Path(trained.run.path)
     (run / "leakage_keys.npz").write_bytes(b"keys")
-    tracking.log_leakage_keys(config, trained.run)
+    tracking.log_private_file(config, trained.run, LEAKAGE_KEYS_FILE)
     registry.find_or_create_version(config, trained, "")
     (version,) = versions.all_versions(config)
     fetched = registry.fetch_version(config, version)
@@ -154,7 +155,7 @@ def test_leakage_keys_come_from_the_mlflow_run(config: RunConfig, trained: Train
 
 def test_champion_of_a_deleted_run_is_fetched(config: RunConfig, trained: TrainedRef) -> None:
     (Path(trained.run.path) / "leakage_keys.npz").write_bytes(b"keys")
-    tracking.log_leakage_keys(config, trained.run)
+    tracking.log_private_file(config, trained.run, LEAKAGE_KEYS_FILE)
     versions.point_alias(config, versions.CHAMPION, registry.find_or_create_version(config, trained, ""))
     tracking.connect(config).delete_run(trained.run.tracking_run_id)
     champion = registry.fetch_champion(config, but_not="x")

@@ -23,7 +23,8 @@ from flows.sft_flow import sft_flow
 from flows.train_flow import train_flow
 from tasks import run_names
 from tasks.refs import DatasetRef, FolderRef
-from tasks.run_names import name_by_fingerprint, name_by_model, name_by_time, name_by_training, tracking_run_name
+from tasks.run_names import name_by_fingerprint, name_by_model, name_by_time, name_by_training
+from tasks.tracking import tracking_run_name
 from training_core.config import RunConfig
 from training_core.training.fingerprint import run_fingerprint
 

@@ -47,7 +47,7 @@ def test_training_of_changed_rows_is_a_new_run(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(train_on_pool, "run_deployment", start)
     for key in ("first", "first", "changed"):
         rows = DatasetRef(FolderRef(f"/runs/datasets/{key}", None, ""), key, 0, 0, "")
-        train_on_pool._start_or_find(RunConfig(train_on="train-flow/gpu"), rows)
+        train_on_pool._start_or_find(RunConfig(train_on="train-flow/gpu"), rows, evaluation=1)
     assert keys[0] == keys[1] != keys[2]
     assert names[0] == names[1] != names[2], "the name has the fingerprint"
     assert all(name.startswith(f"{RunConfig().registered_model_name} ") for name in names)

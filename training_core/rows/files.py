@@ -1,5 +1,6 @@
 """Files of rows as lines: a file, glob, folder or URL; JSONL, a JSON array or Parquet, plain or compressed."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -39,6 +40,23 @@ class Line(NamedTuple):
     @property
     def complete(self) -> bool:
         return self.number > 0 and self.ends
+
+
+@contextlib.contextmanager
+def client_errors_as_os_errors() -> Iterator[None]:
+    """Turn errors that only a store's client knows into ``OSError``.
+
+    fsspec documents no error types. Its own errors are ``OSError``, ``ValueError`` (unknown protocol) and
+    ``ImportError`` (protocol whose package is not installed), and pass unchanged. The packages behind s3://, gs:// and
+    others let errors of botocore, aiohttp or google-auth through, which derive from ``Exception`` directly; these
+    packages are optional, so their types cannot be imported here.
+    """
+    try:
+        yield
+    except (OSError, ValueError, ImportError):
+        raise
+    except Exception as error:  # the one exception to the rule, for the reason above
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def find_files(path: str) -> list[str]:
