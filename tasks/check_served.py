@@ -30,18 +30,25 @@ def check_parity(model_uri: str, sample_file: Path) -> str:
     rows = pd.DataFrame([as_input(json.loads(record)) for record in sample["records"]])
     with paused_garbage_collection():
         served = mlflow.pyfunc.load_model(model_uri, model_config={"max_new_tokens": sample["max_new_tokens"]})
-    adapter = served.unwrap_python_model()
-    if adapter.loaded.precision.reason == sample["precision"]:
-        answers = [list(tokens) for tokens in served.predict(rows)["token_ids"]]
-        differing = [i for i, pair in enumerate(zip(answers, sample["answers"], strict=True)) if pair[0] != pair[1]]
-        if differing:
-            raise ValueError(f"{len(differing)} of {len(rows)} answers differ: {differing}")
-        return "the same tokens"
+    if served.unwrap_python_model().loaded.precision.reason == sample["precision"]:
+        return _same_tokens(served, rows, sample)
+    return _near_ties(served.unwrap_python_model(), rows, sample)
+
+
+def _same_tokens(served: Any, rows: pd.DataFrame, sample: dict[str, Any]) -> str:
+    answers = [list(tokens) for tokens in served.predict(rows)["token_ids"]]
+    differing = [i for i, pair in enumerate(zip(answers, sample["answers"], strict=True)) if pair[0] != pair[1]]
+    if differing:
+        raise ValueError(f"{len(differing)} of {len(rows)} answers differ: {differing}")
+    return "the same tokens"
+
+
+def _near_ties(adapter: Any, rows: pd.DataFrame, sample: dict[str, Any]) -> str:
     from training_core.evaluation.generation import logit_gap
 
     prompts = [adapter.prompt(row) for row in rows.to_dict("records")]
     gaps = [logit_gap(adapter.loaded, *asked) for asked in zip(prompts, sample["answers"], strict=True)]
-    if not all(found < MAX_LOGIT_GAP for found in gaps):  # nor when one is no number
+    if not all(found < MAX_LOGIT_GAP for found in gaps):  # also when one is not a number
         raise ValueError(f"answers computed as {sample['precision']} are {max(gaps):.2f} logits behind others here")
     return f"the same answers, at most {max(gaps):.2f} logits behind others ({adapter.loaded.precision.reason})"
 

@@ -41,6 +41,10 @@ def evaluate(
         candidate = EvaluatedModel(loaded, load_leakage_keys(Path(run.path)))
         comparison = compare_models(candidate, _load(champion) if champion else None, data, config)
         save_comparison(comparison, Path(run.path), folder)
+    return _report(folder, champion)
+
+
+def _report(folder: Path, champion: RegisteredRef | None) -> EvalReport:
     scores = load_scores(folder)
     return EvalReport(
         folder=publish(folder),

@@ -152,13 +152,7 @@ def append(config: RunConfig, ledger: Ledger, entry: Entry) -> Entry | None:
     """Write an entry after the last one of ``ledger``; ``None`` when another process has written one meanwhile."""
     client = connect(config)
     run_id = ledger.run_id or _create_run(client, config)
-    written = replace(
-        entry,
-        reason=entry.reason[:_LONGEST_REASON],
-        number=len(ledger.entries) + 1,
-        who=entry.who or current_user(),
-        time=datetime.now(UTC).isoformat(timespec="milliseconds"),
-    )
+    written = _numbered(entry, len(ledger.entries) + 1)
     try:
         client.log_param(run_id, _KEY.format(written.number), _as_text(written))
     except MlflowException as error:
@@ -166,6 +160,13 @@ def append(config: RunConfig, ledger: Ledger, entry: Entry) -> Entry | None:
             raise
         return None
     return written
+
+
+def _numbered(entry: Entry, number: int) -> Entry:
+    """The entry as it is written: with its number, its author and the time."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    who = entry.who or current_user()
+    return replace(entry, reason=entry.reason[:_LONGEST_REASON], number=number, who=who, time=now)
 
 
 def mark_applied(config: RunConfig, ledger: Ledger, number: int) -> None:

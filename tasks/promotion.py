@@ -66,10 +66,7 @@ def promote(
     evaluation = replace(report, folder=replace(report.folder, path=str(folder)))
 
     def entry_of(ledger: Ledger) -> Entry | None:
-        own = version_id(named_version(config, version.version))
-        if own is None:
-            what = f"registered_model_name: {version.name} version {version.version} was deleted while it was evaluated"
-            raise SettingsError([f"{what}; start the run again: it registers the adapter and trains nothing"])
+        own = _existing(config, version)
         champion = ledger.champion.number if ledger.champion else None
         return _decide(config, data, evaluation, ledger, own) if champion in (own.number, report.champion) else None
 
@@ -83,6 +80,14 @@ def promote(
     return decided
 
 
+def _existing(config: RunConfig, version: ModelVersionRef) -> VersionId:
+    own = version_id(named_version(config, version.version))
+    if own is None:
+        what = f"registered_model_name: {version.name} version {version.version} was deleted while it was evaluated"
+        raise SettingsError([f"{what}; start the run again: it registers the adapter and trains nothing"])
+    return own
+
+
 def _decide(config: RunConfig, data: TrainingData, report: EvalReport, ledger: Ledger, own: VersionId) -> Entry:
     """The gate's entry on a version; the one in the ledger when the same decision is there."""
     before, key, rows = ledger.champion, _decision_key(config, data), _rows_digest(data)
@@ -92,10 +97,7 @@ def _decide(config: RunConfig, data: TrainingData, report: EvalReport, ledger: L
     evidence = load_evidence(Path(report.folder.path))
     verdict = decide(evidence, config, *ledger.uses_of(rows))
     failing = is_failing(evidence, config, "candidate") if own == before else verdict.champion_failing
-    withdrawn = ledger.withdrawn.get(own.fingerprint)
-    outcome, reason = _outcome(config, verdict, own, before)
-    if withdrawn and own != before:
-        outcome, reason = STAYS_CANDIDATE, _withdrawn(config, own, withdrawn)
+    outcome, reason = _outcome(config, verdict, own, ledger)
     after = own if outcome == BECOMES_CHAMPION else before
     return Entry(
         by=GATE,
@@ -114,9 +116,11 @@ def _decide(config: RunConfig, data: TrainingData, report: EvalReport, ledger: L
     )
 
 
-def _outcome(config: RunConfig, verdict: Verdict, own: VersionId, before: VersionId | None) -> tuple[str, str]:
-    if own == before:
+def _outcome(config: RunConfig, verdict: Verdict, own: VersionId, ledger: Ledger) -> tuple[str, str]:
+    if own == ledger.champion:
         return "is the champion already", verdict.reason
+    if own.fingerprint in ledger.withdrawn:
+        return STAYS_CANDIDATE, _withdrawn(config, own, ledger.withdrawn[own.fingerprint])
     if verdict.outcome == BECOMES_CHAMPION and config.require_approval:
         command = f"sft-flow promote {config.registered_model_name} {own.number} --reason TEXT"
         return READY, f"{verdict.reason}; require_approval is set, so a person promotes it: {command}"

@@ -52,10 +52,8 @@ def fetch_registered(config: RunConfig, name: str, dataset: DatasetRef) -> Regis
     require_tracking_run(config, version)
     registered = fetch_version(config, version)
     if registered.run.base_digest != dataset.base_digest:
-        fix = f"give --model_name {registered.base}"
-        raise SettingsError(
-            [f"model_name: version {version.version} has another base than {config.model_name!r}; {fix}"]
-        )
+        what = f"version {version.version} has another base than {config.model_name!r}"
+        raise SettingsError([f"model_name: {what}; give --model_name {registered.base}"])
     return registered
 
 

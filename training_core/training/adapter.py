@@ -51,8 +51,7 @@ def load_leakage_keys(run_dir: Path) -> np.ndarray:
         if int(kept["secret"]) != _digest_of_secret():
             what = f"{SECRET}: the leakage keys in {file} were written with another secret, or with none"
             raise SettingsError([f"{what}; set {SECRET} as it was when the adapter was trained"])
-        keys: np.ndarray = kept["keys"]
-        return keys
+        return np.asarray(kept["keys"])
 
 
 def _digest_of_secret() -> int:
