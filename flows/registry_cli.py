@@ -80,7 +80,7 @@ def versions(arguments: Sequence[str]) -> None:
 
 
 def _last_decision(ledger: Ledger, own: VersionId) -> str:
-    about = [entry for entry in ledger.entries if own in (entry.version, entry.before, entry.after)]
+    about = [e for e in ledger.entries if own == e.version or (e.before != e.after and own in (e.before, e.after))]
     return f"{about[-1].number}: {_in_words(about[-1])}, {_day(about[-1])}" if about else "none"
 
 
