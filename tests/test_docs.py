@@ -182,7 +182,7 @@ def test_settings_in_tables_exist() -> None:
     assert names == settings_info().keys()
 
 
-def test_environment_variables_in_the_docs_are_read_by_the_code() -> None:
+def test_docs_name_only_environment_variables_of_the_code() -> None:
     code = "\n".join(path.read_text(encoding="utf-8") for path in ROOT.rglob("*.py") if ".venv" not in path.parts)
     compose = (ROOT / "deployments" / "compose.yaml").read_text(encoding="utf-8")
     for name in set(re.findall(r"SFT_FLOW_\w+", EVERYTHING)):

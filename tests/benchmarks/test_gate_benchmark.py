@@ -30,7 +30,7 @@ def test_gate_promoted_few_equal_and_few_harmful_adapters(cells: list[Cell]) -> 
     assert all(cell.old_rule > 0.4 for cell in equal)
 
 
-def test_gate_simulation_has_the_gain_and_the_rise_that_it_says() -> None:
+def test_gate_simulation_has_the_gain_and_rise_asked_for() -> None:
     evidence = comparison(np.random.default_rng(0), 200_000, 0.05, rise=0.03)
     candidate, champion = evidence.right("candidate"), evidence.right("champion")
     granted = [

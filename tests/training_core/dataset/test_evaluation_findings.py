@@ -34,7 +34,7 @@ def places(built: Built, subject: str) -> list[str]:
     return finding.places if finding else []
 
 
-def test_held_out_rows_are_reported_with_the_gain_they_show(built_from: Any) -> None:
+def test_findings_name_the_gain_that_rows_can_show(built_from: Any) -> None:
     rows = records(300)
     found = built_from(rows, val_split=0.5).finding("rows to be answered")
     assert found.count == 150 and "a gain in accuracy of 7.8 points in 80% of comparisons" in found.meaning
@@ -43,13 +43,13 @@ def test_held_out_rows_are_reported_with_the_gain_they_show(built_from: Any) -> 
     assert "too few to show any gain" in few.meaning and "fewer than 100 (min_eval_rows)" in few.meaning
 
 
-def test_an_unknown_group_field_makes_rows_unfit(built_from: Any) -> None:
+def test_group_field_that_no_row_has_makes_rows_unfit(built_from: Any) -> None:
     (failure,) = built_from(records(20), group_by="topic").report.failures
     assert failure == "group_by: expected a field of the case, no row has 'topic'; the cases have case_id, issue_type"
     assert built_from(records(20)).report.failures == []
 
 
-def test_an_unknown_group_field_is_reported_where_rows_have_no_cases(built_from: Any) -> None:
+def test_findings_name_an_unknown_group_field(built_from: Any) -> None:
     answer = {"role": "assistant", "content": json.dumps(record()["output"])}
     rows = [{"messages": [{"role": "user", "content": f"Question {i}."}, answer]} for i in range(20)]
     built = built_from(rows, entity_fields=())
@@ -94,7 +94,7 @@ def leaking(prefix: dict[str, str]) -> CaseFields:
 
 
 @pytest.mark.parametrize("leaks", [True, False])
-def test_an_id_that_reveals_the_decision_is_reported(leaks: bool) -> None:
+def test_findings_name_an_id_that_reveals_the_decision(leaks: bool) -> None:
     letters = {"Eligible": "A", "Escalate": "B", "In Progress": "C", "Not Eligible": "D"} if leaks else {}
     no_rows = pd.DataFrame({name: [] for name in ("split", "decision", "answer_tokens", "file", "line")})
     findings = evaluation_findings(RunConfig(), leaking(letters), no_rows)

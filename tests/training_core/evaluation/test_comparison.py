@@ -65,7 +65,7 @@ def lines(comparison: Comparison) -> dict[str, list[int]]:
 
 
 @pytest.mark.parametrize("knows", ["champion", "candidate"])
-def test_rows_that_champion_or_candidate_was_trained_on_are_left_out_for_everybody_and_counted(
+def test_comparison_leaves_out_rows_seen_in_training(
     config: RunConfig, data: TrainingData, model: LoadedModel, knows: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     known = told_by(data, config, [0, 2])
@@ -83,14 +83,14 @@ def test_rows_that_champion_or_candidate_was_trained_on_are_left_out_for_everybo
     )
 
 
-def test_the_sample_is_drawn_from_rows_that_are_new_to_all(config: RunConfig, data: TrainingData) -> None:
+def test_comparison_samples_from_unseen_rows(config: RunConfig, data: TrainingData) -> None:
     """As many are answered as there can be, whatever was left out."""
     unseen = unseen_rows(data.held_out, told_by(data, config, [1, 3, 4]), config)
     assert len(unseen) == len(data.held_out) - 3
     assert len(held_out_sample(unseen, config)) == config.max_eval_rows
 
 
-def test_a_row_about_somebody_known_is_left_out(config: RunConfig, data: TrainingData) -> None:
+def test_unseen_rows_leave_out_known_entities(config: RunConfig, data: TrainingData) -> None:
     named = replace(config, entity_fields=("issue_type",))
     kind = data.held_out[0]["group"]
     _, somebody = leakage_keys(json.loads(data.held_out[0]["record"]), named.entity_fields)
@@ -105,16 +105,14 @@ def test_with_overlap_allowed_every_row_is_scored(config: RunConfig, data: Train
     assert (comparison.left_out, comparison.scores["candidate"].rows) == (0, 4)
 
 
-def test_a_comparison_without_a_row_that_is_new_to_all_is_rejected_with_what_to_do(
-    config: RunConfig, data: TrainingData, model: LoadedModel
-) -> None:
+def test_comparison_without_unseen_rows_is_rejected(config: RunConfig, data: TrainingData, model: LoadedModel) -> None:
     halves = [list(range(len(data.held_out)))[start::2] for start in (0, 1)]
     one, other = (EvaluatedModel(model, told_by(data, config, half)) for half in halves)
     with pytest.raises(SettingsError, match=r"eval_path: .* new to both, or split_seed and val_split"):
         compare_models(one, other, data, config)
 
 
-def test_in_a_run_of_its_own_nothing_is_left_out_for_what_it_trained_on(
+def test_comparison_of_one_run_leaves_nothing_out(
     config: RunConfig, data: TrainingData, model: LoadedModel, tmp_path: Path
 ) -> None:
     """Rows are held out by case and entity. Nor is anything where an adapter does not say what it was trained on."""
@@ -126,7 +124,7 @@ def test_in_a_run_of_its_own_nothing_is_left_out_for_what_it_trained_on(
     assert load_scores(tmp_path / "evaluation") == comparison.scores
 
 
-def test_the_number_left_out_comes_back_from_the_folder(
+def test_comparison_folder_keeps_the_number_left_out(
     config: RunConfig, data: TrainingData, model: LoadedModel, tmp_path: Path
 ) -> None:
     comparison = compare_models(EvaluatedModel(model, told_by(data, config, [0])), None, data, config)
@@ -158,15 +156,13 @@ def test_evidence_is_read_back_from_the_evaluation_folder(
 
 
 @pytest.mark.parametrize("change", [{"overlap": "allow"}, {"entity_fields": ()}, {"answer_audit": "json:dumps"}])
-def test_a_comparison_with_other_rows_left_out_is_another_comparison(
+def test_comparison_key_depends_on_the_rows_left_out(
     config: RunConfig, data: TrainingData, change: dict[str, object]
 ) -> None:
     assert comparison_key(replace(config, **change), data, ["a"]) != comparison_key(config, data, ["a"])
 
 
-def test_a_comparison_whose_baselines_learnt_from_other_rows_is_another_comparison(
-    config: RunConfig, data: TrainingData
-) -> None:
+def test_comparison_key_depends_on_the_baselines_rows(config: RunConfig, data: TrainingData) -> None:
     fewer = replace(data, train=data.train.select(range(len(data.train) - 1)))
     assert comparison_key(config, fewer, ["a"]) != comparison_key(config, data, ["a"])
 

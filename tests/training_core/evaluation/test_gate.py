@@ -205,7 +205,7 @@ def test_promotion_guard_catches_texts_without_a_champion(harm: str, rivals: dic
     assert guard in violated(found)
 
 
-def test_promotion_is_not_refused_for_a_slip_in_the_texts(rivals: dict[str, list[Prediction]]) -> None:
+def test_promotion_allows_a_small_loss_in_the_texts(rivals: dict[str, list[Prediction]]) -> None:
     """A letter less in every text is no harm, although every row shows it."""
     best = answers(0.95, seed=8)
     found = verdict(rivals, [own | {"reason": own["reason"][:-1]} for own in best])

@@ -68,7 +68,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_report_page_opens_with_the_verdict_and_needs_nothing_else(folder: Path) -> None:
+def test_report_page_opens_with_the_verdict(folder: Path) -> None:
     facts = PageFacts(
         "shop version 7", {"adapter": "abc123"}, [("seed", "1", "2")], [("sft-flow rollback shop", "undo")]
     )
@@ -109,7 +109,7 @@ def test_worst_rows_show_new_false_approvals_first() -> None:
     ]
 
 
-def test_worst_rows_show_the_section_that_the_expected_answer_names() -> None:
+def test_worst_rows_show_the_policy_section_of_the_answer() -> None:
     row = rows(RECORDS)[0]
     number = row.record["output"]["reason"].rpartition("section ")[2].rstrip(").")
     section = cited_section(policy_text("returns"), row)

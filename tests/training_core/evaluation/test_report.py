@@ -32,7 +32,7 @@ def shown(grid: Grid) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_the_score_table_shows_everyone_side_by_side() -> None:
+def test_score_table_has_a_row_for_each_model() -> None:
     mixed = scores_of(*[found("A", "A")] * 3, found("B", "Eligible"))
     grid = score_grid({"base": scores_of(found("A", NO_DECISION)), "candidate": mixed})
     assert [row[0] for row in grid.rows] == ["base", "candidate"]
@@ -41,7 +41,7 @@ def test_the_score_table_shows_everyone_side_by_side() -> None:
             assert cell in text
 
 
-def test_the_score_table_says_how_many_rows_were_left_out() -> None:
+def test_score_table_counts_the_rows_left_out() -> None:
     scores = {"candidate": scores_of(found("A", "A"))}
     for text in (score_grid(scores, left_out=114).markdown(), shown(score_grid(scores, left_out=114))):
         assert "114 more are left out" in text
@@ -59,7 +59,7 @@ def test_score_table_fits_a_terminal_of_80_columns() -> None:
     assert text.count("100.0%") == 6 and "lookup table" in text
 
 
-def test_the_group_table_shows_every_group_of_everyone() -> None:
+def test_group_table_has_every_group_and_model() -> None:
     one = scores_of(found("A", "A", "a"), found("A", "B", "b"), found("A", "A", "b"), found("A", "A", ""))
     two = scores_of(found("A", "B", "a"), found("A", "B", "b"), found("A", "B", "b"), found("A", "B", ""))
     grid = group_grid({"base": one, "candidate": two}, "issue_type")
@@ -72,21 +72,21 @@ def test_the_group_table_shows_every_group_of_everyone() -> None:
 
 
 @pytest.mark.parametrize("text", ["[/x]", "[bold]hidden", "a[/]b", "[link=x]y"])
-def test_a_terminal_table_shows_square_brackets_to_the_letter(text: str) -> None:
+def test_terminal_table_keeps_square_brackets(text: str) -> None:
     """Group names come from the data; rich must not read them as markup."""
     grid = group_grid({"base": scores_of(found("A", "A", text))}, text)
     assert shown(grid).count(text) >= 2
 
 
 @pytest.mark.parametrize("text", ODD)
-def test_a_markdown_table_keeps_its_shape(text: str) -> None:
+def test_markdown_table_escapes_pipes_and_newlines(text: str) -> None:
     grid = group_grid({"base": scores_of(found("A", "A", text))}, "issue_type")
     lines = grid.markdown().split("\n")
     assert len(lines) == 5
     assert {line.replace("\\|", "").count("|") for line in lines[2:]} == {len(grid.head) + 1}
 
 
-def test_a_confusion_picture_is_a_picture(tmp_path: Path) -> None:
+def test_confusion_picture_is_a_png(tmp_path: Path) -> None:
     pairs = [("Eligible", "Escalate"), ("Eligible", "Eligible"), ("Escalate", NO_DECISION)]
     draw_confusion([found(*pair) for pair in pairs], tmp_path / "confusion.png")
     height, width, _ = matplotlib.image.imread(tmp_path / "confusion.png").shape
@@ -96,14 +96,14 @@ def test_a_confusion_picture_is_a_picture(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ODD)
 @pytest.mark.filterwarnings("ignore:Glyph")
-def test_a_confusion_picture_is_drawn_whatever_the_model_decided(tmp_path: Path, text: str) -> None:
+def test_confusion_picture_is_drawn_for_any_decisions(tmp_path: Path, text: str) -> None:
     """A decision is whatever text stands in the answer; it must not cost a finished training its evaluation."""
     draw_confusion([found("Eligible", text), found("Escalate", "Escalate")], tmp_path / "confusion.png")
     assert (tmp_path / "confusion.png").stat().st_size > 5000
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_confusion_picture_is_readable_when_a_model_invents_decisions(tmp_path: Path) -> None:
+def test_confusion_picture_is_readable_with_invented_decisions(tmp_path: Path) -> None:
     """An untrained model gives a new decision for almost every row."""
     draw_confusion([found("Eligible", f"invented {i}") for i in range(60)], tmp_path / "confusion.png")
     picture = matplotlib.image.imread(tmp_path / "confusion.png")
@@ -120,6 +120,6 @@ def test_a_confusion_picture_is_readable_when_a_model_invents_decisions(tmp_path
     ],
     ids=["none", "one", "no number", "wild"],
 )
-def test_a_curve_is_drawn_from_any_points(tmp_path: Path, points: list[Point]) -> None:
+def test_curve_is_drawn_from_any_points(tmp_path: Path, points: list[Point]) -> None:
     draw_curve(points, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 5000

@@ -55,7 +55,7 @@ def rows(*pairs: tuple[str, str]) -> Dataset:
 # Scores
 
 
-def test_an_unreadable_answer_is_a_wrong_decision_and_stays_in_the_denominator() -> None:
+def test_score_counts_an_unreadable_answer_as_wrong() -> None:
     scores = score(
         predictions(("Eligible", "Eligible"), ("Eligible", None), ("Escalate", None), ("Escalate", "x")), CONFIG
     )
@@ -74,7 +74,7 @@ def test_an_unreadable_answer_is_a_wrong_decision_and_stays_in_the_denominator()
         (640, 1000, 0.6097662, 0.6691623),
     ],
 )
-def test_the_interval_is_wilsons(right: int, rows: int, low: float, high: float) -> None:
+def test_score_interval_is_wilsons(right: int, rows: int, low: float, high: float) -> None:
     pairs = [("Eligible", "Eligible")] * right + [("Eligible", "Escalate")] * (rows - right)
     scores = score(predictions(*pairs), CONFIG)
     assert scores.accuracy == right / rows
@@ -130,7 +130,7 @@ def test_nothing_to_score_is_an_error_and_no_score() -> None:
         score([], CONFIG)
 
 
-def test_no_score_is_no_number() -> None:
+def test_scores_are_all_numbers() -> None:
     scores = score(predictions(("A", None)), CONFIG)
     values = (scores.accuracy, scores.accuracy_low, scores.accuracy_high, scores.macro_f1, scores.usable)
     assert not any(math.isnan(value) for value in values)
@@ -140,7 +140,7 @@ def test_no_score_is_no_number() -> None:
 # Baselines
 
 
-def test_the_majority_baseline_gives_the_commonest_training_decision() -> None:
+def test_majority_baseline_gives_the_commonest_training_decision() -> None:
     train = rows(("a", "No"), ("b", "Yes"), ("b", "Yes"), ("a", "No"), ("c", "Yes"))
     held_out = rows(("a", "No"), ("new", "Yes"), ("c", "No"))
     found = predict_by_majority(train, held_out)
@@ -149,7 +149,7 @@ def test_the_majority_baseline_gives_the_commonest_training_decision() -> None:
     assert score(found, CONFIG).accuracy == 1 / 3
 
 
-def test_the_lookup_baseline_gives_the_commonest_decision_of_the_group() -> None:
+def test_lookup_baseline_gives_the_groups_commonest_decision() -> None:
     """And the commonest of all for a group that training did not have."""
     train = rows(("a", "No"), ("a", "No"), ("a", "Yes"), ("b", "Yes"), ("b", "Yes"), ("c", "Maybe"), ("b", "Yes"))
     held_out = rows(("a", "Yes"), ("b", "Yes"), ("c", "Maybe"), ("new", "Yes"))
@@ -165,12 +165,12 @@ def test_baselines_learn_from_training_rows_alone() -> None:
 # The rows that are answered
 
 
-def test_all_held_out_rows_are_answered_when_they_are_few() -> None:
+def test_held_out_sample_is_all_rows_when_few() -> None:
     held_out = rows(*[("a", "x")] * 7)
     assert held_out_sample(held_out, RunConfig(max_eval_rows=7))["line"][:] == list(range(7))
 
 
-def test_a_sample_of_many_rows_is_drawn_by_the_seed_in_their_order() -> None:
+def test_held_out_sample_depends_on_split_seed() -> None:
     held_out = rows(*[("a", "x")] * 50)
     drawn = held_out_sample(held_out, RunConfig(max_eval_rows=10))["line"][:]
     assert len(set(drawn)) == 10
@@ -217,7 +217,7 @@ def test_answers_are_the_likeliest_token_each_time(loaded: LoadedModel, prompts:
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 16])
-def test_a_batch_of_different_lengths_answers_as_one_by_one(
+def test_evaluation_in_batches_equals_one_by_one(
     loaded: LoadedModel, prompts: list[list[int]], batch_size: int
 ) -> None:
     one_by_one = [generate(loaded, [prompt], settings(eval_batch_size=1))[0] for prompt in prompts]
@@ -225,7 +225,7 @@ def test_a_batch_of_different_lengths_answers_as_one_by_one(
     assert generate(loaded, prompts, settings(eval_batch_size=batch_size)) == one_by_one
 
 
-def test_an_answer_is_no_longer_than_asked_for(loaded: LoadedModel, prompts: list[list[int]]) -> None:
+def test_evaluation_limits_the_length_of_answers(loaded: LoadedModel, prompts: list[list[int]]) -> None:
     end_of_turn = ChatEncoder.of(loaded.tokenizer).end_of_turn
     for answer in generate(loaded, prompts, settings()):
         assert len(answer) <= 12
@@ -233,7 +233,7 @@ def test_an_answer_is_no_longer_than_asked_for(loaded: LoadedModel, prompts: lis
         assert len(answer) == 12 or answer[-1] == end_of_turn
 
 
-def test_no_prompts_give_no_answers(loaded: LoadedModel) -> None:
+def test_evaluation_of_no_rows_gives_no_answers(loaded: LoadedModel) -> None:
     assert generate(loaded, [], settings()) == []
 
 
@@ -263,7 +263,7 @@ def held_out(tokenizer: PreTrainedTokenizerFast) -> Dataset:
     return Dataset.from_list(items)
 
 
-def test_every_row_gets_a_prediction_in_its_order(loaded: LoadedModel) -> None:
+def test_predictions_are_in_the_order_of_rows(loaded: LoadedModel) -> None:
     """An untrained model answers nonsense, and each of its answers counts."""
     data, encoder = held_out(loaded.tokenizer), ChatEncoder.of(loaded.tokenizer)
     assert [prompt_of(row) for row in data] == [row["input_ids"][: row["labels"].count(IGNORED_LABEL)] for row in data]
@@ -276,7 +276,7 @@ def test_every_row_gets_a_prediction_in_its_order(loaded: LoadedModel) -> None:
     assert score(found, CONFIG).rows == 3
 
 
-def test_a_model_is_asked_in_its_own_tokens_whatever_tokenizer_the_rows_were_made_with(loaded: LoadedModel) -> None:
+def test_evaluation_uses_the_tokenizer_of_the_model(loaded: LoadedModel) -> None:
     """A champion may stand on an older base than the candidate."""
     other = copy.deepcopy(loaded.tokenizer)
     other.chat_template = f"<|im_start|>{other.chat_template}"
