@@ -38,19 +38,28 @@ def sft_flow(config: RunConfig) -> FinishedRun | State[ModelVersionRef] | State[
     finished = find_finished(config, dataset)
     if finished:
         return nothing_new(finished)
-    trained = _train(config, dataset, evaluation=1)
+    trained = _train(config, dataset)
     version = register_adapter(config, trained)
+    trained, version = _decide(config, dataset, trained, version)
+    publish_report(config, dataset, trained, version)
+    return ended(FinishedRun(dataset, trained, version))
+
+
+def _train(config: RunConfig, dataset: DatasetRef, evaluation: int = 1) -> TrainedRef:
+    return train_on_pool(config, dataset, evaluation) if config.train_on else train_flow(config, dataset)
+
+
+def _decide(
+    config: RunConfig, dataset: DatasetRef, trained: TrainedRef, version: ModelVersionRef
+) -> tuple[TrainedRef, ModelVersionRef]:
+    """Decide on the version; while the champion changes meanwhile, evaluate it against the new one, without training it
+    again. Returns the evaluation that was decided on, too."""
     evaluation = 1
     while (decided := promote(config, dataset, version, trained.report)) is None:
-        evaluation += 1  # the champion changed: the adapter is evaluated against the new one, and not trained again
+        evaluation += 1
         trained = _train(config, dataset, evaluation)
         record_evaluation(config, trained)
-    publish_report(config, dataset, trained, decided)
-    return ended(FinishedRun(dataset, trained, decided))
-
-
-def _train(config: RunConfig, dataset: DatasetRef, evaluation: int) -> TrainedRef:
-    return train_on_pool(config, dataset, evaluation) if config.train_on else train_flow(config, dataset)
+    return trained, decided
 
 
 def ended(finished: FinishedRun) -> FinishedRun | State[FinishedRun]:
