@@ -45,8 +45,8 @@ def sft_flow(config: RunConfig) -> FinishedRun | State[ModelVersionRef] | State[
         evaluation += 1  # the champion changed: the adapter is evaluated against the new one, and not trained again
         trained = _train(config, dataset, evaluation)
         record_evaluation(config, trained)
-    publish_report(config, dataset, trained, decided)
-    return ended(FinishedRun(dataset, trained, decided))
+    page = publish_report(config, dataset, trained, decided)
+    return ended(FinishedRun(dataset, trained, decided, page))
 
 
 def _train(config: RunConfig, dataset: DatasetRef, evaluation: int) -> TrainedRef:
