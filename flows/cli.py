@@ -20,7 +20,7 @@ from training_core.rows.strict_json import DataError
 
 ROOT = Path(__file__).parent.parent
 DEMO_CONFIG = ROOT / "configs" / "demo.yaml"
-REGISTRY_COMMANDS = ("versions", "history", "promote", "rollback", "compare", "evaluate", "reproduce")
+REGISTRY_COMMANDS = ("versions", "history", "promote", "rollback", "compare", "evaluate", "report", "reproduce")
 DEMO_ROWS, DEMO_SEED, DEMO_BAD_SHARE = 1300, 7, 0.02
 USAGE = """usage:
   sft-flow check ROWS [--config FILE.yaml] [--setting …]   report on the rows without training; exit code 0: fit to
@@ -35,6 +35,7 @@ USAGE = """usage:
   sft-flow rollback NAME [--to VERSION|none] --reason TEXT return to an earlier champion; later ones are withdrawn
   sft-flow compare  URI URI [--rows ROWS]                  compare two versions; decides nothing
   sft-flow evaluate URI [--setting value …]                evaluate a version again and let the gate decide
+  sft-flow report URI [--output FILE]                      download the report page of a version's latest evaluation
   sft-flow reproduce URI                                   train a version again and compare the weights
                                                            URI: models:/NAME/VERSION or models:/NAME@ALIAS
 
@@ -62,6 +63,7 @@ def main() -> None:
     train on. Other errors are raised."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in REGISTRY_COMMANDS:
+        set_environment()
         from flows import registry_cli
 
         registry_cli.main(name, arguments)

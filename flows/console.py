@@ -75,4 +75,5 @@ def _finished(config: RunConfig, finished: FinishedRun, took: timedelta) -> list
         f"Adapter  {trained.adapter.path}",
         f"Model    models:/{version.name}@candidate in {tracking_uri(config)}, run {trained.run.tracking_run_id}",
         f"Rejected {finished.dataset.folder.path}/rejected.jsonl",
+        f"Report   {finished.report_page}",
     ]

@@ -39,5 +39,5 @@ def reevaluate_flow(config: RunConfig, version: Version = CANDIDATE) -> Finished
         report = evaluate(loaded, config, registered.run, registered.adapter, dataset)
         trained = TrainedRef(registered.run, registered.adapter, report)
         decided = promote(config, dataset, record_evaluation(config, trained), report)
-    publish_report(config, dataset, trained, decided)
-    return ended(FinishedRun(dataset, trained, decided))
+    page = publish_report(config, dataset, trained, decided)
+    return ended(FinishedRun(dataset, trained, decided, page))

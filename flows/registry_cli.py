@@ -1,6 +1,7 @@
-"""The commands on the model registry: `versions`, `history`, `promote`, `rollback`, `compare`, `evaluate`.
+"""The commands on the model registry: `versions`, `history`, `promote`, `rollback`, `report`, `compare`, `evaluate`,
+`reproduce`.
 
-The first four load neither torch nor Prefect, and answer in seconds.
+The first five load neither torch nor Prefect, and answer in seconds.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from rich.console import Console
 
 from tasks.by_hand import promote_by_hand, roll_back
 from tasks.ledger import Entry, Ledger, VersionId, read_ledger
-from tasks.tracking import tracking_problems, tracking_uri
+from tasks.tracking import fetch_report_page, report_name, tracking_problems, tracking_uri
 from tasks.versions import (
     CHAMPION,
     RegistryError,
@@ -24,6 +25,7 @@ from tasks.versions import (
     find_champion,
     model_names,
     named_version,
+    require_tracking_run,
     settings_of,
     version_id,
 )
@@ -44,6 +46,7 @@ def main(name: str, arguments: Sequence[str]) -> None:
         "rollback": rollback,
         "compare": compare,
         "evaluate": evaluate,
+        "report": report,
         "reproduce": reproduce,
     }
     try:
@@ -164,6 +167,33 @@ def evaluate(arguments: Sequence[str]) -> None:
 
         wait()
         evaluate_and_show(own, number)
+
+
+def report(arguments: Sequence[str]) -> None:
+    """Download the report page on the latest evaluation of a version and print its path."""
+    parser = argparse.ArgumentParser(prog="sft-flow report", allow_abbrev=False)
+    parser.add_argument("uri", metavar="URI")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="Default: report-NAME-VERSION.html")
+    parser.add_argument("--output_dir", default=OUTPUT_DIR)
+    given = parser.parse_args(arguments)
+    config, number = _config_of_uri(given.uri, given.output_dir)
+    file = given.output or Path(f"report-{config.registered_model_name}-{number}.html")
+    if not file.parent.is_dir():
+        raise SettingsError([f"--output: expected a file in a folder that exists, got {str(file)!r}"])
+    if not _fetch_report(config, number, file):
+        what = f"URI: {config.registered_model_name} version {number} has no report page"
+        raise SettingsError([f"{what}; sft-flow evaluate {given.uri} evaluates it again and writes one"])
+    console.print(str(file.resolve()), markup=False, highlight=False, soft_wrap=True)
+
+
+def _fetch_report(config: RunConfig, number: str, file: Path) -> bool:
+    version = named_version(config, number)
+    own = version_id(version)
+    entry = read_ledger(config).last_by_gate(own.fingerprint) if own else None
+    if version is None or entry is None or not version.run_id:
+        return False
+    require_tracking_run(config, version)
+    return fetch_report_page(config, version.run_id, report_name(entry.evidence, entry.time), file)
 
 
 def reproduce(arguments: Sequence[str]) -> None:

@@ -41,8 +41,8 @@ def sft_flow(config: RunConfig) -> FinishedRun | State[ModelVersionRef] | State[
     trained = _train(config, dataset)
     version = register_adapter(config, trained)
     trained, version = _decide(config, dataset, trained, version)
-    publish_report(config, dataset, trained, version)
-    return ended(FinishedRun(dataset, trained, version))
+    page = publish_report(config, dataset, trained, version)
+    return ended(FinishedRun(dataset, trained, version, page))
 
 
 def _train(config: RunConfig, dataset: DatasetRef, evaluation: int = 1) -> TrainedRef:

@@ -84,8 +84,9 @@ class ModelVersionRef:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """The result of ``sft-flow`` and ``reevaluate-flow``."""
+    """The result of ``sft-flow`` and ``reevaluate-flow``; ``report_page`` is a path on the flow's machine."""
 
     dataset: DatasetRef
     trained: TrainedRef
     version: ModelVersionRef
+    report_page: str

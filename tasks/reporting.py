@@ -8,7 +8,9 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
 from tasks.artifact_store import open_folder
+from tasks.recovery import NETWORK
 from tasks.refs import DatasetRef, ModelVersionRef, TrainedRef
+from tasks.report_page import publish_page
 from tasks.tracking import run_page
 from training_core.config import RunConfig
 from training_core.dataset.store import load_report
@@ -20,17 +22,23 @@ from training_core.grid import Grid
 from training_core.trainer import SUMMARY_FILE
 
 
-@task(task_run_name="publish report")
-def publish_report(config: RunConfig, dataset: DatasetRef, trained: TrainedRef, version: ModelVersionRef) -> None:
-    """Put tables, pictures and the verdict into one artifact of the run."""
+@task(task_run_name="publish report", **NETWORK)
+def publish_report(config: RunConfig, dataset: DatasetRef, trained: TrainedRef, version: ModelVersionRef) -> str:
+    """Put tables, pictures and the verdict into one artifact of the run, and publish the report page.
+
+    Returns the path of the page on this machine. Retried because MLflow is reached over the network.
+    """
+    report_page = publish_page(config, dataset, trained, version)
     report = open_folder(trained.report.folder, config)
     pictures = [f"![{path.stem}]({_as_data_url(path)})" for path in sorted(report.glob("*.png"), reverse=True)]
     heading = f"# {version.name} version {version.version} {version.verdict}"
     tables = [grid.markdown() for grid in run_grids(config, dataset, trained)]
     page = run_page(config, trained.run.tracking_run_id)
     links = [f"[Curve, predictions and model in MLflow]({page})"] if page else []
-    text = "\n\n".join([heading, *links, *tables, *pictures])
+    where = f"Report page: `{report_page}`, or `sft-flow report models:/{version.name}/{version.version}`"
+    text = "\n\n".join([heading, where, *links, *tables, *pictures])
     create_markdown_artifact(text, key="sft-flow-report", description=heading[2:])
+    return str(report_page)
 
 
 def run_grids(config: RunConfig, dataset: DatasetRef, trained: TrainedRef) -> list[Grid]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ DATASET_TAG = "sft_flow.dataset"
 
 
 _PRIVATE_FOLDER = "private"
+_REPORT_FOLDER, _REPORT_FILE = "report", "report.html"
 _LONGEST_PARAM = 6000
 _LARGEST_BATCH = 1000
 _HEALTH_CHECK_SECONDS = 10
@@ -147,6 +149,28 @@ def log_results(config: RunConfig, run_id: str, report: EvalReport) -> None:
     client.log_artifacts(run_id, report.folder.path, f"evaluation/{report.folder.digest[:12]}")
     if client.get_run(run_id).info.status != "FINISHED":
         client.set_terminated(run_id, "FINISHED")
+
+
+def report_name(evidence: str, time: str) -> str:
+    """The name of the page on a decision: the digest of the evaluation, then the time of the decision."""
+    return f"{evidence[:12]}-{re.sub(r'[^0-9]', '', time)[:17]}"
+
+
+def log_report_page(config: RunConfig, run_id: str, name: str, page: Path) -> None:
+    """Log a report page to a run, next to the evaluations."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(page, Path(folder) / _REPORT_FILE)
+        connect(config).log_artifact(run_id, str(Path(folder) / _REPORT_FILE), f"{_REPORT_FOLDER}/{name}")
+
+
+def fetch_report_page(config: RunConfig, run_id: str, name: str, file: Path) -> bool:
+    """Download the page that ``log_report_page`` logged under this name; whether there is one."""
+    client, place = connect(config), f"{_REPORT_FOLDER}/{name}/{_REPORT_FILE}"
+    if place not in {found.path for found in client.list_artifacts(run_id, f"{_REPORT_FOLDER}/{name}")}:
+        return False
+    with tempfile.TemporaryDirectory() as folder, complete_file(file) as draft:
+        shutil.copy(client.download_artifacts(run_id, place, folder), draft)
+    return True
 
 
 def log_private_file(config: RunConfig, run: RunRef, name: str) -> None:

@@ -122,6 +122,12 @@ def test_run_prints_tables_and_row_accounting(finished: tuple[Job, str]) -> None
     assert "sft-flow ui" in output
 
 
+def test_run_prints_the_path_of_its_report_page(finished: tuple[Job, str]) -> None:
+    job, output = finished
+    (path,) = re.findall(r"^Report   (.+)$", output, flags=re.MULTILINE)
+    assert Path(path).parent == job.adapter.parent and f"{NAME} version 1: " in Path(path).read_text()
+
+
 def test_run_and_its_training_have_readable_names(finished: tuple[Job, str]) -> None:
     job, output = finished
     name = f"{NAME} {job.adapter.parent.name[:6]}"  # the folder is named after the fingerprint

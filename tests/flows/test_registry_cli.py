@@ -149,6 +149,39 @@ def test_rollback_after_the_champion_was_deleted_returns(config: RunConfig) -> N
     assert alias(config, CHAMPION) == ONE
 
 
+def test_report_downloads_the_page_of_the_latest_decision(
+    config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    client, name = tracking.connect(config), config.registered_model_name
+    run_id = client.create_run(tracking.experiment_id(client, config)).info.run_id
+    four = VersionId("4", "fingerprint 4")
+    client.create_model_version(name, "nowhere", run_id, {tracking.FINGERPRINT_TAG: four.fingerprint})
+    for number in (1, 2):
+        entry = Entry(GATE, "undecided", four, TWO, TWO, f"reason {number}", evidence="e" * 64)
+        written = decide_once(config, lambda _, entry=entry: entry)
+        assert written
+        page = tmp_path / "page.html"
+        page.write_text(f"page {number}")
+        tracking.log_report_page(config, run_id, tracking.report_name(written.evidence, written.time), page)
+    for extra, file in (([], f"report-{name}-4.html"), (["--output", "own.html"], "own.html")):
+        registry_cli.main("report", [f"models:/{name}/4", *extra, "--output_dir", config.output_dir])
+        assert capsys.readouterr().out == f"{tmp_path / file}\n"
+        assert (tmp_path / file).read_text() == "page 2"
+
+
+@pytest.mark.parametrize("number", ["2", "9"])
+def test_report_without_a_page_is_rejected(
+    number: str, config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, place = tmp_path / "page.html", f"models:/{config.registered_model_name}/{number}"
+    expected = {"2": "has no report page; sft-flow evaluate", "9": "no version or alias 9"}[number]
+    with pytest.raises(SystemExit) as ended:
+        registry_cli.main("report", [place, "--output", str(file), "--output_dir", config.output_dir])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and expected in line and not file.exists()
+
+
 def test_history_survives_the_registered_model(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
     tracking.connect(config).delete_registered_model(config.registered_model_name)
     call(config, "history")
@@ -191,4 +224,14 @@ def test_registry_commands_load_neither_torch_nor_prefect(config: RunConfig) -> 
     found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert found.returncode == 0, found.stderr
     assert "Decision accuracy 42.0%." in found.stdout
+    assert not {"torch", "prefect", "transformers"} & set(found.stderr.split())
+
+
+def test_report_command_loads_neither_torch_nor_prefect(config: RunConfig) -> None:
+    show = "atexit.register(lambda: sys.stderr.write(' '.join(sys.modules)))"
+    code = f"import atexit, sys; {show}; from flows.cli import main; main()"
+    uri = f"models:/{config.registered_model_name}/2"
+    command = [sys.executable, "-c", code, "report", uri, "--output_dir", config.output_dir]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert found.returncode == 2 and "version 2 has no report page" in found.stderr
     assert not {"torch", "prefect", "transformers"} & set(found.stderr.split())

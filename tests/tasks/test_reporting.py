@@ -1,0 +1,184 @@
+"""The report page of a decision is in the run's folder and in MLflow, and what is in a row stays text."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sample_report import report
+
+from samples.cases import generate_rows, policy_text
+from tasks import reporting, tracking
+from tasks.ledger import GATE, Entry, VersionId
+from tasks.refs import DatasetRef, EvalReport, FolderRef, ModelVersionRef, RunRef, TrainedRef
+from tasks.reporting import publish_report
+from tasks.tracking import fetch_report_page, report_name
+from tasks.versions import decide_once
+from training_core.config import RunConfig
+from training_core.evaluation.evidence import EvidenceRow, write_evidence_rows
+from training_core.evaluation.scores import Prediction, score
+from training_core.evaluation.text_scores import AnswerJudge
+from training_core.folders import seal, seal_digest
+
+NASTY = "<script>alert(1)</script>"
+MODELS = ("base", "candidate", "lookup table")
+
+
+def predicted(records: list[dict[str, Any]]) -> list[Prediction]:
+    """A wrong answer to every row."""
+    found = []
+    for line, record in enumerate(records):
+        judged = AnswerJudge().judge(record, text := json.dumps(record["output"] | {"decision": "Escalate"}))
+        place = ("rows.jsonl", line, record["input"]["issue_type"], record["output"]["decision"])
+        found.append(Prediction(*place, "Escalate", judged.parsed, judged.usable, text, judged.text_scores))
+    return found
+
+
+@pytest.fixture
+def run(config: RunConfig) -> Path:
+    folder = Path(config.output_dir).resolve() / config.registered_model_name
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def evaluation(run: Path, config: RunConfig) -> FolderRef:
+    """An evaluation on a few rows, one of which has HTML in its case."""
+    folder, records = run / "evaluation-1", list(generate_rows(6, seed=4))
+    folder.mkdir()
+    records[0]["input"]["note"] = NASTY
+    cases = [{k: v for k, v in record["input"].items() if k != "policy_document"} for record in records]
+    rows = [EvidenceRow(i, "d1", records[i] | {"input": case}) for i, case in enumerate(cases)]
+    write_evidence_rows(folder, rows, {"d1": policy_text("returns")})
+    lines = "".join(json.dumps(asdict(found)) + "\n" for found in predicted(records))
+    for name in MODELS:
+        (folder / f"predictions_{name.replace(' ', '_')}.jsonl").write_text(lines)
+    scores = asdict(score(predicted(records), config))
+    (folder / "scores.json").write_text(json.dumps(dict.fromkeys(MODELS, scores)))
+    (folder / "comparison.json").write_text('{"left_out": 0}')
+    return FolderRef(str(folder), None, seal(folder))
+
+
+@pytest.fixture
+def rows(run: Path) -> DatasetRef:
+    folder = run / "rows"
+    folder.mkdir()
+    report().save(folder / "report.json")
+    (folder / "rejected.jsonl").touch()
+    return DatasetRef(FolderRef(str(folder), None, seal(folder)), "d" * 64, 5, 4, "b" * 64)
+
+
+@pytest.fixture
+def finished(
+    config: RunConfig, run: Path, evaluation: FolderRef, rows: DatasetRef, fingerprint: str, adapter_ref: FolderRef
+) -> TrainedRef:
+    run_id = tracking.open_tracking_run(config, fingerprint, rows, Path(rows.folder.path))
+    scored = EvalReport(evaluation, 6, dict.fromkeys(MODELS, 0.0), dict.fromkeys(MODELS, 0.0), None)
+    return TrainedRef(RunRef(fingerprint, str(run), "b" * 64, run_id), adapter_ref, scored)
+
+
+@pytest.fixture
+def adapter_ref() -> FolderRef:
+    return FolderRef("adapter", None, "a" * 64)
+
+
+@pytest.fixture
+def artifacts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The texts of the Prefect artifacts."""
+    texts: list[str] = []
+    monkeypatch.setattr(reporting, "create_markdown_artifact", lambda text, **_: texts.append(text))
+    return texts
+
+
+def decided(
+    config: RunConfig,
+    trained: TrainedRef,
+    outcome: str = "undecided",
+    number: str = "1",
+    champion: VersionId | None = None,
+) -> Entry:
+    own = VersionId(number, trained.run.fingerprint)
+    evidence = trained.report.folder.digest
+    entry = Entry(GATE, outcome, own, champion, champion, "too few rows", rows="r" * 64, evidence=evidence)
+    written = decide_once(config, lambda _: entry)
+    assert written
+    return written
+
+
+def publish(config: RunConfig, rows: DatasetRef, trained: TrainedRef) -> Path:
+    version = ModelVersionRef(config.registered_model_name, "1", champion=False, verdict="undecided")
+    return Path(publish_report.fn(config, rows, trained, version))
+
+
+def test_report_page_is_in_the_run_folder_and_in_mlflow(
+    config: RunConfig, rows: DatasetRef, finished: TrainedRef, artifacts: list[str], tmp_path: Path
+) -> None:
+    entry = decided(config, finished)
+    file = publish(config, rows, finished)
+    assert file.parent == Path(finished.run.path) and str(file) in artifacts[0]
+    assert seal_digest(Path(finished.report.folder.path)) == finished.report.folder.digest
+    name, fetched = report_name(entry.evidence, entry.time), tmp_path / "fetched.html"
+    assert fetch_report_page(config, finished.run.tracking_run_id, name, fetched)
+    assert fetched.read_bytes() == file.read_bytes()
+
+
+def test_report_page_has_lineage_counts_and_commands(
+    config: RunConfig, rows: DatasetRef, finished: TrainedRef, artifacts: list[str]
+) -> None:
+    decided(config, finished)
+    page = publish(config, rows, finished).read_text()
+    name, run = config.registered_model_name, finished.run
+    assert f"{name} version 1: undecided" in page and "too few rows" in page
+    for text in (run.fingerprint, run.tracking_run_id, finished.adapter.digest, rows.digest, "r" * 64, "b" * 64):
+        assert text in page
+    assert "candidates judged: 1, promoted: 0" in page and "Every line accounted for" in page
+    assert f"sft-flow promote {name} 1" in page and "sft-flow rollback" not in page
+
+
+def test_report_page_shows_changes_since_the_champion(
+    config: RunConfig, rows: DatasetRef, finished: TrainedRef, artifacts: list[str]
+) -> None:
+    earlier, name = replace(config, learning_rate=0.0625), config.registered_model_name
+    run_id = tracking.open_tracking_run(earlier, f"champion of {name}", rows, Path(rows.folder.path))
+    client, tags = tracking.connect(config), {tracking.FINGERPRINT_TAG: f"champion of {name}"}
+    client.create_registered_model(name)
+    client.create_model_version(name, "nowhere", run_id, tags)
+    champion = VersionId("1", f"champion of {name}")
+    decide_once(config, lambda _: Entry(GATE, "becomes champion", champion, None, champion))
+    decided(config, finished, number="2", champion=champion)
+    page = publish(config, rows, finished).read_text()
+    changes = page[page.index('id="changes"') :]
+    assert f"<td>learning_rate</td><td>0.0625</td><td>{config.learning_rate}</td>" in changes
+    assert changes[: changes.index("</table>")].count("<tr>") == 2, "the heading and one setting"
+    assert "withdraws version 1, the champion, and returns to no champion" in page
+
+
+def test_report_page_keeps_html_in_a_case_as_text(
+    config: RunConfig, rows: DatasetRef, finished: TrainedRef, artifacts: list[str]
+) -> None:
+    decided(config, finished)
+    page = publish(config, rows, finished).read_text()
+    assert NASTY not in page and "&lt;script&gt;alert(1)" in page
+
+
+def test_report_page_of_an_earlier_decision_is_kept(
+    config: RunConfig, rows: DatasetRef, finished: TrainedRef, artifacts: list[str]
+) -> None:
+    decided(config, finished)
+    first = publish(config, rows, finished)
+    before = first.read_bytes()
+    assert publish(config, rows, finished) == first and first.read_bytes() == before, "a retry writes the same page"
+    decided(config, finished, "stays candidate")
+    second = publish(config, rows, finished)
+    assert second != first and first.read_bytes() == before
+    assert len(tracking.connect(config).list_artifacts(finished.run.tracking_run_id, "report")) == 2
+
+
+def test_report_page_of_a_training_on_another_machine_is_in_the_output_folder(
+    config: RunConfig, rows: DatasetRef, finished: TrainedRef, artifacts: list[str]
+) -> None:
+    decided(config, finished)
+    elsewhere = replace(finished, run=replace(finished.run, path="/not/on/this/machine/0123456789ab"))
+    file = publish(config, rows, elsewhere)
+    assert file.parent == Path(config.output_dir).resolve() / "0123456789ab" and file.is_file()
