@@ -1,4 +1,4 @@
-"""An adapter folder is complete, reloads bit by bit and keeps its leakage keys."""
+"""An adapter folder is complete and reloads bit by bit; its leakage keys are next to it."""
 
 from pathlib import Path
 
@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from training_core.config import RunConfig
+from training_core.config import RunConfig, SettingsError
+from training_core.dataset.encoding import SECRET
 from training_core.folders import MANIFEST, seal_digest
 from training_core.model_setup import LoadedModel, load_adapted_model, load_model_and_tokenizer
-from training_core.training.adapter import load_leakage_keys, write_adapter
+from training_core.training.adapter import LEAKAGE_KEYS_FILE, load_leakage_keys, write_adapter
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,6 @@ def test_adapter_folder_holds_exactly_the_needed_files(loaded: LoadedModel, tiny
         "adapter_config.json",
         "adapter_model.safetensors",
         "chat_template.jinja",
-        "leakage_keys.npy",
         MANIFEST,
         "run_config.json",
         "system.json",
@@ -41,7 +41,7 @@ def test_adapter_folder_holds_exactly_the_needed_files(loaded: LoadedModel, tiny
     ]
     assert seal_digest(tmp_path / "adapter")
     assert RunConfig.load(tmp_path / "adapter") == config
-    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter", LEAKAGE_KEYS_FILE}
 
 
 def test_adapter_reloads_bit_by_bit(loaded: LoadedModel, tiny_base: Path, tmp_path: Path) -> None:
@@ -68,15 +68,25 @@ def test_write_adapter_replaces_the_whole_folder(loaded: LoadedModel, tmp_path: 
     assert not names & {"stray", "half"}
 
 
-def test_adapter_digest_covers_its_leakage_keys(loaded: LoadedModel, tmp_path: Path) -> None:
+def test_leakage_keys_are_written_next_to_the_adapter(loaded: LoadedModel, tmp_path: Path) -> None:
     write_adapter(loaded.model, loaded.tokenizer, RunConfig(), LEAKAGE_KEYS, tmp_path / "adapter")
-    kept = load_leakage_keys(tmp_path / "adapter")
+    kept = load_leakage_keys(tmp_path)
     assert kept.dtype == np.uint64 and np.array_equal(kept, LEAKAGE_KEYS)
-    write_adapter(loaded.model, loaded.tokenizer, RunConfig(), LEAKAGE_KEYS[:1], tmp_path / "other")
-    assert seal_digest(tmp_path / "other") != seal_digest(tmp_path / "adapter")
 
 
-def test_adapter_without_leakage_keys_logs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_leakage_keys_of_another_secret_are_rejected(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SECRET, "one")
+    write_adapter(loaded.model, loaded.tokenizer, RunConfig(), LEAKAGE_KEYS, tmp_path / "adapter")
+    assert np.array_equal(load_leakage_keys(tmp_path), LEAKAGE_KEYS)
+    for secret in ("two", ""):
+        monkeypatch.setenv(SECRET, secret)
+        with pytest.raises(SettingsError, match="written with another secret"):
+            load_leakage_keys(tmp_path)
+
+
+def test_missing_leakage_keys_log_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     kept = load_leakage_keys(tmp_path)
     assert kept.dtype == np.uint64 and len(kept) == 0
-    assert "does not say what it was trained on" in caplog.text
+    assert f"{LEAKAGE_KEYS_FILE} is missing" in caplog.text
