@@ -27,10 +27,7 @@ from training_core.training.adapter import load_leakage_keys
 def evaluate(
     loaded: LoadedModel, config: RunConfig, run: RunRef, adapter: FolderRef, dataset: DatasetRef
 ) -> EvalReport:
-    """Score all models on the same rows, unless this comparison has been made before.
-
-    Retried once because the champion may come over the network.
-    """
+    """Score all models on the same rows, unless this comparison exists. Retried once: the champion is downloaded."""
     data = load_training_data(open_folder(dataset.folder, config))
     champion = fetch_champion(config, but_not=run.fingerprint)
     key = comparison_key(config, data, [adapter.digest, *([champion.adapter.digest] if champion else [])])

@@ -32,10 +32,9 @@ _RESULT = "train-flow-result"
 def train_on_pool(config: RunConfig, dataset: DatasetRef, evaluation: int = 1) -> TrainedRef:
     """Run the deployment ``config.train_on``, wait for it, and return its result.
 
-    With ``evaluation`` 2, 3, … it evaluates the trained adapter against a champion that is newer than the evaluation
-    before. The idempotency key is this flow run, the rows and that number, so a retry of this task, also in another
-    process, finds the training that was started before. Raises ``RuntimeError`` when the training ended without a
-    result, and ``TimeoutError`` when no worker took it in ``max_queue_hours``.
+    With ``evaluation`` 2, 3, … it evaluates the adapter against a champion that is newer than the last evaluation. The
+    idempotency key is this flow run, the rows and that number, so a retry, in any process, finds its training. Raises
+    ``RuntimeError`` when it ended without a result, ``TimeoutError`` when no worker took it in ``max_queue_hours``.
     """
     child = _start_or_find(config, dataset, evaluation)
     get_run_logger().info("Training %s waits for a worker of pool %s", child.name, child.work_pool_name)
