@@ -94,22 +94,22 @@ def history(arguments: Sequence[str]) -> None:
     if not ledger.entries:
         _require_model(config, ledger)
     head = ("", "when (UTC)", "by", "who", "decision", "champion", "p", "why")
-    rows = [
-        (
-            str(entry.number),
-            entry.time[:16].replace("T", " "),
-            entry.by,
-            entry.who,
-            _in_words(entry),
-            f"{_number(entry.before)} → {_number(entry.after)}"
-            if entry.before != entry.after
-            else _number(entry.after),
-            ", ".join(f"{name} {p:.2g}" for name, p in entry.p_values.items()),
-            entry.reason,
-        )
-        for entry in reversed(ledger.entries)
-    ]
+    rows = [_decision_row(entry) for entry in reversed(ledger.entries)]
     console.print(Grid(f"Decisions on {config.registered_model_name}", head, rows).terminal())
+
+
+def _decision_row(entry: Entry) -> tuple[str, ...]:
+    before, after = _number(entry.before), _number(entry.after)
+    return (
+        str(entry.number),
+        entry.time[:16].replace("T", " "),
+        entry.by,
+        entry.who,
+        _in_words(entry),
+        after if entry.before == entry.after else f"{before} → {after}",
+        ", ".join(f"{name} {p:.2g}" for name, p in entry.p_values.items()),
+        entry.reason,
+    )
 
 
 def promote(arguments: Sequence[str]) -> None:
