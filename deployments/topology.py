@@ -29,6 +29,13 @@ OFTEN = Cron(f"*/{JANITOR_PERIOD.seconds // 60} * * * *", timezone="UTC", slug="
 ROWS_UPDATED = "rows.updated"
 
 
+_FINAL_STATES = ("Completed", NOTHING_NEW, CHAMPION_FAILS, "Failed", "TimedOut", "Cancelled", "Crashed")
+_OPEN_STATES = (
+    *("Scheduled", "Late", "AwaitingRetry", "AwaitingConcurrencySlot", "Resuming", "Pending", "Submitting"),
+    *("Running", "Retrying", "Paused", "Suspended", "Cancelling"),
+)
+
+
 @dataclass(frozen=True)
 class Pool:
     """A work pool and its queues by priority, 1 first; workers take the higher queue first."""
@@ -88,14 +95,17 @@ def automations(ids: Mapping[str, UUID], notify: UUID | None) -> list[Automation
 
 def crash_silent_runs(deployment_ids: list[UUID]) -> AutomationCore:
     """Mark a run as Crashed when its heartbeats stop before it reaches a final state."""
-    states = ("Completed", NOTHING_NEW, CHAMPION_FAILS, "Failed", "Cancelled", "Crashed", "AwaitingRetry")
+    ends = [f"prefect.flow-run.{state}" for state in (*_FINAL_STATES, "AwaitingRetry")]
     return AutomationCore(
         name="sft-flow: crash silent runs",
         description="Marks a run as Crashed when its heartbeats stop: its machine is dead or frozen.",
         trigger=EventTrigger(
             **_runs_of(deployment_ids),
             after={"prefect.flow-run.heartbeat"},
-            expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{state}" for state in states)},
+            expect={
+                "prefect.flow-run.heartbeat",
+                *(f"prefect.flow-run.{state}" for state in (*_FINAL_STATES, "AwaitingRetry")),
+            },
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
@@ -111,14 +121,15 @@ def crash_silent_runs(deployment_ids: list[UUID]) -> AutomationCore:
 
 def resume_crashed_runs(deployment_ids: list[UUID]) -> AutomationCore:
     """Schedule a crashed run again; it resumes from its last checkpoint. Waits first: a worker may report one crash
-    twice."""
+    twice. A heartbeat after the crash is no new state: the process may be alive, and ends when it sees its run crashed.
+    """
     return AutomationCore(
         name="sft-flow: resume crashed runs",
         description="Schedules a crashed run again; it resumes from its last checkpoint.",
         trigger=EventTrigger(
             **_runs_of(deployment_ids),
             after={"prefect.flow-run.Crashed"},
-            expect={"prefect.flow-run.*"},
+            expect={f"prefect.flow-run.{state}" for state in (*_FINAL_STATES, *_OPEN_STATES)},
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,

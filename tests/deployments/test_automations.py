@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeVar
 
@@ -18,10 +19,10 @@ from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.objects import FlowRun
 from prefect.events import emit_event
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Failed
+from prefect.states import Crashed, Failed
 
 from deployments.deploy import deploy
-from deployments.topology import ROWS_UPDATED
+from deployments.topology import ROWS_UPDATED, resume_crashed_runs
 from tasks.promotion import PROMOTED
 
 pytestmark = pytest.mark.slow
@@ -125,3 +126,19 @@ def test_notification_of_a_promotion_has_its_verdict(client: SyncPrefectClient, 
     )
     (message,) = wait_for(lambda: [m for m in messages if "champion" in m["subject"]], "a message")
     assert message["body"] == "m version 3 wins"
+
+
+def test_crashed_run_that_still_sends_heartbeats_is_resumed(client: SyncPrefectClient) -> None:
+    """Its process may be alive: the server was away, and called it silent before its next heartbeat arrived."""
+    deployment = client.read_deployment_by_name("sft-flow/demo").id
+    automation = resume_crashed_runs([deployment])
+    automation.name, automation.trigger.within = "resume soon", timedelta(seconds=10)
+    automation_id = client.create_automation(automation)
+    run = client.create_flow_run_from_deployment(deployment)
+    client.set_flow_run_state(run.id, Crashed(message="no heartbeat"), force=True)
+    resource = {"prefect.resource.id": f"prefect.flow-run.{run.id}"}
+    related = [{"prefect.resource.id": f"prefect.deployment.{deployment}", "prefect.resource.role": "deployment"}]
+    time.sleep(1)
+    emit_event("prefect.flow-run.heartbeat", resource=resource, related=related)
+    wait_for(lambda: client.read_flow_run(run.id).state_name == "AwaitingRetry", "the run to be resumed", seconds=40)
+    client.delete_automation(automation_id)
