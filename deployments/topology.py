@@ -102,10 +102,7 @@ def crash_silent_runs(deployment_ids: list[UUID]) -> AutomationCore:
         trigger=EventTrigger(
             **_runs_of(deployment_ids),
             after={"prefect.flow-run.heartbeat"},
-            expect={
-                "prefect.flow-run.heartbeat",
-                *(f"prefect.flow-run.{state}" for state in (*_FINAL_STATES, "AwaitingRetry")),
-            },
+            expect={"prefect.flow-run.heartbeat", *ends},
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
