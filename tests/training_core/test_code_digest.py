@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tasks import promotion
 from training_core import code_digest
 from training_core.config import RunConfig
 from training_core.data_loader import data_key, prepare_data
@@ -82,3 +83,12 @@ def test_code_digest_follows_imports_inside_functions(project: Path) -> None:
     before = code_digest.code_digest("entry")
     change(project / "training_core" / "folders.py")
     assert code_digest.code_digest("entry") != before
+
+
+def test_code_digest_makes_a_changed_rule_decide_again(project: Path) -> None:
+    config = RunConfig()
+    before = promotion._policy_digest(config)
+    change(project / "training_core" / "evaluation" / "gate.py")
+    changed = promotion._policy_digest(config)
+    change(project / "training_core" / "evaluation" / "paired_tests.py")
+    assert len({before, changed, promotion._policy_digest(config)}) == 3
