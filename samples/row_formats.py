@@ -1,7 +1,9 @@
 """Writes a row in every supported format, and lines in every supported container."""
 
+import bz2
 import gzip
 import json
+import lzma
 from collections.abc import Callable, Sequence
 from io import BytesIO
 
@@ -81,6 +83,16 @@ def zstandard(lines: Sequence[bytes]) -> bytes:
     return bytes(pa.compress(jsonl(lines), codec="zstd", asbytes=True))
 
 
+def bzip2(lines: Sequence[bytes]) -> bytes:
+    """Compress the lines with bzip2."""
+    return bz2.compress(jsonl(lines))
+
+
+def xz(lines: Sequence[bytes]) -> bytes:
+    """Compress the lines with xz."""
+    return lzma.compress(jsonl(lines))
+
+
 def parquet(lines: Sequence[bytes]) -> bytes:
     """Write lines, which must be valid JSON, as a Parquet table."""
     file = BytesIO()
@@ -93,5 +105,7 @@ CONTAINERS: dict[str, Callable[[Sequence[bytes]], bytes]] = {
     ".json": json_array,
     ".jsonl.gz": gzipped,
     ".jsonl.zst": zstandard,
+    ".jsonl.bz2": bzip2,
+    ".jsonl.xz": xz,
     ".parquet": parquet,
 }

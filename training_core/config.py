@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -198,7 +199,10 @@ class RunConfig:
 
     # Results
     registered_model_name: str = Field(
-        "sft-flow-qwen", min_length=1, pattern=r"^[^/:]+$", description="Name in the model registry."
+        "sft-flow-qwen",
+        pattern=r"^\w([\w .-]*\w)?$",  # it is a part of addresses such as models:/NAME/3
+        max_length=200,
+        description="Name in the model registry: letters, digits, spaces, dots, dashes and underscores.",
     )
     min_improvement: float = Field(
         0.0,
@@ -311,7 +315,18 @@ def _describe(name: str, problem: Any) -> str:
     if problem["type"] == "unexpected_keyword_argument":
         close = difflib.get_close_matches(name, settings_info(), n=1)
         return f"{name}: unknown setting; " + (f"did you mean {close[0]}?" if close else "--help lists all settings")
-    return f"{name}: {problem['msg']}, got {problem['input']!r}"
+    if problem["type"] == "string_unicode":  # a file name in another encoding, which no report can hold
+        return f"{name}: expected UTF-8, got {problem['input']!r}; rename it"
+    return f"{name}: {problem['msg']}, got {problem['input']!r}{_unwanted(name, problem)}"
+
+
+def _unwanted(name: str, problem: Any) -> str:
+    """The characters of a text that its setting's pattern allows nowhere."""
+    if problem["type"] != "string_pattern_mismatch":
+        return ""
+    pattern, text = problem["ctx"]["pattern"], problem["input"]
+    bad = [sign for sign in dict.fromkeys(text) if re.search(pattern, "aaa") and not re.search(pattern, f"a{sign}a")]
+    return f": remove {', '.join(map(ascii, bad))}" if bad else ""
 
 
 def config_from_command_line(arguments: Sequence[str], prog: str, *, takes_rows: bool = False) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from training_core.prompts.chat_encoding import ChatEncoder
 from training_core.prompts.messages import build_assistant_message as build_assistant_message
 from training_core.prompts.messages import build_user_message as build_user_message
 from training_core.prompts.messages import format_as_chat as format_as_chat
-from training_core.rows.files import digest_files
+from training_core.rows.locate import digest_files
 from training_core.rows.reader import Rejected, Row, read_rows
 from training_core.rows.strict_json import DataError
 

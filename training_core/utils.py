@@ -19,9 +19,13 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from training_core.base_model import adapted_layers, base_folder
 from training_core.config import RunConfig, SettingsError
-from training_core.rows.files import client_errors_as_os_errors, find_files
+from training_core.rows.files import client_errors_as_os_errors
+from training_core.rows.locate import find_files
 
 logger = logging.getLogger(__name__)
+
+_NOT_IN_ADDRESSES = "?#%;"
+_MOST_REASONS = 10
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,7 @@ def validate_args(config: RunConfig) -> None:
         *(_rows_problems("eval_path", config.eval_path) if config.eval_path else []),
         *_base_model_problems(config),
         *_folder_problems("output_dir", config.output_dir),
+        *_output_among_rows(config),
         *_audit_problems("label_audit", config.label_audit),
         *_audit_problems("answer_audit", config.answer_audit),
         *_contradictions(config),
@@ -101,9 +106,10 @@ def _rows_problems(name: str, value: str) -> list[str]:
             for file in find_files(value):
                 with fsspec.open(file, "rb"):
                     pass
-    except FileNotFoundError:
+    except FileNotFoundError as error:
         fix = f"give --{name} a file, glob or folder of rows (working directory: {Path.cwd()})"
-        return [f"{name}: {value!r} holds no file of rows; {fix}"]
+        reasons = str(error).splitlines()[1:]
+        return ["\n".join([f"{name}: {value!r} holds no file of rows; {fix}", *reasons[:_MOST_REASONS]])]
     except ImportError as error:
         return [f"{name}: cannot read {value!r}: {error} (pip install 'sft-flow[s3]' for s3://, '[gcs]' for gs://)"]
     except (OSError, ValueError) as error:  # no permission, no connection, no such protocol
@@ -158,8 +164,22 @@ def _adapter_problems(config: RunConfig, folder: Path) -> list[str]:
     return []
 
 
+def _output_among_rows(config: RunConfig) -> list[str]:
+    """An output folder that is read as rows would change them with every run."""
+    output = Path(config.output_dir).resolve()
+    for name, path in (("dataset_path", config.dataset_path), ("eval_path", config.eval_path)):
+        # Unlike Path.is_dir, os.path.isdir accepts a name of any length.
+        if path and os.path.isdir(path) and output.is_relative_to(Path(path).resolve()):  # noqa: PTH112
+            what = f"{config.output_dir!r} is in the folder of rows {path!r}, and its files would be read as rows"
+            return [f"output_dir: {what}; give a folder outside {name}"]
+    return []
+
+
 def _folder_problems(name: str, value: str) -> list[str]:
     folder = Path(value).resolve()
+    if bad := [sign for sign in dict.fromkeys(str(folder)) if sign in _NOT_IN_ADDRESSES or not sign.isprintable()]:
+        what = f"{str(folder)!r} has {', '.join(map(ascii, bad))}"
+        return [f"{name}: {what}, which the addresses of its databases cannot hold; give a folder without"]
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not existing.is_dir():
         return [f"{name}: cannot create {value!r}: {existing} is a file; give another folder"]

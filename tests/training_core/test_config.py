@@ -116,7 +116,30 @@ def test_setting_out_of_bounds_is_rejected_with_its_value(name: str, value: obje
     (problem,) = problems_of(**{name: value})
     shown = value[0] if isinstance(value, list) else value
     assert problem.startswith(f"{name}: ")
-    assert problem.endswith(f", got {shown!r}")
+    assert f", got {shown!r}" in problem
+
+
+@pytest.mark.parametrize(
+    "name", ["a?b", ".", "..", "a\nb", "a/b", "a:b", "a#b", "a%41", " a", "a ", "-a", "a\n", "", "a" * 201]
+)
+def test_model_name_that_an_address_cannot_hold_is_rejected(name: str) -> None:
+    (problem,) = problems_of(registered_model_name=name)
+    assert problem.startswith("registered_model_name: ")
+
+
+@pytest.mark.parametrize("name", ["a", "sft-flow-qwen", "Refunds EU v1.2", "größe_3"])
+def test_model_name_of_letters_digits_and_dashes_is_accepted(name: str) -> None:
+    assert read_settings({"registered_model_name": name}).registered_model_name == name
+
+
+def test_file_name_that_is_not_utf8_is_rejected() -> None:
+    (problem,) = problems_of(dataset_path="caf\udce9.jsonl")
+    assert problem == r"dataset_path: expected UTF-8, got 'caf\udce9.jsonl'; rename it"
+
+
+def test_characters_that_a_pattern_rejects_are_named() -> None:
+    (problem,) = problems_of(registered_model_name="a?b\nc")
+    assert problem.endswith(": remove '?', '\\n'")
 
 
 def test_defaults_are_accepted_when_given() -> None:

@@ -221,3 +221,18 @@ def test_system_facts_hold_the_versions_of_libraries() -> None:
     assert json.loads(json.dumps(facts)) == facts
     assert facts["torch"] == importlib.metadata.version("torch")
     assert {"python", "platform", "gpu", "transformers", "peft", "trl", "bitsandbytes"} <= facts.keys()
+
+
+@pytest.mark.parametrize("name", ["out?1", "out#1", "50%", "a;b", "a\nb"])
+def test_output_dir_cannot_have_characters_of_addresses(usable: dict[str, Any], tmp_path: Path, name: str) -> None:
+    (problem,) = problems_of(usable | {"output_dir": str(tmp_path / name / "runs")})
+    assert problem.startswith("output_dir: ")
+    assert ascii(next(sign for sign in name if sign in "?#%;\n")) in problem
+
+
+@pytest.mark.parametrize("output", [".", "runs", "deep/runs"])
+def test_output_dir_in_the_folder_of_rows_is_rejected(usable: dict[str, Any], tmp_path: Path, output: str) -> None:
+    settings = usable | {"dataset_path": str(tmp_path), "output_dir": str(tmp_path / output)}
+    (problem,) = problems_of(settings)
+    assert problem.startswith("output_dir: ")
+    assert "folder of rows" in problem

@@ -102,6 +102,8 @@ def _findings_on_cases(related: pd.DataFrame) -> Iterator[Finding]:
 
 
 def _findings_on_texts(ingested: Ingested) -> Iterator[Finding]:
+    files = [f"{file}: {reason}" for file, reason in ingested.not_read.items()]
+    yield Finding("files that are not read", len(files), "each with its reason", files[:MAX_LISTED])
     keys = [f"{key}: first in {place}" for key, place in ingested.unknown_keys.items()]
     yield Finding("unknown keys", len(keys), "ignored in training", keys[:MAX_LISTED])
     meaning = f"of {ingested.audited} rows for which label_audit has a rule"

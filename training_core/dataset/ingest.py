@@ -16,7 +16,8 @@ from training_core.config import RunConfig
 from training_core.dataset.encoding import SCHEMA, encode_rows
 from training_core.dataset.evaluation_findings import CaseFields
 from training_core.prompts.chat_encoding import ChatEncoder
-from training_core.rows.files import BadFileError, find_files
+from training_core.rows.files import BadFileError
+from training_core.rows.locate import locate_files
 from training_core.rows.reader import Rejected, Row, read_rows
 from training_core.rows.strict_json import Problem, Record
 
@@ -51,7 +52,8 @@ class Ingested:
     """What the pass over the files gathers. ``facts`` and ``entities`` are parts of the tables of ``EncodedRows``.
 
     ``facts`` also has ``held_out_file``. ``problems`` and ``contradictions`` (labels that contradict ``label_audit``)
-    are the first ``MAX_KEPT``; ``unknown_keys`` maps each key that is not used to its first place.
+    are the first ``MAX_KEPT``; ``unknown_keys`` maps each key that is not used to its first place, and ``not_read``
+    each file of the folders that is not read to the reason.
     """
 
     sources: list[Source] = field(default_factory=list)
@@ -59,6 +61,7 @@ class Ingested:
     entities: list[pd.DataFrame] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     unknown_keys: dict[str, str] = field(default_factory=dict)
+    not_read: dict[str, str] = field(default_factory=dict)
     case_fields: CaseFields = field(default_factory=CaseFields)
     contradictions: list[str] = field(default_factory=list)
     contradicted: int = 0
@@ -76,6 +79,9 @@ def ingest_rows(config: RunConfig, encoder: ChatEncoder, folder: Path) -> Ingest
     (``rejected.jsonl``), and why each was rejected (``problems.jsonl``). Raises ``OSError`` for a missing file.
     """
     ingested = Ingested()
+    paths = [(config.eval_path, True), (config.dataset_path, False)]
+    located = [(locate_files(path), held_out) for path, held_out in paths if path]
+    ingested.not_read = {file: reason for found, _ in located for file, reason in found.not_read.items()}
     audit: Audit | None = resolve_name(config.label_audit) if config.label_audit else None
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with (
@@ -83,7 +89,7 @@ def ingest_rows(config: RunConfig, encoder: ChatEncoder, folder: Path) -> Ingest
         (folder / REJECTED).open("wb") as quarantine,
         (folder / PROBLEMS).open("w", encoding="utf-8") as problems,
     ):
-        for source in _sources(config):
+        for source in [Source(file, held_out) for found, held_out in located for file in found.files]:
             ingested.sources.append(source)
             for items in _chunks(_until_error(source, read_rows(source.file, config.allowed_decisions))):
                 encoded = encode_rows([item for item in items if isinstance(item, Row)], encoder, config)
@@ -95,11 +101,6 @@ def ingest_rows(config: RunConfig, encoder: ChatEncoder, folder: Path) -> Ingest
                 _count(ingested, source, len(encoded.facts), rejected)
                 _inspect(ingested, source, rows, audit)
     return ingested
-
-
-def _sources(config: RunConfig) -> list[Source]:
-    paths = [(config.eval_path, True), (config.dataset_path, False)]
-    return [Source(file, held_out) for path, held_out in paths if path for file in find_files(path)]
 
 
 def _until_error(source: Source, items: Iterator[Row | Rejected]) -> Iterator[Row | Rejected]:

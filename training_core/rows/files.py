@@ -1,21 +1,29 @@
-"""Files of rows as lines: a file, glob, folder or URL; JSONL, a JSON array or Parquet, plain or compressed."""
+"""Files of rows as lines: JSONL, a JSON array or Parquet, plain or compressed."""
 
+import bz2
 import contextlib
-import hashlib
 import io
 import json
+import lzma
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, BinaryIO, NamedTuple
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-SUFFIXES = tuple(kind + compression for kind in (".jsonl", ".ndjson", ".json") for compression in ("", ".gz", ".zst"))
 MAX_LINE_BYTES = 32 * 2**20
 
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+# By a file's first bytes.
+_COMPRESSED: dict[bytes, Callable[[BinaryIO], Any]] = {
+    b"\x1f\x8b": partial(pa.CompressedInputStream, compression="gzip"),
+    b"\x28\xb5\x2f\xfd": partial(pa.CompressedInputStream, compression="zstd"),
+    b"BZh": lambda stream: _Decompressed(stream, bz2.BZ2Decompressor),
+    b"\xfd7zX": lambda stream: _Decompressed(stream, lzma.LZMADecompressor),
+}
+_ZIP = b"PK\x03\x04"
 _ARRAY = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*(?:[{\]]|$)")
 _STRUCTURAL = re.compile(rb'\\.|["\[\]{},\n]', re.DOTALL)  # an escaped byte is one match, so \" is no quote
 _READ_SIZE = 2**20
@@ -59,35 +67,6 @@ def client_errors_as_os_errors() -> Iterator[None]:
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 
-def find_files(path: str) -> list[str]:
-    """The files of a path, a glob, a folder (all files of rows in it, at any depth) or a URL, sorted by name.
-
-    Raises ``FileNotFoundError`` if there is none, and ``ImportError`` naming the package that a URL needs.
-    """
-    system, place = fsspec.core.url_to_fs(path)
-    if system.isdir(place):
-        found = [file for file in system.find(place) if file.endswith((*SUFFIXES, ".parquet"))]
-    elif system.isfile(place):
-        return [path]
-    else:
-        found = [file for file in system.glob(place) if system.isfile(file)]
-    if not found:
-        raise FileNotFoundError(
-            f"expected a file, folder, glob or URL of rows, found no file at {path!r}; check the path"
-        )
-    is_url = "://" in path
-    return [system.unstrip_protocol(file) if is_url else file for file in sorted(found)]
-
-
-def digest_files(path: str) -> bytes:
-    """SHA-256 over the contents of all files of a path."""
-    digest = hashlib.sha256()
-    for file in find_files(path):
-        with fsspec.open(file, "rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.digest()
-
-
 def read_lines(file: str) -> Iterator[Line]:
     """The lines of a JSONL file (split on ``\\n`` alone), the elements of a JSON array, or the rows of a Parquet file.
 
@@ -104,13 +83,44 @@ def read_lines(file: str) -> Iterator[Line]:
                 yield from _read_text(io.BufferedReader(_decompressed(stream, magic), _READ_SIZE))
     except BadFileError:
         raise
-    except (OSError, ValueError, OverflowError, pa.ArrowException) as error:
+    except (OSError, EOFError, ValueError, OverflowError, lzma.LZMAError, pa.ArrowException) as error:
         raise BadFileError(f"{' '.join(str(error).split())}; copy or write the file again") from error
 
 
 def _decompressed(stream: BinaryIO, magic: bytes) -> Any:
-    codecs = [codec for prefix, codec in _COMPRESSED.items() if magic.startswith(prefix)]
-    return pa.CompressedInputStream(stream, codecs[0]) if codecs else stream
+    if magic == _ZIP:
+        raise BadFileError("expected rows, got a ZIP archive; unpack it, or compress each file with gzip or zstd")
+    openers = [opener for prefix, opener in _COMPRESSED.items() if magic.startswith(prefix)]
+    return openers[0](stream) if openers else stream
+
+
+class _Decompressed(io.RawIOBase):
+    """The content of a bzip2 or xz file of one or more streams, as parallel compressors write them.
+
+    Python's own readers ignore what follows the last whole stream, and so would lose the rows of a damaged one.
+    """
+
+    def __init__(self, stream: BinaryIO, new: Callable[[], Any]) -> None:
+        self._stream, self._new, self._decompressor, self._rest = stream, new, new(), b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = b""
+        while not content:
+            if self._decompressor.eof:
+                self._rest = self._decompressor.unused_data or self._stream.read(_READ_SIZE)
+                if not self._rest:
+                    return 0
+                self._decompressor = self._new()
+            elif self._decompressor.needs_input and not self._rest:
+                self._rest = self._stream.read(_READ_SIZE)
+                if not self._rest:
+                    raise EOFError("the file ends within its compressed data")
+            content, self._rest = self._decompressor.decompress(self._rest, len(buffer)), b""
+        buffer[: len(content)] = content
+        return len(content)
 
 
 def _read_text(stream: io.BufferedReader) -> Iterator[Line]:

@@ -1,4 +1,4 @@
-"""Files, folders, globs and URLs of JSONL, JSON arrays and Parquet yield every line exactly once."""
+"""JSONL, JSON arrays and Parquet yield every line exactly once."""
 
 import datetime
 import gzip
@@ -7,7 +7,6 @@ from decimal import Decimal
 from io import BufferedReader, BytesIO
 from pathlib import Path
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,9 +14,10 @@ from row_samples import records, to_line
 
 from samples.row_formats import CONTAINERS
 from training_core.rows import files
-from training_core.rows.files import BadFileError, Line, digest_files, find_files, read_lines
+from training_core.rows.files import BadFileError, Line, read_lines
 
 LINES = [to_line(row) for row in records(5)]
+COMPRESSED = [".jsonl.gz", ".jsonl.zst", ".jsonl.bz2", ".jsonl.xz"]
 
 
 def read(path: Path, content: bytes) -> list[Line]:
@@ -27,63 +27,6 @@ def read(path: Path, content: bytes) -> list[Line]:
 
 def texts(lines: list[Line]) -> list[bytes]:
     return [line.raw.rstrip(b"\n") for line in lines]
-
-
-# Finding files
-
-
-def test_find_files_returns_a_file_of_any_name(tmp_path: Path) -> None:
-    for name in ("rows", "rows[1].jsonl", "r*ws.txt", "a b.jsonl"):
-        (tmp_path / name).touch()
-        assert find_files(str(tmp_path / name)) == [str(tmp_path / name)]
-
-
-def test_find_files_finds_row_files_at_any_depth(tmp_path: Path) -> None:
-    wanted = ["a.jsonl", "b.json.gz", "deep/er/c.parquet", "deep/d.ndjson.zst"]
-    (tmp_path / "deep" / "er").mkdir(parents=True)
-    (tmp_path / "folder.jsonl").mkdir()
-    for name in [*wanted, "README.md", "rows.csv", "rows.jsonl.meta", "parquet"]:
-        (tmp_path / name).touch()
-    assert find_files(str(tmp_path)) == sorted(str(tmp_path / name) for name in wanted)
-
-
-def test_find_files_sorts_the_matches_of_a_glob(tmp_path: Path) -> None:
-    for name in ("b.jsonl", "a.jsonl", "c.txt"):
-        (tmp_path / name).touch()
-    (tmp_path / "d.jsonl").mkdir()
-    assert find_files(str(tmp_path / "*.jsonl")) == [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
-
-
-@pytest.mark.parametrize("path", ["nowhere.jsonl", "*.jsonl", ".", "empty", "nowhere/rows.jsonl"])
-def test_find_files_without_a_match_raises(tmp_path: Path, path: str) -> None:
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="found no file at"):
-        find_files(str(tmp_path / path))
-
-
-def test_find_files_accepts_urls(tmp_path: Path) -> None:
-    for name, pack in CONTAINERS.items():
-        fsspec.filesystem("memory").pipe(f"/shop/rows{name}", pack(LINES))
-    assert find_files("memory://shop") == [f"memory:///shop/rows{name}" for name in sorted(CONTAINERS)]
-    for file in find_files("memory://shop/*"):
-        assert [json.loads(line.raw) for line in read_lines(file)] == records(5)
-    (tmp_path / "rows.jsonl").write_bytes(b"\n".join(LINES))
-    assert digest_files(f"file://{tmp_path}/rows.jsonl") == digest_files(str(tmp_path / "rows.jsonl"))
-
-
-def test_find_files_rejects_an_unknown_protocol() -> None:
-    with pytest.raises(ValueError, match="nosuch"):
-        find_files("nosuch://bucket/rows.jsonl")
-
-
-def test_digest_files_depends_on_contents_and_their_order(tmp_path: Path) -> None:
-    for name, content in {"a": (b"x", b"y"), "b": (b"y", b"x"), "c": (b"xy", b""), "d": (b"x", b"y")}.items():
-        (tmp_path / name).mkdir()
-        for part, raw in enumerate(content):
-            (tmp_path / name / f"{part}.jsonl").write_bytes(raw)
-    a, b, c, d = (digest_files(str(tmp_path / name)) for name in "abcd")
-    assert len({a, b, c}) == 3
-    assert a == d
 
 
 # Containers
@@ -97,14 +40,14 @@ def test_container_is_detected_from_bytes_not_from_the_name(tmp_path: Path, cont
     assert [line.number for line in lines] == ([2, 3, 4, 5, 6] if container == ".json" else [1, 2, 3, 4, 5])
 
 
-@pytest.mark.parametrize("container", [".jsonl.gz", ".jsonl.zst"])
+@pytest.mark.parametrize("container", COMPRESSED)
 def test_concatenated_compressed_files_are_read_completely(tmp_path: Path, container: str) -> None:
     pack = CONTAINERS[container]
     content = pack(LINES[:2]) + pack([]) + pack(LINES[2:])
     assert texts(read(tmp_path / "rows", content)) == LINES
 
 
-@pytest.mark.parametrize("container", [".jsonl.gz", ".jsonl.zst", ".parquet"])
+@pytest.mark.parametrize("container", [*COMPRESSED, ".parquet"])
 def test_truncated_file_is_a_bad_file(tmp_path: Path, container: str) -> None:
     content = CONTAINERS[container](LINES * 20)
     for length in {*range(4, 40), *range(40, len(content), 397), len(content) - 1}:
@@ -112,7 +55,7 @@ def test_truncated_file_is_a_bad_file(tmp_path: Path, container: str) -> None:
             read(tmp_path / "rows", content[:length])
 
 
-@pytest.mark.parametrize("container", [".jsonl.gz", ".jsonl.zst"])
+@pytest.mark.parametrize("container", COMPRESSED)
 def test_bytes_after_compressed_data_are_a_bad_file(tmp_path: Path, container: str) -> None:
     with pytest.raises(BadFileError):
         read(tmp_path / "rows", CONTAINERS[container](LINES) + b"rubbish")
