@@ -19,7 +19,14 @@ from training_core.dataset.findings import report_on
 from training_core.dataset.ingest import ENCODED, ingest_rows
 from training_core.dataset.page import render_page
 from training_core.dataset.report import DataReport
-from training_core.dataset.splits import HELD_OUT, TRAINED, assign_splits, overlapping, training_leakage_keys
+from training_core.dataset.splits import (
+    HELD_OUT,
+    TRAINED,
+    assign_splits,
+    dialogues,
+    overlapping,
+    training_leakage_keys,
+)
 from training_core.dataset.store import HELD_OUT_FILE, LEAKAGE_KEYS_FILE, PAGE_FILE, REPORT_FILE, TRAIN_FILE
 from training_core.dataset.tables import verdict
 from training_core.folders import complete_folder, seal_digest
@@ -74,11 +81,12 @@ def build_datasets(config: RunConfig, tokenizer: PreTrainedTokenizerFast, folder
     written too; then the report has ``failures``.
     """
     ingested = ingest_rows(config, ChatEncoder.of(tokenizer), folder)
-    facts, entities = _joined(ingested.facts), _joined(ingested.entities)
+    facts, beginnings = _joined(ingested.facts), _joined(ingested.beginnings)
+    entities = pd.concat([_joined(ingested.entities), dialogues(facts, beginnings)], ignore_index=True)
     facts["overlap"] = overlapping(facts, entities)
     facts["split"] = assign_splits(config, facts, entities)
     _write_splits(folder, facts["split"].to_numpy())
-    np.save(folder / LEAKAGE_KEYS_FILE, training_leakage_keys(facts, entities))
+    np.save(folder / LEAKAGE_KEYS_FILE, training_leakage_keys(facts, pd.concat([entities, beginnings])))
     report = report_on(config, ingested, facts, _expected_packing(config, folder))
     report.save(folder / REPORT_FILE)
     (folder / PAGE_FILE).write_text(render_page(report), encoding="utf-8")

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from training_core.prompts.chat_encoding import ChatEncoder, TokenIds
 from training_core.prompts.messages import build_assistant_message, case_of, format_as_chat
 from training_core.prompts.policy_trimming import trim_policy
 from training_core.rows.reader import Rejected, Row
-from training_core.rows.strict_json import Problem, Record
+from training_core.rows.strict_json import Problem, Record, field_value
 
 IGNORED_LABEL = -100
 
@@ -40,8 +40,9 @@ SCHEMA = pa.schema(
 )
 TRAIN_SCHEMA = pa.schema([field for field in SCHEMA if field.name not in ("file", "record")])
 
-# A sign or point before a digit is part of the number: otherwise 5 and -5, or 1.2 and 12, would be near-duplicates.
-_SEPARATORS = re.compile(r"(?:(?![-.]\d)[\W_])+")
+# A sign or point before a digit is part of the number: otherwise 5 and -5, or 1.2 and 12, would be near-duplicates. So
+# are comparisons, percent signs and currencies (U+00A2 to U+00A5, U+20A0 to U+20CF): "> 30" is not "<= 30".
+_SEPARATORS = re.compile(r"(?:(?![-.]\d)[^\w<>=≤≥≠≈±%‰$¢-¥₠-\u20cf]|_)+")
 
 
 class EncodedRows(NamedTuple):
@@ -50,13 +51,15 @@ class EncodedRows(NamedTuple):
     ``facts`` has ``file``, ``line``, ``decision``, ``tokens``, ``answer_tokens``, ``kept`` (``"3 of 9"`` sections if
     the policy was trimmed), and five 64-bit digests: the whole ``row``, its ``policy``, its ``case``, the case as
     letters and digits (``near_duplicate_key``), and the case with ``split_seed`` (``split_rank``). ``entities`` has one
-    line per entity of a row: its digest ``entity``, and ``row``, the position in ``facts``. ``rejected`` has the rows
-    whose answers the tokenizer does not reproduce, by their positions among the given rows.
+    line per entity of a row: its digest ``entity``, and ``row``, the position in ``facts``. ``beginnings`` has the same
+    columns for conversations: the ``near_duplicate_key`` of a row that ends with an earlier answer of it.
+    ``rejected`` has the rows whose answers the tokenizer does not reproduce, by their positions among the given rows.
     """
 
     batch: pa.RecordBatch
     facts: pd.DataFrame
     entities: pd.DataFrame
+    beginnings: pd.DataFrame
     rejected: dict[int, Rejected]
 
 
@@ -82,7 +85,9 @@ def encode_rows(rows: Sequence[Row], encoder: ChatEncoder, config: RunConfig) ->
             what = "expected tokens that decode to the answer, got another text"
             problem = Problem(row.file, row.line, "output", what, "use plain Unicode characters")
             rejected[position] = Rejected(problem, row.raw)
-    return EncodedRows(_as_batch(encoded, config), _facts(encoded, config), _entities(encoded, config), rejected)
+    entities = _keys(_entities_of(item.record, config.entity_fields) for item in encoded)
+    beginnings = _keys(map(_beginnings_of, (item.record for item in encoded)))
+    return EncodedRows(_as_batch(encoded, config), _facts(encoded, config), entities, beginnings, rejected)
 
 
 def _trimmed(item: _Encoded, encoder: ChatEncoder, config: RunConfig) -> _Encoded:
@@ -102,11 +107,16 @@ def _as_batch(items: Sequence[_Encoded], config: RunConfig) -> pa.RecordBatch:
         "labels": pa.ListArray.from_arrays(offsets, np.concatenate([np.empty(0, np.int32), *labels])),
         "line": [item.row.line for item in items],
         "decision": [item.record["output"]["decision"] for item in items],
-        "group": [str(item.record.get("input", {}).get(config.group_by, "")) for item in items],
+        "group": [_group(item.record, config) for item in items],
         "file": [item.row.file for item in items],
         "record": [json.dumps(item.record, ensure_ascii=False) for item in items],
     }
     return pa.RecordBatch.from_pydict(columns, schema=SCHEMA)
+
+
+def _group(record: Record, config: RunConfig) -> str:
+    value = field_value(record.get("input", {}), config.group_by)
+    return "" if value is None else str(value)
 
 
 def _facts(items: Sequence[_Encoded], config: RunConfig) -> pd.DataFrame:
@@ -167,22 +177,33 @@ def _prompt_parts(record: Record) -> tuple[int, bytes, bytes]:
     return policy, record["instruction"].encode(), _canonical(case_of(record))
 
 
-def _entities(items: Sequence[_Encoded], config: RunConfig) -> pd.DataFrame:
-    found = [
-        (position, entity)
-        for position, item in enumerate(items)
-        for entity in _entities_of(item.record, config.entity_fields)
-    ]
+def _keys(of_rows: Iterable[Iterable[int]]) -> pd.DataFrame:
+    """One line per key of a row."""
+    found = [(position, key) for position, keys in enumerate(of_rows) for key in keys]
     return pd.DataFrame(found, columns=["row", "entity"], dtype="uint64")
 
 
+# Dialogues are often cut into one row per answer. The later row's prompt then holds the earlier row's answer:
+#
+#     row 1    user 1                             → answer 1
+#     row 2    user 1, answer 1, user 2           → answer 2      beginnings: the key of row 1
+#     row 3    user 1, answer 1, …, user 3        → answer 3      beginnings: the keys of rows 1 and 2
+def _beginnings_of(record: Record) -> Iterator[int]:
+    messages = record.get("messages", [])
+    for place, message in enumerate(messages):
+        if message["role"] == "assistant":
+            yield _near_duplicate_key(b"", _canonical(messages[:place]))
+
+
 def _entities_of(record: Record, entity_fields: Sequence[str]) -> list[int]:
-    case = record.get("input", {})
-    return [digest_id(name, case[name]) for name in entity_fields if case.get(name) not in (None, "")]
+    values = {name: field_value(record.get("input", {}), name) for name in entity_fields}
+    return [digest_id(name, value) for name, value in values.items() if value not in (None, "")]
 
 
 def digest_id(field: str, value: Any) -> int:
-    """64 bits of an id, equal for 1001 and "1001" and for "C-7" and " c-7", since exports differ in such details."""
+    """64 bits of an id, equal for 1001, 1001.0 and "1001" and for "C-7" and " c-7": exports differ in such details."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # pandas makes a column of floats of integers when one of them is missing
     text = value if isinstance(value, str) else _canonical(value).decode()
     return _digest(_canonical([field, text.strip().casefold()]))
 

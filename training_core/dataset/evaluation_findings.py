@@ -12,7 +12,7 @@ from training_core.config import RunConfig
 from training_core.dataset.power import USUAL_DIFFERENCE, detectable_gain
 from training_core.dataset.report import Finding
 from training_core.dataset.splits import DUPLICATE, HELD_OUT, TRAINED
-from training_core.rows.strict_json import Record
+from training_core.rows.strict_json import Record, with_paths
 
 MOST_LISTED = 20
 LEAK_MARGIN = 0.15  # how much more often than group_by a field must predict the decision to be reported
@@ -48,7 +48,7 @@ class CaseFields:
         if case is None:
             return
         self.rows += 1
-        given = {name: value for name, value in case.items() if value not in (None, "") and name != _POLICY}
+        given = {name: value for name, value in with_paths(case) if value not in (None, "") and name != _POLICY}
         self.present.update(given.keys())
         if self.rows <= _MOST_COUNTED:
             decision = record["output"]["decision"]

@@ -49,8 +49,9 @@ class Source:
 
 @dataclass
 class Ingested:
-    """What the pass over the files gathers. ``facts`` and ``entities`` are parts of the tables of ``EncodedRows``.
+    """What the pass over the files gathers. ``facts``, ``entities`` and ``beginnings`` are parts of tables.
 
+    Their columns are those of ``EncodedRows``.
     ``facts`` also has ``held_out_file``. ``problems`` and ``contradictions`` (labels that contradict ``label_audit``)
     are the first ``MAX_KEPT``; ``unknown_keys`` maps each key that is not used to its first place, and ``not_read``
     each file of the folders that is not read to the reason.
@@ -59,6 +60,7 @@ class Ingested:
     sources: list[Source] = field(default_factory=list)
     facts: list[pd.DataFrame] = field(default_factory=list)
     entities: list[pd.DataFrame] = field(default_factory=list)
+    beginnings: list[pd.DataFrame] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     unknown_keys: dict[str, str] = field(default_factory=dict)
     not_read: dict[str, str] = field(default_factory=dict)
@@ -94,7 +96,8 @@ def ingest_rows(config: RunConfig, encoder: ChatEncoder, folder: Path) -> Ingest
             for items in _chunks(_until_error(source, read_rows(source.file, config.allowed_decisions))):
                 encoded = encode_rows([item for item in items if isinstance(item, Row)], encoder, config)
                 rows, rejected = _separate(items, encoded.rejected)
-                ingested.entities.append(encoded.entities.assign(row=encoded.entities["row"] + ingested.rows))
+                for found, keys in ((ingested.entities, encoded.entities), (ingested.beginnings, encoded.beginnings)):
+                    found.append(keys.assign(row=keys["row"] + ingested.rows))
                 ingested.facts.append(encoded.facts.assign(held_out_file=source.held_out))
                 stream.write_batch(encoded.batch)
                 _write_rejected(rejected, quarantine, problems)

@@ -48,6 +48,17 @@ def overlapping(facts: pd.DataFrame, entities: pd.DataFrame) -> pd.Series:
     return overlap
 
 
+def dialogues(facts: pd.DataFrame, beginnings: pd.DataFrame) -> pd.DataFrame:
+    """Entities [``row``, ``entity``] that rows have in common when one row's prompt holds the other row's answer.
+
+    ``beginnings`` has the ``near_duplicate_key`` of each question that is answered within a row's prompt.
+    """
+    later = beginnings[beginnings["entity"].isin(facts["near_duplicate_key"])]
+    answers = facts.loc[facts["near_duplicate_key"].isin(later["entity"]), "near_duplicate_key"]
+    earlier = pd.DataFrame({"row": answers.index, "entity": answers.to_numpy()}, dtype="uint64")
+    return pd.concat([later, earlier], ignore_index=True)
+
+
 def training_leakage_keys(facts: pd.DataFrame, entities: pd.DataFrame) -> np.ndarray:
     """The ``encoding.leakage_keys`` of all rows that are trained on, as sorted unique uint64."""
     trained = facts["split"] == TRAINED

@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 from training_core.dataset.encoding import leakage_keys
 from training_core.evaluation.scores import Prediction
-from training_core.rows.strict_json import Record
+from training_core.rows.strict_json import Record, with_paths
 
 ROWS_FILE, POLICIES_FILE, SCORES_FILE = "rows.jsonl", "policies.json", "scores.json"
 GROUP, POLICY = "(group)", "(policy)"  # names in ``Evidence.fields``, in brackets as no field of a case is
@@ -154,7 +154,7 @@ def evidence_of(
     first = next(iter(predictions.values()))
     names = sorted({text for found in predictions.values() for one in found for text in (one.expected, one.decision)})
     number = {name: place for place, name in enumerate(names)}
-    cases = [row.record.get("input", {}) for row in rows]
+    cases = [dict(with_paths(row.record.get("input", {}))) for row in rows]
     fields = {name: np.array([_as_text(case.get(name)) for case in cases]) for name in dict.fromkeys(chain(*cases))}
     titles = _titles(policies or {})
     fields |= {

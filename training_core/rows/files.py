@@ -6,7 +6,8 @@ import io
 import json
 import lzma
 import re
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Any, BinaryIO, NamedTuple
 
@@ -67,18 +68,18 @@ def client_errors_as_os_errors() -> Iterator[None]:
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 
-def read_lines(file: str) -> Iterator[Line]:
+def read_lines(file: str, columns: Collection[str] | None = None) -> Iterator[Line]:
     """The lines of a JSONL file (split on ``\\n`` alone), the elements of a JSON array, or the rows of a Parquet file.
 
-    The type of a file is detected from its first bytes. Memory is bounded for any size of file or line. Raises
-    ``BadFileError`` where the file cannot be read.
+    The type of a file is detected from its first bytes. Of a Parquet file only ``columns`` are read, if given; others
+    are null in every line. Memory is bounded for any file. Raises ``BadFileError`` where the file cannot be read.
     """
     try:
         with fsspec.open(file, "rb") as stream:
             magic = stream.read(4)
             stream.seek(0)
             if magic == b"PAR1":
-                yield from _read_parquet(stream)
+                yield from _read_parquet(stream, columns)
             else:
                 yield from _read_text(io.BufferedReader(_decompressed(stream, magic), _READ_SIZE))
     except BadFileError:
@@ -193,17 +194,31 @@ class _Element:
         return self.line + self.raw.count(b"\n", 0, blank)
 
 
-def _read_parquet(stream: BinaryIO) -> Iterator[Line]:
+def _read_parquet(stream: BinaryIO, columns: Collection[str] | None) -> Iterator[Line]:
     """Rows as lines of JSON. Parquet does not distinguish null from missing; both are read as missing."""
-    number = 0
-    for batch in pq.ParquetFile(stream).iter_batches(batch_size=1_000):
-        for row in batch.to_pylist():
+    file, number = pq.ParquetFile(stream), 0
+    names = file.schema_arrow.names
+    read = [name for name in names if columns is None or name in columns]
+    _reject_equal_names([file.schema_arrow.field(place) for place, name in enumerate(names) if name in read])
+    not_read = dict.fromkeys(name for name in names if name not in read)
+    for batch in file.iter_batches(batch_size=1_000, columns=read):
+        for row in batch.to_pylist(maps_as_pydicts="strict"):
             number += 1
             try:
-                text = json.dumps(_without_nulls(row), ensure_ascii=False, default=_as_text)
+                text = json.dumps(_without_nulls(row) | not_read, ensure_ascii=False, default=_as_text)
             except TypeError as error:
                 raise BadFileError(f"row {number}: {error}; convert the column to text") from error
             yield Line(number, text.encode("utf-8", "surrogatepass"))
+
+
+def _reject_equal_names(fields: Sequence[pa.Field], parent: str = "") -> None:
+    """Raise ``BadFileError`` for two columns, or two fields of a column, of one name: reading keeps only the last."""
+    for name, count in Counter(field.name for field in fields).items():
+        if count > 1:
+            raise BadFileError(f"expected each column once, got {parent + name!r} {count} times; rename or remove one")
+    for field in fields:
+        if pa.types.is_struct(field.type):
+            _reject_equal_names(list(field.type), f"{parent}{field.name}.")
 
 
 def _without_nulls(value: Any) -> Any:

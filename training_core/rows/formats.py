@@ -10,6 +10,7 @@ from types import UnionType
 from typing import NoReturn
 
 from training_core.rows.strict_json import (
+    ANSWER_FIELDS,
     HOW_TO_WRITE_ROWS,
     BadLineError,
     Record,
@@ -24,6 +25,10 @@ from training_core.rows.strict_json import (
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 _ROLES = ("system", "user", "assistant")
 _ONE_FORMAT = "use one format per file"
+_HOW_TO_ANSWER = f"write the whole answer as one JSON object with {', '.join(ANSWER_FIELDS)}, and no other text"
+_MOVE = "write it as a message"
+_CONTEXT = {"system": _MOVE, "system_prompt": _MOVE, "history": f"{_MOVE}s", "tools": "describe them in a message"}
+_CALLS = ("tool_calls", "function_call")
 
 Turn = tuple[str, str]
 
@@ -65,11 +70,12 @@ def reject_unknown_format(value: object) -> NoReturn:
 def to_record(value: object, row_format: RowFormat, allowed_decisions: tuple[str, ...] = ()) -> Record:
     """A row of this format as a checked and normalised record; raises ``BadLineError`` for the first problem."""
     row = check_object("line", value)
+    _reject_unread_context(row, row_format)
     if row_format.name == "native":
         record = {key: row.get(key) for key in row_format.keys}
     else:
         *question, (_, answer) = _check_turns(_SCHEMAS[row_format.name].read(row))
-        record = _read_question(row_format, question) | {"output": _parse_text("assistant", answer)}
+        record = _read_question(row_format, question) | {"output": _parse_text("assistant", answer, _HOW_TO_ANSWER)}
     check_record(record, allowed_decisions)
     return strip_edges(record)
 
@@ -113,7 +119,7 @@ def _find_case(question: list[Turn]) -> Record | None:
         brace, tail = "{", user[1:]
     if not brace or not tail.endswith("}") or "policy_document" not in tail:
         return None
-    case = _parse_text("user", f"{{{tail}")
+    case = _parse_text("user", f"{{{tail}", "end the text with the case as one JSON object")
     if not isinstance(case, dict) or "policy_document" not in case:
         return None
     return {"instruction": "\n\n".join(text for text in (*(text for _, text in system), head) if text), "input": case}
@@ -132,28 +138,71 @@ def _check_turns(turns: list[Turn]) -> list[Turn]:
     return turns
 
 
-def _parse_text(field: str, text: str) -> object:
+def _parse_text(field: str, text: str, fix: str) -> object:
+    """The JSON value of a text within a line. The fix of an error is about the text, not about the line."""
     try:
         return parse_json(text.encode())
     except BadLineError as error:
-        raise BadLineError(field, *error.args[1:]) from error
+        raise BadLineError(field, error.args[1], fix) from error
+
+
+def _reject_unread_context(row: Record, row_format: RowFormat) -> None:
+    """Keys with which other tools add to a conversation: a model trained without them would learn another task."""
+    for key in _CONTEXT:
+        if key not in row_format.keys and row.get(key):
+            what = (
+                f"expected all of the conversation in {' and '.join(row_format.keys)}, got {describe_value(row[key])}"
+            )
+            raise BadLineError(key, what, _CONTEXT[key])
 
 
 def _read_turns(turns: list[object]) -> list[Turn]:
     if len(turns) < 2:
         what = f"expected a question and its answer, got {len(turns)} messages"
         raise BadLineError("messages", what, "write at least a user and an assistant message")
+    if isinstance(turns[-1], dict) and turns[-1].get("weight") == 0:
+        raise BadLineError(
+            "messages", "expected an answer to train on, got one of weight 0", "remove the row or the weight"
+        )
     return [_read_turn(turn) for turn in turns]
 
 
 def _read_turn(value: object) -> Turn:
     turn = check_object("messages", value)
-    role, text = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+    if calls := [key for key in _CALLS if turn.get(key)]:
+        raise BadLineError(
+            "messages", f"expected text only, got {', '.join(calls)}", "write the call as text, or remove it"
+        )
+    role, text = _either(turn, "role", "from"), _read_parts(_either(turn, "content", "value"))
     role = _SHAREGPT_ROLES.get(role, role) if isinstance(role, str) else role
     if role not in _ROLES:
         what = f"expected the role {', '.join(_ROLES[:-1])} or {_ROLES[-1]}, got {describe_value(role)}"
         raise BadLineError("messages", what, "rename the role or remove the message")
     return role, check_text(str(role), text).strip()
+
+
+def _either(turn: Record, name: str, other: str) -> object:
+    """A value that two formats name differently."""
+    first, second = turn.get(name), turn.get(other)
+    if None not in (first, second) and first != second:
+        raise BadLineError(
+            "messages", f"expected {name} or {other}, got both with different values", "keep one of them"
+        )
+    return second if first is None else first
+
+
+def _read_parts(content: object) -> object:
+    """The text of a content that is given as a list of parts, `[{"type": "text", "text": "…"}]`, when all are text."""
+    if not isinstance(content, list) or not content:
+        return content
+    texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else part for part in content]
+    if not all(isinstance(text, str) for text in texts):
+        kinds = [part.get("type") for part in content if isinstance(part, dict)]
+        found = (
+            ", ".join(describe_value(kind) for kind in dict.fromkeys(kinds) if kind != "text") or "parts without text"
+        )
+        raise BadLineError("messages", f"expected parts of type text, got {found}"[:100], "remove what is not text")
+    return "".join(texts)
 
 
 def _ask(question: str, answer: str) -> list[Turn]:
@@ -192,3 +241,5 @@ _SCHEMAS = {
         lambda value: _read_turns([*value["prompt"], *value["completion"]]),
     ),
 }
+
+ROW_KEYS = frozenset(key for schema in _SCHEMAS.values() for key in schema.keys) | _CONTEXT.keys()

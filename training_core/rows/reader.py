@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from training_core.rows.files import MAX_LINE_BYTES, Line, read_lines
-from training_core.rows.formats import RowFormat, detect_format, reject_unknown_format, to_record
+from training_core.rows.formats import ROW_KEYS, RowFormat, detect_format, reject_unknown_format, to_record
 from training_core.rows.strict_json import BadLineError, Problem, Record, parse_json
 
 
@@ -34,7 +34,7 @@ def read_rows(file: str, allowed_decisions: tuple[str, ...] = ()) -> Iterator[Ro
     Raises ``BadFileError`` where the file cannot be read, after yielding everything before that place.
     """
     row_format: RowFormat | None = None
-    for line in read_lines(file):
+    for line in read_lines(file, ROW_KEYS):
         if not line.complete:
             yield Rejected(_too_long(file, line), line.raw, line.ends)
             continue

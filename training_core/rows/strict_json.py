@@ -287,6 +287,23 @@ def check_text(field: str, value: object) -> str:
     return value
 
 
+def field_value(case: Record, path: str) -> Any:
+    """The value of a case's field: of the name itself, or of a path such as ``order.id``; ``None`` if there is none."""
+    name, _, rest = path.partition(".")
+    if path in case or not rest:
+        return case.get(path)
+    inner = case.get(name)
+    return field_value(inner, rest) if isinstance(inner, dict) else None
+
+
+def with_paths(case: Record, parent: str = "") -> Iterator[tuple[str, Any]]:
+    """The fields of a case, those of its objects by path: ``order``, ``order.id``."""
+    for name, value in case.items():
+        yield parent + name, value
+        if isinstance(value, dict):
+            yield from with_paths(value, f"{parent}{name}.")
+
+
 def describe_value(value: object) -> str:
     """A found value for a message, on one line and at most 60 characters."""
     if isinstance(value, dict | list):

@@ -21,6 +21,7 @@ from training_core.evaluation.text_scores import parse_answer
 from training_core.model_setup import load_tokenizer
 from training_core.prompts.chat_encoding import ChatEncoder
 from training_core.prompts.messages import SYSTEM_TEXT, build_assistant_message, build_user_message
+from training_core.rows.strict_json import field_value
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,7 @@ def test_group_is_the_text_of_the_group_by_field(tmp_path: Path, tokenizer: PreT
     values = ["return", 3, None, True, {"a": [1]}, "é"]
     rows = [record({"case_id": f"A-{i}", "kind": value}) for i, value in enumerate(values * 4)]
     built = build(write(tmp_path / "rows.jsonl", rows), tokenizer, group_by="kind")
-    assert {row["group"] for row in built.rows} == {str(value) for value in values}
+    assert {row["group"] for row in built.rows} == {"" if value is None else str(value) for value in values}
     without = build(write(tmp_path / "rows.jsonl", rows), tokenizer, group_by="no_such_field")
     assert {row["group"] for row in without.rows} == {""}
 
@@ -143,7 +144,7 @@ def test_held_out_rows_keep_every_digit_of_their_record(tmp_path: Path, tokenize
 
 def test_digest_id_ignores_type_case_and_white_space() -> None:
     """Two exports of one shop may differ in these for the same customer."""
-    for ids in ([1001, "1001", " 1001 "], ["C-7", "c-7"], [["a", 1], ["a", 1]]):
+    for ids in ([1001, "1001", " 1001 ", 1001.0], ["C-7", "c-7"], [["a", 1], ["a", 1]]):
         assert len({digest_id("customer", value) for value in ids}) == 1
     assert digest_id("customer", "C-7") not in (digest_id("customer", "C-8"), digest_id("order", "C-7"))
 
@@ -202,3 +203,30 @@ def test_leakage_keys_are_keyed_with_the_secret(monkeypatch: pytest.MonkeyPatch)
 def keyed_by_hand(digests: list[int], secret: bytes) -> list[int]:
     codes = (hmac.new(secret, struct.pack("<Q", digest), hashlib.sha256).digest() for digest in digests)
     return [struct.unpack("<Q", code[:8])[0] for code in codes]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("> 30", "<= 30"), ("≥ 30", "≤ 30"), ("50 €", "50 $"), ("10 %", "10"), ("£5", "¥5"), ("a = b", "a, b")],
+)
+def test_comparisons_and_currencies_keep_cases_apart(one: str, other: str) -> None:
+    keys = [leakage_keys(record({"note": text}), ()) for text in (one, other, f" {one}. ")]
+    assert keys[0] != keys[1]
+    assert keys[0] == keys[2]
+
+
+def test_entity_fields_and_group_may_be_paths(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [record({"case_id": f"A-{i}", "order": {"id": i // 2, "kind": f"k{i}"}}) for i in range(40)]
+    built = build(write(tmp_path / "rows.jsonl", rows), tokenizer, entity_fields=("order.id",), group_by="order.kind")
+    assert not built.report.failures
+    assert not built.finding("fields that no row has")
+    trained, held_out = built.lines
+    assert {(line + 1) // 2 for line in trained}.isdisjoint((line + 1) // 2 for line in held_out)
+    assert {row["group"] for row in built.rows} == {f"k{i}" for i in range(40)}
+
+
+def test_field_whose_name_has_a_dot_comes_before_a_path() -> None:
+    by_name, by_path = {"order.id": 7}, {"order": {"id": 7}}
+    assert field_value(by_name | {"order": {"id": 8}}, "order.id") == field_value(by_path, "order.id") == 7
+    assert field_value({"order": "text"}, "order.id") is None
+    assert field_value({"order": {"items": {"id": 3}}}, "order.items.id") == 3

@@ -1,5 +1,6 @@
 """Every row has one split, held-out rows do not leak into training, and the split is stable."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -248,3 +249,50 @@ def test_training_leakage_keys_are_those_of_trained_rows(
     assert built.leakage_keys.tolist() == sorted(trained)
     assert held_out and not held_out & trained
     assert build(path, tokenizer, entity_fields=entity_fields).leakage_keys.tobytes() == built.leakage_keys.tobytes()
+
+
+def dialogue(number: int, turns: int) -> list[Record]:
+    """A dialogue cut into one row per answer."""
+    answer = json.dumps(record()["output"])
+    messages = [{"role": "system", "content": "Decide."}]
+    rows = []
+    for turn in range(turns):
+        messages += [{"role": "user", "content": f"Chat {number}, question {turn}?"}]
+        messages += [{"role": "assistant", "content": answer}]
+        rows.append({"messages": list(messages)})
+    return rows
+
+
+def test_rows_of_one_dialogue_are_in_one_split(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [row for number in range(20) for row in dialogue(number, 5)]
+    built = build(write(tmp_path / "rows.jsonl", rows), tokenizer)
+    trained, held_out = built.lines
+    assert len(held_out) >= 10
+    assert {(line - 1) // 5 for line in trained}.isdisjoint((line - 1) // 5 for line in held_out)
+
+
+def test_rows_that_only_begin_alike_are_not_tied(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """A greeting answered in every dialogue is in no row as the answer to learn."""
+    greeting = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "How can I help?"}]
+    rows = [row for number in range(20) for row in dialogue(number, 1)]
+    greeted = [{"messages": [*greeting, *row["messages"][1:]]} for row in rows]
+    built = build(write(tmp_path / "rows.jsonl", greeted), tokenizer)
+    assert len(built.held_out) == 6
+
+
+def test_eval_rows_answered_in_a_training_prompt_overlap(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [row for number in range(4) for row in dialogue(number, 3)]
+    held_out = write(tmp_path / "eval.jsonl", rows[:1])
+    built = build(write(tmp_path / "rows.jsonl", rows[1:]), tokenizer, eval_path=held_out, overlap="drop")
+    assert built.lines[0] == set(range(3, 12))  # the two later rows of the first dialogue are dropped
+
+
+def test_leakage_keys_of_trained_dialogues_hold_earlier_questions(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """A later run may hold out a row whose answer stands in a prompt that was trained on."""
+    path = write(tmp_path / "rows.jsonl", [dialogue(number, 3)[2] for number in range(9)])
+    built = build(path, tokenizer, val_split=0.1)
+    earlier = load_jsonl(write(tmp_path / "earlier.jsonl", [dialogue(number, 2)[1] for number in range(9)])).rows
+    known = [bool(np.isin(leakage_keys(row.record, ()), built.leakage_keys).any()) for row in earlier]
+    assert [line for line, found in enumerate(known, 1) if found] == sorted(built.lines[0])

@@ -147,7 +147,7 @@ def test_two_formats_cannot_be_mixed_in_a_file(first: str, second: str) -> None:
         ([("user", "x"), ("assistant", "")], "expected a non-empty string"),
         ([("user", " \n\u00a0"), ("assistant", ANSWER)], "expected a non-empty string"),
         ([("user", None), ("assistant", ANSWER)], "expected a non-empty string"),
-        ([("user", [{"type": "text", "text": "x"}]), ("assistant", ANSWER)], "expected a non-empty string"),
+        ([("user", [{"type": "text", "text": ""}]), ("assistant", ANSWER)], "expected a non-empty string"),
         ([("user", "x"), ("assistant", "Yes, of course.")], "invalid JSON"),
         ([("user", "x"), ("assistant", f"[{ANSWER}]")], "expected an object, got a list"),
         ([("user", "x"), ("assistant", '{"decision": "a", "decision": "b"}')], "got a duplicate"),
@@ -199,3 +199,19 @@ def test_allowed_decisions_reject_any_other_decision() -> None:
     to_record(record(), row_format, ("Eligible", "Escalate"))
     with pytest.raises(BadLineError, match="expected one of allowed_decisions, got 'Eligible'"):
         to_record(record(), row_format, ("Escalate",))
+
+
+def test_parts_of_text_are_read_as_one_text() -> None:
+    chat = FORMATS["messages"](record())
+    parts = [{**turn, "content": split_text(turn["content"])} for turn in chat["messages"]]
+    assert read({"messages": parts}) == read(chat)
+
+
+def split_text(text: str) -> list[Record]:
+    return [{"type": "text", "text": text[:9]}, {"type": "text", "text": text[9:]}]
+
+
+def test_unread_keys_of_a_turn_change_nothing() -> None:
+    chat = FORMATS["messages"](record())
+    more = {"name": "x", "weight": 1, "tool_calls": [], "function_call": None}
+    assert read({"messages": [turn | more for turn in chat["messages"]]}) == read(chat)

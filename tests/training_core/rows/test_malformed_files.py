@@ -7,12 +7,14 @@ rejected, and words of the first problem, or of the error if the file cannot be 
 import codecs
 import gzip
 import json
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from row_samples import record, records, to_line, write
+from row_samples import Record, record, records, to_line, write
 
 from samples.row_formats import FORMATS, gzipped, json_array, jsonl, parquet, zstandard
 from training_core.rows.files import BadFileError
@@ -48,8 +50,16 @@ def changed(**fields: Any) -> bytes:
 
 def chat(*turns: tuple[str, Any]) -> bytes:
     """Two good conversations and a third with these turns."""
-    odd = to_line({"messages": [{"role": role, "content": content} for role, content in turns]})
-    return jsonl([*(to_line(FORMATS["messages"](row)) for row in ROWS[:2]), odd])
+    return jsonl([*CHATS, to_line({"messages": [{"role": role, "content": content} for role, content in turns]})])
+
+
+CHATS = [to_line(FORMATS["messages"](row)) for row in ROWS[:2]]
+
+
+def odd_turn(more: Record) -> bytes:
+    """Two good conversations and a third with these keys in its answer's turn."""
+    messages = FORMATS["messages"](ROWS[2])["messages"]
+    return jsonl([*CHATS, to_line({"messages": [*messages[:-1], messages[-1] | more]})])
 
 
 ANSWER = json.dumps(ROWS[0]["output"])
@@ -197,7 +207,7 @@ CONVERSATIONS: list[Class] = [
         chat(("user", [{"type": "text"}]), ("assistant", ANSWER)),
         2,
         1,
-        "non-empty string",
+        "parts without text",
     ),
     ("no turns", chat(), 2, 1, "got 0 messages"),
     (
@@ -207,7 +217,36 @@ CONVERSATIONS: list[Class] = [
         1,
         "ends in a case",
     ),
-    ("an answer in plain words", chat(("user", CASE), ("assistant", "Eligible")), 2, 1, "invalid JSON"),
+    (
+        "an answer in plain words",
+        chat(("user", CASE), ("assistant", "Eligible")),
+        2,
+        1,
+        "write the whole answer as one",
+    ),
+    ("an answer after a word", chat(("user", CASE), ("assistant", f"Sure: {ANSWER}")), 2, 1, "and no other text"),
+    (
+        "a cut case",
+        chat(("user", CASE[:-2] + ",}"), ("assistant", ANSWER)),
+        2,
+        1,
+        "end the text with the case as one JSON object",
+    ),
+    (
+        "an image among parts",
+        chat(("user", [{"type": "text", "text": CASE}, {"type": "image_url"}]), ("assistant", ANSWER)),
+        2,
+        1,
+        "got 'image_url'",
+    ),
+    ("two roles of a turn", odd_turn({"from": "gpt"}), 2, 1, "expected role or from"),
+    ("two contents of a turn", odd_turn({"value": "other"}), 2, 1, "expected content or value"),
+    ("a tool call", odd_turn({"tool_calls": [{"id": "1"}]}), 2, 1, "expected text only, got tool_calls"),
+    ("an answer of weight 0", odd_turn({"weight": 0}), 2, 1, "weight 0"),
+    *(
+        (f"a conversation with {key}", jsonl([*CHATS, to_line(json.loads(CHATS[0]) | {key: value})]), 2, 1, key)
+        for key, value in {"system": "Be strict.", "history": [["a", "b"]], "tools": [{"name": "x"}]}.items()
+    ),
     (
         "an answer in a list",
         chat(("system", "x"), ("user", CASE), ("assistant", f"[{ANSWER}]")),
@@ -240,6 +279,19 @@ CONVERSATIONS: list[Class] = [
     ),
     ("prompt a text, completion a list", jsonl([to_line({"prompt": "x", "completion": []})]), 0, 1, "known row format"),
 ]
+
+
+def parquet_of(**columns: list[Any]) -> bytes:
+    """Good rows with more columns; one whose name they have already is added if its values are objects."""
+    table, file = pa.Table.from_pylist(ROWS), BytesIO()
+    for name, values in columns.items():
+        place = table.schema.get_field_index(name)
+        same = place >= 0 and not isinstance(values[0], dict)
+        table = table.set_column(place, name, [values]) if same else table.append_column(name, [values])
+    pq.write_table(table, file)
+    return file.getvalue()
+
+
 ODD_TABLE = [json.loads(line) for line in LINES]
 CONTAINERS: list[Class] = [
     ("gzip", gzipped(LINES), 3, 0, ""),
@@ -258,6 +310,9 @@ CONTAINERS: list[Class] = [
     ("Parquet cut off", parquet(LINES)[:-9], 0, 0, "again"),
     ("Parquet's first bytes alone", b"PAR1", 0, 0, "again"),
     ("Parquet with a null for an answer", parquet([ONE, to_line(json.loads(TWO) | {"output": None})]), 1, 1, "output"),
+    ("Parquet with bytes nobody reads", parquet_of(vector=[b"\xff"] * 3, score=[float("nan")] * 3), 3, 0, ""),
+    ("Parquet with bytes that are read", parquet_of(instruction=[b"\xff"] * 3), 0, 0, "expected text"),
+    ("Parquet with a column twice", parquet_of(output=ROWS), 0, 0, "got 'output' 2 times"),
     ("Parquet of other things", parquet([b'{"a": 1}']), 0, 1, "known row format"),
     ("Parquet of texts", parquet([to_line(FORMATS["alpaca"](row)) for row in ROWS]), 3, 0, ""),
 ]
