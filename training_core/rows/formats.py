@@ -202,7 +202,7 @@ def _read_parts(content: object) -> object:
             ", ".join(describe_value(kind) for kind in dict.fromkeys(kinds) if kind != "text") or "parts without text"
         )
         raise BadLineError("messages", f"expected parts of type text, got {found}"[:100], "remove what is not text")
-    return "".join(texts)
+    return "".join(map(str, texts))
 
 
 def _ask(question: str, answer: str) -> list[Turn]:

@@ -10,6 +10,7 @@ from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from training_core.folders import seal
+from training_core.training.checkpoints import delete_oldest
 from training_core.training.journal import Point, append_point, mend_journal
 from training_core.training.memory import peak_memory_gib
 
@@ -26,12 +27,19 @@ _CURVE = (
 
 
 class SealCheckpoints(TrainerCallback):
-    """Seals each checkpoint once all processes have written their files."""
+    """Seals each checkpoint once all processes have written their files, then deletes those beyond ``keep``.
+
+    The trainer's own deletion goes by the times of files, and before the new checkpoint is complete.
+    """
+
+    def __init__(self, keep: int) -> None:
+        self.keep = keep
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            delete_oldest(Path(args.output_dir), self.keep)
 
 
 class KeepJournal(TrainerCallback):

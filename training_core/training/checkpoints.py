@@ -13,14 +13,27 @@ def latest_complete_checkpoint(folder: Path) -> Path | None:
     """The complete checkpoint of the highest step. Incomplete ones are deleted, so that a resumed training can write
     the checkpoints of their steps again."""
     latest = None
-    checkpoints = [path for path in folder.glob("checkpoint-*") if path.is_dir() and step_of(path) is not None]
-    for checkpoint in sorted(checkpoints, key=lambda path: step_of(path) or 0):
+    for checkpoint in _by_step(folder):
         if seal_digest(checkpoint):
             latest = checkpoint
-        else:
-            logger.warning("Deleting checkpoint %s: it is incomplete or damaged", checkpoint.name)
+            continue
+        logger.warning("Deleting checkpoint %s: it is incomplete or damaged", checkpoint.name)
+        if checkpoint.is_dir() and not checkpoint.is_symlink():
             shutil.rmtree(checkpoint)
+        else:
+            checkpoint.unlink()
     return latest
+
+
+def delete_oldest(folder: Path, keep: int) -> None:
+    """Delete all checkpoints but the ``keep`` of the highest steps. Clocks, which can go back, do not matter."""
+    for checkpoint in _by_step(folder)[:-keep]:
+        shutil.rmtree(checkpoint)
+
+
+def _by_step(folder: Path) -> list[Path]:
+    checkpoints = [path for path in folder.glob("checkpoint-*") if step_of(path) is not None]
+    return sorted(checkpoints, key=lambda path: step_of(path) or 0)
 
 
 def step_of(checkpoint: Path) -> int | None:

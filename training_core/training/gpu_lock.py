@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
+_SECONDS_TO_WAIT = 60
+
 
 @contextlib.contextmanager
 def hold_gpu(run_dir: Path) -> Iterator[None]:
@@ -23,11 +25,14 @@ def hold_gpu(run_dir: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def hold_device(name: str, run_dir: Path) -> Iterator[None]:
-    """Lock the device with this name; the lock's file holds the folder of the training that has it."""
+def hold_device(name: str, run_dir: Path, seconds: float = _SECONDS_TO_WAIT) -> Iterator[None]:
+    """Lock the device with this name; the lock's file holds the folder of the training that has it.
+
+    Waits for the end of a training that has just lost its parent process.
+    """
     path = Path(tempfile.gettempdir()) / f"sft-flow {name}.lock"
     try:
-        lock = FileLock(path, timeout=1, mode=0o666).acquire()
+        lock = FileLock(path, timeout=seconds, mode=0o666).acquire()
     except Timeout as error:
         fix = "wait for its end, or choose another GPU with CUDA_VISIBLE_DEVICES"
         raise RuntimeError(f"{name} is held by the training in {path.read_text(encoding='utf-8')}: {fix}") from error

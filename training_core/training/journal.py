@@ -1,11 +1,14 @@
 """The journal: the loss curve of a run as lines of JSON, every point once, with the time it was first measured."""
 
 import json
+import logging
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from training_core.folders import complete_file
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -19,11 +22,21 @@ class Point:
 
 
 def read_journal(path: Path) -> list[Point]:
-    """All complete points of a journal, without a last line that a crash has cut off."""
+    """All points of a journal, without a last line that a crash has cut off and without damaged lines."""
     if not path.exists():
         return []
-    whole = path.read_bytes().rpartition(b"\n")[0]
-    return [Point(**json.loads(line)) for line in whole.splitlines()]
+    whole = path.read_bytes().rpartition(b"\n")[0].splitlines()
+    points = [point for line in whole if (point := _read_point(line))]
+    if len(points) < len(whole):
+        logger.warning("%s: %d damaged lines are left out of the loss curve", path, len(whole) - len(points))
+    return points
+
+
+def _read_point(line: bytes) -> Point | None:
+    try:
+        return Point(**json.loads(line))
+    except (ValueError, TypeError):  # no JSON, or no point
+        return None
 
 
 def append_point(path: Path, point: Point) -> None:
@@ -35,7 +48,7 @@ def append_point(path: Path, point: Point) -> None:
 
 
 def mend_journal(path: Path) -> list[Point]:
-    """Remove a last line that a crash has left incomplete, and return the points."""
+    """Remove what ``read_journal`` leaves out, and return the points."""
     points = read_journal(path)
     if path.exists():
         with complete_file(path) as draft:

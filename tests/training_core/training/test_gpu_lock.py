@@ -1,5 +1,7 @@
 """A GPU has one training at a time."""
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -16,11 +18,31 @@ def test_gpu_lock_names_the_training_that_holds_it(tmp_path: Path) -> None:
     with (
         hold_device("GPU 1", Path("/runs/first")),
         pytest.raises(RuntimeError, match=r"GPU 1 is held by the training in /runs/first: .*CUDA_VISIBLE_DEVICES"),
-        hold_device("GPU 1", Path("/runs/second")),
+        hold_device("GPU 1", Path("/runs/second"), seconds=0.1),
     ):
         pass
-    with hold_device("GPU 1", Path("/b")), pytest.raises(RuntimeError, match=r"in /b:"), hold_device("GPU 1", Path()):
+    with (
+        hold_device("GPU 1", Path("/b")),
+        pytest.raises(RuntimeError, match=r"in /b:"),
+        hold_device("GPU 1", Path(), seconds=0.1),
+    ):
         pass
+
+
+def test_gpu_lock_waits_for_a_training_that_ends(tmp_path: Path) -> None:
+    started = threading.Event()
+
+    def train() -> None:
+        with hold_device("GPU 1", Path("/runs/first")):
+            started.set()
+            time.sleep(0.3)
+
+    first = threading.Thread(target=train)
+    first.start()
+    started.wait(20)
+    with hold_device("GPU 1", Path("/runs/second"), seconds=20):
+        pass
+    first.join()
 
 
 def test_gpu_lock_leaves_other_devices_free(tmp_path: Path) -> None:

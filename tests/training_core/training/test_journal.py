@@ -74,3 +74,12 @@ def test_mending_a_complete_journal_changes_no_byte(journal: Path) -> None:
     before = journal.read_bytes()
     assert mend_journal(journal) == POINTS
     assert journal.read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", [b"\x00" * 20, b'{"step": 1', b'{"step": 1}', b"[]", b"\xff"])
+def test_damaged_line_costs_only_its_own_point(journal: Path, damage: bytes) -> None:
+    first, second = journal.read_bytes().splitlines()
+    journal.write_bytes(first + b"\n" + damage + b"\n" + second + b"\n")
+    assert read_journal(journal) == POINTS
+    assert mend_journal(journal) == POINTS
+    assert journal.read_bytes().splitlines() == [first, second]

@@ -1,0 +1,67 @@
+"""A signal saves a checkpoint before it takes effect."""
+
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from training_core.training import interruption
+from training_core.training.interruption import save_when_interrupted
+
+ARGUMENTS = TrainingArguments(output_dir="unused", use_cpu=True)
+
+
+class EndedError(Exception):
+    """What the handler of the surrounding program raises, as Prefect's does."""
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Iterator[None]:
+    def end(number: int, _: object) -> None:
+        raise EndedError(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_stops_after_the_step_with_a_checkpoint(number: signal.Signals) -> None:
+    steps = []
+    with pytest.raises(EndedError, match=number.name), save_when_interrupted() as callback:
+        for step in range(9):
+            control = TrainerControl()
+            if step == 3:
+                signal.raise_signal(number)
+            callback.on_substep_end(ARGUMENTS, TrainerState(), control)
+            callback.on_step_end(ARGUMENTS, TrainerState(), control)
+            steps.append((control.should_save, control.should_training_stop))
+            if control.should_training_stop:
+                break
+    assert steps == [(False, False)] * 3 + [(True, True)]
+
+
+def test_second_signal_ends_at_once() -> None:
+    with pytest.raises(EndedError), save_when_interrupted():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("the second signal was ignored")
+
+
+def test_step_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interruption, "_SECONDS_TO_SAVE", {signal.SIGINT: 0.01, signal.SIGTERM: 9})
+    with pytest.raises(EndedError), save_when_interrupted() as callback:
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0.02)
+        callback.on_substep_end(ARGUMENTS, TrainerState(), TrainerControl())
+        pytest.fail("the step went on")
+
+
+def test_handlers_are_those_from_before_without_a_signal() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with save_when_interrupted():
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before

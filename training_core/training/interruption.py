@@ -1,0 +1,77 @@
+"""SIGINT (Ctrl-C) and SIGTERM (a worker or a machine that ends) lose no step: a checkpoint is saved first."""
+
+import contextlib
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+# Who sends a signal waits only so long for the end: a person about ten seconds, Kubernetes thirty. A step that takes
+# longer is given up.
+_SECONDS_TO_SAVE = {signal.SIGINT: 7, signal.SIGTERM: 24}
+
+
+@contextlib.contextmanager
+def save_when_interrupted() -> Iterator["SaveWhenInterrupted"]:
+    """Yield a callback for the trainer; a signal ends the training after its step, with a checkpoint.
+
+    At the end of the body the signal takes the effect that it had before, such as ``KeyboardInterrupt``. A second
+    signal takes it at once. Does nothing outside of the main thread, which alone receives signals.
+    """
+    callback = SaveWhenInterrupted()
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, callback.receive) for number in _SECONDS_TO_SAVE if is_main}
+    callback.before = before
+    try:
+        yield callback
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if callback.received:
+        signal.raise_signal(callback.received)
+
+
+class SaveWhenInterrupted(TrainerCallback):
+    """Stops the trainer with a checkpoint after the step in which one of the processes received a signal."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self.before: dict[signal.Signals, Any] = {}
+        self.deadline = 0.0
+
+    def receive(self, number: int, _: Any) -> None:
+        """Handle a signal: note the first one, give way to the second."""
+        if self.received:
+            self._give_up()
+        self.received = signal.Signals(number)
+        self.deadline = time.monotonic() + _SECONDS_TO_SAVE[self.received]
+        logger.warning("%s: a checkpoint is saved after this step; a second signal ends at once", self.received.name)
+
+    def _give_up(self) -> None:
+        assert self.received
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        signal.raise_signal(self.received)
+
+    def on_substep_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.received and time.monotonic() > self.deadline:
+            logger.warning("The step takes too long: the training ends without a checkpoint of it")
+            self._give_up()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        ranks = PartialState()
+        stops = torch.tensor(float(self.received is not None), device=ranks.device)
+        if ranks.num_processes > 1:  # all end after the same step, whoever received the signal first
+            stops = reduce(stops, "sum")
+        if stops.item():
+            control.should_save = control.should_training_stop = True
+            self.received = self.received or signal.SIGTERM
