@@ -36,8 +36,10 @@ def child_process(
     """
     process = subprocess.Popen(
         [sys.executable, "-m", "training_core.child_processes", *command],
-        env={**os.environ, **(environment or {}), _PARENT: str(os.getpid())},
+        # A flows/ or tasks.py in the working directory must not take the place of ours.
+        env={**os.environ, "PYTHONSAFEPATH": "1", **(environment or {}), _PARENT: str(os.getpid())},
         cwd=folder,
+        start_new_session=True,  # a terminal sends Ctrl-C to all of its session, and a server must not end first
         stdin=stdin,
         stdout=output,
         stderr=subprocess.STDOUT if output else None,

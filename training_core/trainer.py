@@ -24,6 +24,7 @@ from training_core.training.activation_checkpointing import checkpointing_argume
 from training_core.training.callbacks import KeepJournal, SealCheckpoints
 from training_core.training.checkpoints import latest_complete_checkpoint, step_of
 from training_core.training.gpu_lock import hold_gpu
+from training_core.training.interruption import save_when_interrupted
 from training_core.training.journal import read_journal
 from training_core.training.memory import measure_heaviest_batch, peak_memory_gib, require_memory
 from training_core.utils import Precision, set_seed
@@ -93,7 +94,7 @@ def create_training_arguments(config: RunConfig, precision: Precision, steps: St
         logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=cadence.saving,
-        save_total_limit=config.save_total_limit,
+        save_total_limit=None,  # SealCheckpoints deletes the oldest
         eval_strategy="steps",
         eval_steps=cadence.evaluation,
         max_length=None,  # max_seq_length was applied when rows were encoded; the trainer must never truncate one
@@ -126,8 +127,8 @@ def train_model(loaded: LoadedModel, data: TrainingData, config: RunConfig, run_
         if checkpoint and resumed_from >= batches.steps.total:
             # The trainer compares with max_steps only after a step, so it would take one step too many.
             loaded.model.load_adapter(str(checkpoint), "default", is_trainable=True)
-            if summary_file.is_file():
-                return TrainingSummary(**json.loads(summary_file.read_text(encoding="utf-8")))
+            if summary := _read_summary(summary_file):
+                return summary
         else:
             _train(loaded, batches, config, run_dir, checkpoint)
         seconds = time.monotonic() - started
@@ -144,7 +145,9 @@ def _train(loaded: LoadedModel, batches: Batches, config: RunConfig, run_dir: Pa
     require_memory(measure_heaviest_batch(trainer, batches, config, share_left), config)
     set_seed(config.seed + PartialState().process_index)  # each device draws its own dropout masks
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with save_when_interrupted() as interruption:
+            trainer.add_callback(interruption)
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         _remove_autocast(trainer)
 
@@ -154,6 +157,14 @@ def _remove_autocast(trainer: SFTTrainer) -> None:
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     # Else accelerate takes it for wrapped already, and another training would compute without autocast.
     vars(model).pop("_is_accelerate_prepared", None)
+
+
+def _read_summary(path: Path) -> TrainingSummary | None:
+    """The summary of a finished training; ``None`` where there is none, or a damaged one."""
+    try:
+        return TrainingSummary(**json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
 
 
 def _steps_done(checkpoint: Path | None) -> int:
@@ -188,7 +199,7 @@ def create_trainer(loaded: LoadedModel, batches: Batches, config: RunConfig, run
         train_dataset=batches.train_order,
         eval_dataset=batches.held_out_order,
         callbacks=[
-            SealCheckpoints(),
+            SealCheckpoints(config.save_total_limit),
             *([KeepJournal(run_dir / "journal.jsonl", batches.tokens_per_step)] if ranks.is_main_process else []),
         ],
     )

@@ -1,5 +1,6 @@
 """A child process ends when its parent does, however the parent ends."""
 
+import os
 import subprocess
 import sys
 import time
@@ -16,8 +17,9 @@ WAIT = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).touch(); time.sleep
 
 
 @pytest.fixture
-def modules(tmp_path: Path) -> Path:
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with modules that children run."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     (tmp_path / "report.py").write_text("import os, sys; print(sys.argv, os.environ['GREETING'], __name__)")
     (tmp_path / "wait.py").write_text(WAIT)
     (tmp_path / "stubborn.py").write_text(f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {WAIT}")
@@ -65,3 +67,21 @@ def test_child_processes_end_with_a_killed_parent(modules: Path, victim: str) ->
     {"parent": parent, "child": child}[victim].kill()
     parent.wait(timeout=60)
     assert not psutil.wait_procs([child, *below], timeout=60)[1]
+
+
+def test_child_process_does_not_search_the_working_directory(tmp_path: Path) -> None:
+    (tmp_path / "training_core").mkdir()
+    (tmp_path / "training_core" / "__init__.py").write_text("raise SystemExit('a stranger')")
+    (tmp_path / "json.py").write_text("raise SystemExit('a stranger')")
+    with child_process(["json.tool", "--help"], folder=tmp_path, output=subprocess.PIPE) as process:
+        assert process.stdout
+        assert b"stranger" not in process.stdout.read()
+        assert process.wait() == 0
+
+
+def test_signals_of_a_terminal_do_not_reach_child_processes(modules: Path) -> None:
+    """Ctrl-C goes to the whole session of a terminal: a server that ended first would fail the run that uses it."""
+    with child_process(["wait", "started"], folder=modules) as process:
+        wait_for(modules / "started")
+        assert os.getsid(process.pid) != os.getsid(0)
+        assert os.getpgid(process.pid) != os.getpgid(0)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import signal
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from training_core.packing.batches import Steps, tokens_per_step
 from training_core.trainer import Cadence, create_training_arguments, train_model
 from training_core.training.adapter import write_adapter
 from training_core.training.callbacks import KeepJournal
-from training_core.training.journal import read_journal
+from training_core.training.journal import Point, append_point, read_journal
 from training_core.utils import Precision
 
 
@@ -78,6 +79,39 @@ def test_resumed_training_ends_with_the_same_weights(config: RunConfig, tmp_path
     assert all(torch.equal(weight, expected[name]) for name, weight in weights(resumed, trained=True).items())
     assert read_journal(tmp_path / "run" / "journal.jsonl") == curve
     assert all(seal_digest(path) for path in (tmp_path / "run" / "checkpoints").glob("checkpoint-*"))
+
+
+@pytest.mark.slow
+def test_interrupted_training_saves_and_ends_with_the_same_weights(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next checkpoint would be that of step 4."""
+    config = RunConfig(**vars(config) | {"save_steps": 4, "max_steps": 12})
+    data = load_training_data(prepare_data(config, Path(config.model_name)))
+    whole, resumed = load_model_and_tokenizer(config), load_model_and_tokenizer(config)
+    train_model(whole, data, config, tmp_path / "whole")
+
+    def interrupt(path: Path, point: Point) -> None:
+        append_point(path, point)
+        if point.step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("training_core.training.callbacks.append_point", interrupt)
+        train_model(load_model_and_tokenizer(config), data, config, tmp_path / "run")
+    assert train_model(resumed, data, config, tmp_path / "run").resumed_from_step == 3
+    expected = weights(whole, trained=True)
+    assert all(torch.equal(weight, expected[name]) for name, weight in weights(resumed, trained=True).items())
+
+
+@pytest.mark.slow
+def test_damaged_summary_of_a_finished_training_is_written_again(config: RunConfig, tmp_path: Path) -> None:
+    data = load_training_data(prepare_data(config, Path(config.model_name)))
+    train_model(load_model_and_tokenizer(config), data, config, tmp_path / "run")
+    summary = tmp_path / "run" / "training.json"
+    summary.write_text(summary.read_text()[:20])
+    assert train_model(load_model_and_tokenizer(config), data, config, tmp_path / "run").steps == 4
+    assert json.loads(summary.read_text())["steps"] == 4
 
 
 @pytest.mark.slow
