@@ -13,6 +13,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from flows.local_servers import mlflow_server, prefect_server
+from flows.terminal import run_command
 from tasks.startup import paused_garbage_collection
 from training_core.config import RunConfig, SettingsError, config_from_command_line, read_settings
 from training_core.dataset.report import DataReport
@@ -39,7 +40,9 @@ USAGE = """usage:
   sft-flow reproduce URI                                   train a version again and compare the weights
                                                            URI: models:/NAME/VERSION or models:/NAME@ALIAS
 
-Every command exits with code 2 when settings are invalid; run and demo also when rows are not fit to train on.
+Every command exits with code 2 when settings are invalid; run and demo also when rows are not fit to train on. An
+unexpected error exits with 70, a full disk with 74, Ctrl-C with 130: it saves a checkpoint, from which the same command
+resumes; a second one ends at once.
 """
 
 # Libraries read these when they are imported.
@@ -60,7 +63,11 @@ console = Console()
 
 def main() -> None:
     """Exit with 0 on success, with 1 when ``check`` finds rows unfit, with 2 when settings are invalid or rows unfit to
-    train on. Other errors are raised."""
+    train on; see ``run_command`` for other ends."""
+    run_command(_main)
+
+
+def _main() -> None:
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in REGISTRY_COMMANDS:
         set_environment()

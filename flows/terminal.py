@@ -1,0 +1,50 @@
+"""How the command ends: one exit code for each kind of end, on any terminal, into any pipe."""
+
+import errno
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+
+CRASHED, CANNOT_WRITE = 70, 74  # EX_SOFTWARE and EX_IOERR of sysexits.h
+INTERRUPTED = 128 + signal.SIGINT  # as a shell reports a command that a signal has ended
+
+HOW_TO_RESUME = "Interrupted. The same command resumes from the last checkpoint.\n"
+
+
+def run_command(command: Callable[[], None]) -> None:
+    """Run a command to its end, and end the process with an exit code that says how.
+
+    What the terminal's encoding lacks is replaced. A closed pipe ends the command quietly. An error that nobody
+    expected shows its traceback, with an exit code that no verdict has.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    sys.excepthook = _end_after_a_crash
+    try:
+        try:
+            command()
+        finally:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.stderr.write(HOW_TO_RESUME)
+        _end(INTERRUPTED)
+    except BrokenPipeError:
+        _end(128 + signal.SIGPIPE)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        sys.stderr.write("No space is left on the disk. Free some; the same command resumes.\n")
+        _end(CANNOT_WRITE)
+
+
+def _end_after_a_crash(*error: object) -> None:
+    traceback.print_exception(*error)  # type: ignore[call-overload]
+    _end(CRASHED)
+
+
+def _end(code: int) -> None:
+    """End the process. What standard output could not take is given up, or Python would complain at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
