@@ -28,6 +28,7 @@ ORDER = (
         "grid",
         "code_digest",
         "rows",
+        "user_functions",
         "prompts",
         "utils",
         "model_setup",

@@ -12,7 +12,7 @@ from datasets import Dataset
 from filelock import FileLock
 from transformers import PreTrainedTokenizerFast
 
-from training_core.code_digest import code_digest, function_files
+from training_core.code_digest import code_digest, function_digest
 from training_core.config import RunConfig
 from training_core.dataset.encoding import SCHEMA, TRAIN_SCHEMA
 from training_core.dataset.findings import report_on
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 _ROWS_FOR_PACKING = 20_000
 _SETTINGS = (
     *("dataset_path", "eval_path", "val_split", "entity_fields", "overlap", "split_seed", "max_seq_length", "overlong"),
-    *("allowed_decisions", "max_refused_share", "label_audit", "group_by"),
+    *("allowed_decisions", "max_refused_share", "label_audit", "answer_audit", "group_by"),
     # For what the report says beforehand about the evaluation, and about packing.
     *("max_eval_rows", "min_eval_rows", "eval_max_new_tokens", "slice_fields"),
     *("packing", "seed", "per_device_train_batch_size", "gradient_accumulation_steps"),
@@ -153,7 +153,7 @@ def data_key(config: RunConfig, base: Path) -> str:
     small_files = {path for pattern in SMALL_FILES for path in base.glob(pattern)}
     tokenizer = [path.read_bytes() for path in sorted(small_files)]
     code = [code_digest("training_core.data_loader", without=["training_core.config"]).encode()]
-    code += [path.read_bytes() for path in function_files(config.label_audit)] if config.label_audit else []
+    code += [function_digest(name).encode() for name in (config.label_audit, config.answer_audit)]
     settings = repr({name: getattr(config, name) for name in _SETTINGS}).encode()
     digests = [hashlib.sha256(part).digest() for part in (*sources, *tokenizer, *code, settings)]
     return hashlib.sha256(b"".join(digests)).hexdigest()

@@ -8,7 +8,6 @@ import random
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Literal
 
 import fsspec
@@ -21,6 +20,7 @@ from training_core.base_model import adapted_layers, base_folder
 from training_core.config import RunConfig, SettingsError
 from training_core.rows.files import client_errors_as_os_errors
 from training_core.rows.locate import find_files
+from training_core.user_functions import UserFunction
 
 logger = logging.getLogger(__name__)
 
@@ -135,11 +135,11 @@ def _rows_problems(name: str, value: str) -> list[str]:
 
 def _audit_problems(name: str, value: str | None) -> list[str]:
     try:
-        if value is None or callable(resolve_name(value)):
-            return []
-    except (ImportError, AttributeError, ValueError) as error:
-        return [f"{name}: cannot import {value!r}: {error}"]
-    return [f"{name}: expected module:function, got {value!r}, which is not a function"]
+        if value:
+            UserFunction.load(name, value)
+    except SettingsError as error:
+        return error.problems
+    return []
 
 
 def _base_model_problems(config: RunConfig) -> list[str]:

@@ -109,6 +109,10 @@ def _findings_on_texts(ingested: Ingested) -> Iterator[Finding]:
     meaning = f"of {ingested.audited} rows for which label_audit has a rule"
     contradictions = ingested.contradictions[:MAX_LISTED]
     yield Finding("labels that contradict the rules", ingested.contradicted, meaning, contradictions)
+    meaning = "answer_audit has found problems in what the rows expect"
+    yield Finding(
+        "expected answers with problems", ingested.bad_answers, meaning, ingested.answer_problems[:MAX_LISTED]
+    )
 
 
 def _groups(subject: str, meaning: str, rows: pd.DataFrame, key: list[str]) -> Finding:

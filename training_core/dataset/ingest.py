@@ -3,10 +3,9 @@
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import BinaryIO, TextIO
 
 import pandas as pd
@@ -20,6 +19,7 @@ from training_core.rows.files import BadFileError
 from training_core.rows.locate import locate_files
 from training_core.rows.reader import Rejected, Row, read_rows
 from training_core.rows.strict_json import Problem, Record
+from training_core.user_functions import UserFunction
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,19 @@ MAX_KEPT = 1_000
 _CHUNK_ROWS, _CHUNK_BYTES = 2_000, 8 * 2**20
 _ROWS_BETWEEN_LOG_LINES = 100_000
 
-Audit = Callable[[Record], str | None]
+
+@dataclass(frozen=True)
+class Audits:
+    """The user's checks of rows, where the settings name them: of labels, and of answers."""
+
+    label: UserFunction | None
+    answer: UserFunction | None
+
+    @classmethod
+    def of(cls, config: RunConfig) -> "Audits":
+        """Import the functions that the settings name."""
+        names = {name: getattr(config, name) for name in ("label_audit", "answer_audit")}
+        return cls(*(UserFunction.load(name, value) if value else None for name, value in names.items()))
 
 
 @dataclass
@@ -49,12 +61,12 @@ class Source:
 
 @dataclass
 class Ingested:
-    """What the pass over the files gathers. ``facts``, ``entities`` and ``beginnings`` are parts of tables.
+    """What the pass over the files gathers.
 
-    Their columns are those of ``EncodedRows``.
-    ``facts`` also has ``held_out_file``. ``problems`` and ``contradictions`` (labels that contradict ``label_audit``)
-    are the first ``MAX_KEPT``; ``unknown_keys`` maps each key that is not used to its first place, and ``not_read``
-    each file of the folders that is not read to the reason.
+    ``facts``, ``entities`` and ``beginnings`` are parts of the tables of ``EncodedRows``; ``facts`` also has
+    ``held_out_file``. The lists have the first ``MAX_KEPT``: ``problems``, ``contradictions`` (labels that contradict
+    ``label_audit``) and ``answer_problems`` (of ``answer_audit``). ``unknown_keys`` maps each key that is not used to
+    its first place, ``not_read`` each file that is not read to the reason.
     """
 
     sources: list[Source] = field(default_factory=list)
@@ -67,6 +79,8 @@ class Ingested:
     case_fields: CaseFields = field(default_factory=CaseFields)
     contradictions: list[str] = field(default_factory=list)
     contradicted: int = 0
+    answer_problems: list[str] = field(default_factory=list)
+    bad_answers: int = 0
     audited: int = 0
 
     @property
@@ -84,7 +98,7 @@ def ingest_rows(config: RunConfig, encoder: ChatEncoder, folder: Path) -> Ingest
     paths = [(config.eval_path, True), (config.dataset_path, False)]
     located = [(locate_files(path), held_out) for path, held_out in paths if path]
     ingested.not_read = {file: reason for found, _ in located for file, reason in found.not_read.items()}
-    audit: Audit | None = resolve_name(config.label_audit) if config.label_audit else None
+    audits = Audits.of(config)
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with (
         pa.ipc.new_stream(str(folder / ENCODED), SCHEMA, options=options) as stream,
@@ -102,7 +116,7 @@ def ingest_rows(config: RunConfig, encoder: ChatEncoder, folder: Path) -> Ingest
                 stream.write_batch(encoded.batch)
                 _write_rejected(rejected, quarantine, problems)
                 _count(ingested, source, len(encoded.facts), rejected)
-                _inspect(ingested, source, rows, audit)
+                _inspect(ingested, source, rows, audits)
     return ingested
 
 
@@ -156,18 +170,32 @@ def _count(ingested: Ingested, source: Source, rows: int, rejected: Sequence[Rej
         logger.info("Rows: %s read and encoded so far, %s rejected", f"{ingested.rows:,}", f"{source.rejected:,}")
 
 
-def _inspect(ingested: Ingested, source: Source, rows: Iterable[Row], audit: Audit | None) -> None:
-    """Note format and unknown keys of the rows, and audit their labels."""
+def _inspect(ingested: Ingested, source: Source, rows: Iterable[Row], audits: Audits) -> None:
+    """Note format and unknown keys of the rows, and audit their labels and answers."""
     for row in rows:
         source.format = str(row.format)
         ingested.case_fields.add(row.record)
         place = f"{row.file}:{row.line}"
         if len(ingested.unknown_keys) < MAX_KEPT:
             ingested.unknown_keys |= {ascii(key)[1:-1]: place for key in row.unknown_keys} | ingested.unknown_keys
-        expected = audit(row.record) if audit else None
-        label = row.record["output"]["decision"]
-        ingested.audited += expected is not None
-        if expected not in (None, label):
-            ingested.contradicted += 1
-            if len(ingested.contradictions) < MAX_KEPT:
-                ingested.contradictions.append(f"{place}: expected {expected} by the rules, got {label}")
+        _audit_label(ingested, place, row.record, audits.label)
+        _audit_answer(ingested, place, row.record, audits.answer)
+
+
+def _audit_label(ingested: Ingested, place: str, record: Record, audit: UserFunction | None) -> None:
+    expected = audit.call(place, record) if audit else None
+    label = record["output"]["decision"]
+    ingested.audited += expected is not None
+    if expected not in (None, label):
+        ingested.contradicted += 1
+        if len(ingested.contradictions) < MAX_KEPT:
+            ingested.contradictions.append(f"{place}: expected {expected} by the rules, got {label}")
+
+
+def _audit_answer(ingested: Ingested, place: str, record: Record, audit: UserFunction | None) -> None:
+    """An audit that fails must do so before the training, not after it; so it judges what the rows expect."""
+    problems = audit.problems(place, record, record["output"]) if audit else []
+    if problems:
+        ingested.bad_answers += 1
+        if len(ingested.answer_problems) < MAX_KEPT:
+            ingested.answer_problems.append(f"{place}: {problems[0]}")

@@ -121,7 +121,7 @@ def prompt_of(row: dict[str, Any]) -> list[int]:
 
 
 def _predict(judge: AnswerJudge, row: dict[str, Any], record: Record, answer: str) -> Prediction:
-    found = judge.judge(record, answer)
+    found = judge.judge(record, answer, f"{row['file']}:{row['line']}")
     return Prediction(
         file=row["file"],
         line=row["line"],
@@ -204,5 +204,5 @@ def _with_example(found: Prediction, record: Record, answers: TrainingAnswers, j
     example = answers.example(found.group, found.decision)
     if example is None:
         return found
-    texts, problems = judge.texts(record, example), judge.problems(record, example)
+    texts, problems = judge.texts(record, example), judge.problems(record, example, f"{found.file}:{found.line}")
     return replace(found, answer=json.dumps(example, ensure_ascii=False), text_scores=texts, problems=problems)

@@ -2,10 +2,9 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from pkgutil import resolve_name
 from typing import Any
 
 from datasets import Dataset
@@ -15,13 +14,12 @@ from training_core.config import RunConfig
 from training_core.dataset.encoding import IGNORED_LABEL
 from training_core.prompts.chat_encoding import ChatEncoder
 from training_core.rows.strict_json import Record
+from training_core.user_functions import UserFunction
 
 DECISION = "decision"
 
 _MOST_READ = 5_000  # training rows from which the number of a field's values is taken
 _MOST_VALUES, _ROWS_PER_VALUE = 100, 10
-
-Audit = Callable[[Record, Record], Iterable[str] | None]
 
 
 def parse_answer(text: str) -> Record | None:
@@ -142,15 +140,16 @@ class AnswerJudge:
     """Judges answers to held-out rows; ``audit`` is the function of the setting ``answer_audit``."""
 
     exact_fields: frozenset[str] = frozenset()
-    audit: Audit | None = None
+    audit: UserFunction | None = None
 
     @classmethod
     def of(cls, config: RunConfig, exact_fields: frozenset[str]) -> "AnswerJudge":
         """A judge with the audit that the settings name."""
-        return cls(exact_fields, resolve_name(config.answer_audit) if config.answer_audit else None)
+        audit = UserFunction.load("answer_audit", config.answer_audit) if config.answer_audit else None
+        return cls(exact_fields, audit)
 
-    def judge(self, record: Record, answer: str) -> Judgement:
-        """Judge the text of an answer to a row."""
+    def judge(self, record: Record, answer: str, place: str = "") -> Judgement:
+        """Judge the text of an answer to the row at ``place``."""
         found = parse_answer(answer)
         usable = found if is_usable(found, record["output"]) else None
         return Judgement(
@@ -158,13 +157,13 @@ class AnswerJudge:
             usable=usable is not None,
             decision=str(usable[DECISION]) if usable else None,
             text_scores=self.texts(record, usable),
-            problems=self.problems(record, usable),
+            problems=self.problems(record, usable, place),
         )
 
     def texts(self, record: Record, answer: Record | None) -> dict[str, float]:
         """The scores of an answer's texts."""
         return score_texts(answer, record["output"], self.exact_fields)
 
-    def problems(self, record: Record, answer: Record | None) -> list[str]:
+    def problems(self, record: Record, answer: Record | None, place: str = "") -> list[str]:
         """What the audit finds wrong with an answer; nothing without an audit or an answer."""
-        return [str(problem) for problem in self.audit(record, answer) or ()] if self.audit and answer else []
+        return self.audit.problems(place, record, answer) if self.audit and answer else []

@@ -23,6 +23,7 @@ from training_core.evaluation.gate import (
 )
 from training_core.evaluation.scores import NO_DECISION, Prediction
 from training_core.evaluation.text_scores import AnswerJudge
+from training_core.user_functions import UserFunction
 
 Record = dict[str, Any]
 CONFIG = RunConfig()
@@ -261,7 +262,10 @@ def test_promotion_counts_tied_rows_once(rivals: dict[str, list[Prediction]]) ->
 
 
 def test_promotion_guard_catches_audit_problems(rivals: dict[str, list[Prediction]], good: list[Record]) -> None:
-    judge = AnswerJudge(audit=lambda record, answer: ["no section"] if "section" not in answer["reason"] else None)
+    def audit(_: Record, answer: Record) -> str | None:
+        return None if "section" in answer["reason"] else "no section"
+
+    judge = AnswerJudge(audit=UserFunction("answer_audit", "rules:audit", audit))
     named = {name: predictions([one.answer for one in found], judge) for name, found in rivals.items()}
     assert (
         decide(evidence_of(ROWS, named | {"candidate": predictions(good, judge)}), CONFIG).outcome == BECOMES_CHAMPION

@@ -17,6 +17,7 @@ from training_core.evaluation.text_scores import (
 )
 from training_core.model_setup import load_tokenizer
 from training_core.prompts.chat_encoding import ChatEncoder
+from training_core.user_functions import UserFunction
 
 EXPECTED = {
     "decision": "Eligible",
@@ -181,7 +182,7 @@ def audit(record: dict[str, Any], answer: dict[str, Any]) -> list[str]:
 
 
 def test_answer_audit_gets_row_and_usable_answer() -> None:
-    judge = AnswerJudge(audit=audit)
+    judge = AnswerJudge(audit=UserFunction("answer_audit", "rules:audit", audit))
     record = {"input": {"case_id": 1}, "output": EXPECTED}
     bad = changed(customer_response="Here is money.")
     assert judge.judge(record, json.dumps(bad)).problems == ["promises money"]
@@ -191,4 +192,4 @@ def test_answer_audit_gets_row_and_usable_answer() -> None:
 
 def test_answer_audit_is_the_function_that_the_setting_names() -> None:
     judge = AnswerJudge.of(RunConfig(answer_audit="json:dumps"), NONE_EXACT)
-    assert judge.audit is json.dumps
+    assert judge.audit == UserFunction("answer_audit", "json:dumps", json.dumps)
