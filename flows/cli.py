@@ -150,6 +150,7 @@ def run_flow(config: RunConfig) -> None:
         from training_core.utils import setup_logging, validate_args
 
     setup_logging()
+    require_servers()
     validate_args(config)
     with prefect_api(Path(config.output_dir)) as wait:  # the server starts during the imports
         with paused_garbage_collection():
@@ -163,6 +164,14 @@ def run_flow(config: RunConfig) -> None:
 
         wait()
         run_and_print(config)
+
+
+def require_servers() -> None:
+    """Raise ``SettingsError`` when a server of the environment does not answer."""
+    from tasks.servers import server_problems
+
+    if problems := server_problems():
+        raise SettingsError(problems)
 
 
 def set_environment() -> None:
@@ -193,12 +202,17 @@ def prefect_api(output_dir: Path) -> Iterator[Callable[[], object]]:
 def ui(arguments: Sequence[str]) -> None:
     """Serve both UIs of the runs in `output_dir`, until Ctrl-C."""
     config = read_settings(config_from_command_line(arguments, "sft-flow ui"))
+    set_environment()
+    require_servers()
     from tasks.tracking import tracking_uri
 
-    home = Path(config.output_dir).resolve() / "prefect"
-    with prefect_server(home) as prefect, mlflow_server(tracking_uri(config), home.parent / "mlartifacts") as mlflow:
+    home, store = Path(config.output_dir).resolve() / "prefect", tracking_uri(config)
+    with contextlib.ExitStack() as servers:
+        prefect = servers.enter_context(prefect_server(home))
         console.print(f"Prefect: {prefect.wait()}/runs")
-        console.print(f"MLflow:  {mlflow.wait()}/#/experiments?workflowType=machine_learning")
-        console.print("Ctrl-C stops both.")
+        if not store.startswith("http"):  # it has a server already
+            store = servers.enter_context(mlflow_server(store, home.parent / "mlartifacts")).wait()
+        console.print(f"MLflow:  {store}/#/experiments?workflowType=machine_learning")
+        console.print("Ctrl-C stops what was started here.")
         with contextlib.suppress(KeyboardInterrupt):
             signal.pause()
