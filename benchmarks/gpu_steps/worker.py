@@ -1,0 +1,66 @@
+"""Runs steps one after the other in one process and ends at the first that fails; `benchmarks.gpu` starts the next one.
+
+So one import of the libraries serves many steps, and neither a failed kernel nor memory that a traceback keeps alive
+reaches the step after it. Why a step failed is the end of what the process wrote to standard error.
+"""
+
+import argparse
+import faulthandler
+import gc
+import time
+from pathlib import Path
+from pkgutil import resolve_name
+
+import torch
+
+from benchmarks.gpu_steps import STEPS
+from benchmarks.gpu_steps.bench import Bench
+from benchmarks.gpu_steps.checks import Record
+
+
+def run_step(name: str, bench: Bench, record: Record, limit: float) -> None:
+    """Run a step and record its checks.
+
+    After `limit` seconds the process writes where it is to standard error and ends, even inside a kernel or a compiler.
+    """
+    started = time.monotonic()
+    record.begin(name)
+    faulthandler.dump_traceback_later(limit, exit=True)
+    for check in resolve_name(STEPS[name].function)(bench):
+        record.add(name, check)
+        print("   ", "ok  " if check.passed else "FAIL", check.what, check.found, check.wanted, flush=True)  # noqa: T201
+    faulthandler.cancel_dump_traceback_later()
+    record.end(name, time.monotonic() - started)
+
+
+def release() -> None:
+    """Give back all that a step left: the next one measures its own memory and counts its own compilations."""
+    gc.collect()
+    torch.compiler.reset()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.reset_peak_memory_stats()
+
+
+def main() -> None:
+    """Run the steps named on the command line until one fails, or until `--until`, in seconds since 1970."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("record", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("steps", nargs="+")
+    parser.add_argument("--until", type=float, required=True)
+    parser.add_argument("--tiny", action="store_true")
+    arguments = parser.parse_args()
+    bench, record = Bench(arguments.folder, tiny=arguments.tiny), Record(arguments.record)
+    for name in arguments.steps:
+        left = arguments.until - time.time()
+        if left < 1:
+            return
+        print(f"{time.strftime('%X')} {name}", flush=True)  # noqa: T201
+        run_step(name, bench, record, min(STEPS[name].limit, left))
+        release()
+
+
+if __name__ == "__main__":
+    main()
