@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.gpu_steps import STEPS
 from benchmarks.gpu_steps.checks import Record
+from training_core.grid import Grid
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 TINY_RESULTS = Path(__file__).parents[1] / "runs" / "benchmarks" / "gpu_tiny.json"
@@ -51,17 +51,19 @@ def run(steps: list[str], output: Path, seconds: float, *, tiny: bool) -> Record
 
 
 def _run_worker(options: list[str], steps: list[str], output: Path) -> None:
-    """Run steps until one fails, which then is recorded as ended with the last lines of the worker's errors."""
+    """Run steps until one fails, which then is recorded as ended, with the last lines of the worker's errors.
+
+    A worker that began no step could not import what every step needs: all of them have failed.
+    """
     command = [sys.executable, "-m", "benchmarks.gpu_steps.worker", *options, *steps]
     log, started = output.with_suffix(".log"), time.monotonic()
     with log.open("w") as errors:
         code = subprocess.run(command, env=os.environ | QUIET, stderr=errors, check=False).returncode
     record = Record(output)
     begun = [step for step in steps if step in record.steps]
-    if code and not (begun and record.ended(begun[-1])):
+    for step in (step for step in begun or steps if code and not record.ended(step)):
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LINES_KEPT:]
-        error = "\n".join([*lines, f"exit code {code}"])
-        record.end(begun[-1] if begun else steps[0], time.monotonic() - started, error)
+        record.end(step, time.monotonic() - started, "\n".join([*lines, f"exit code {code}"]))
 
 
 def _folder_for_bases() -> Path | None:
@@ -70,17 +72,20 @@ def _folder_for_bases() -> Path | None:
     return _MEMORY_FOLDER if roomy else None
 
 
-def table(record: Record) -> Table:
+def table(record: Record) -> Grid:
     """All steps and checks."""
-    shown = Table("step", "s", "check", "found", "wanted", "")
+    rows = []
     for name, step in record.steps.items():
-        verdict = "passed" if record.passed(name) else "FAILED"
-        error = step.get("error", "").splitlines()
-        shown.add_row(name, f"{step['seconds']:.0f}", *([error[-2] if len(error) > 1 else error[0]] if error else [""]), "", "", verdict)
+        last_lines = step.get("error", "").splitlines()[-2:]
+        rows.append((name, " / ".join(last_lines), "", f"{step['seconds']:.0f} s", _mark(record.passed(name))))
         for check in step["checks"]:
-            mark = "ok" if check["passed"] else "FAILED"
-            shown.add_row("", "", check["what"], check["found"], check["wanted"], mark if check["wanted"] else "")
-    return shown
+            mark = _mark(check["passed"]) if check["wanted"] else ""
+            rows.append(("", check["what"], check["found"], check["wanted"], mark))
+    return Grid("On this GPU", ("step", "check", "found", "wanted", ""), rows)
+
+
+def _mark(passed: bool) -> str:
+    return "passed" if passed else "FAILED"
 
 
 def main() -> None:
@@ -95,11 +100,11 @@ def main() -> None:
         parser.error("expected a GPU, found none; --tiny runs on a CPU")
     output = arguments.output or (TINY_RESULTS if arguments.tiny else RESULTS)
     record = run(arguments.steps, output, arguments.seconds, tiny=arguments.tiny)
-    console = Console(width=150)
+    console = Console(width=140)
     for name, step in record.steps.items():
         if "error" in step:
             console.print(f"{name}:\n{step['error']}\n", markup=False, highlight=False)
-    console.print(table(record))
+    console.print(table(record).terminal())
     sys.exit(not all(map(record.passed, arguments.steps)))
 
 

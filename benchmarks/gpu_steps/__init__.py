@@ -14,16 +14,15 @@ class Step(NamedTuple):
 
 
 STEPS = {
-    "env": Step("benchmarks.gpu_steps.basics:environment", 40),
-    "dtypes": Step("benchmarks.gpu_steps.basics:dtypes", 60),
-    "flex": Step("benchmarks.gpu_steps.attention:flex", 100),
-    "kernel": Step("benchmarks.gpu_steps.attention:kernel", 45),
-    "resume": Step("benchmarks.gpu_steps.recovery:resume", 110),
-    "parity": Step("benchmarks.gpu_steps.recovery:parity", 90),
-    "gradient": Step("benchmarks.gpu_steps.speed:gradient", 60),
-    "speed": Step("benchmarks.gpu_steps.speed:product", 110),
-    "memory": Step("benchmarks.gpu_steps.memory:out_of_memory", 60),
-    "fp16": Step("benchmarks.gpu_steps.memory:half_precision", 45),
-    "7B": Step("benchmarks.gpu_steps.memory:seven_billion", 150),
-    "peers": Step("benchmarks.gpu_steps.speed:peers", 110),
+    "env": Step("benchmarks.gpu_steps.environment:environment", 60),
+    "dtypes": Step("benchmarks.gpu_steps.dtypes:dtypes", 75),
+    "flex": Step("benchmarks.gpu_steps.attention:flex", 120),
+    "kernel": Step("benchmarks.gpu_steps.attention:kernel", 60),
+    "gradient": Step("benchmarks.gpu_steps.speed:gradient", 75),
+    "resume": Step("benchmarks.gpu_steps.recovery:resume", 120),
+    "parity": Step("benchmarks.gpu_steps.recovery:parity", 120),
+    "speed": Step("benchmarks.gpu_steps.speed:speed", 180),
+    "7B": Step("benchmarks.gpu_steps.memory:seven_billion", 180),
+    "memory": Step("benchmarks.gpu_steps.memory:out_of_memory", 75),
+    "fp16": Step("benchmarks.gpu_steps.memory:half_precision", 60),
 }

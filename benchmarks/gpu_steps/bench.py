@@ -1,5 +1,6 @@
 """What the steps train: random bases with Qwen's shapes, rows of random tokens, settings."""
 
+import gc
 import json
 import shutil
 from collections.abc import Iterator
@@ -130,3 +131,12 @@ def _draw(name: str, shape: torch.Size, device: str) -> torch.Tensor:
     if name.endswith("norm.weight"):
         return torch.ones(shape, dtype=torch.bfloat16)
     return (0.02 * torch.randn(shape, dtype=torch.bfloat16, device=device)).cpu()
+
+
+def release() -> None:
+    """Give back all memory that is no longer used, and count peaks and compilations anew."""
+    gc.collect()
+    torch.compiler.reset()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()

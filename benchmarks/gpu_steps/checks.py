@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from training_core.folders import complete_file
 
 
@@ -45,8 +47,16 @@ def near(what: str, found: float, expected: float, share: float) -> Check:
     return Check(what, _text(found), wanted, math.isfinite(found) and abs(found - expected) <= share * expected)
 
 
+def relative_error(found: Tensor, exact: Tensor) -> float:
+    """‖found - exact‖ / ‖exact‖, in fp32; infinite where it is not a number."""
+    error = float((found.float() - exact.float()).norm() / exact.float().norm())
+    return math.inf if math.isnan(error) else error
+
+
 def _text(value: Any) -> str:
-    return f"{value:,.4g}" if isinstance(value, float) and abs(value) < 1e4 else f"{value:,.0f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+    return str(value)
 
 
 class Record:

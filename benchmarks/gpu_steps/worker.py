@@ -6,15 +6,12 @@ reaches the step after it. Why a step failed is the end of what the process wrot
 
 import argparse
 import faulthandler
-import gc
 import time
 from pathlib import Path
 from pkgutil import resolve_name
 
-import torch
-
 from benchmarks.gpu_steps import STEPS
-from benchmarks.gpu_steps.bench import Bench
+from benchmarks.gpu_steps.bench import Bench, release
 from benchmarks.gpu_steps.checks import Record
 
 
@@ -31,16 +28,6 @@ def run_step(name: str, bench: Bench, record: Record, limit: float) -> None:
         print("   ", "ok  " if check.passed else "FAIL", check.what, check.found, check.wanted, flush=True)  # noqa: T201
     faulthandler.cancel_dump_traceback_later()
     record.end(name, time.monotonic() - started)
-
-
-def release() -> None:
-    """Give back all that a step left: the next one measures its own memory and counts its own compilations."""
-    gc.collect()
-    torch.compiler.reset()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        torch.cuda.set_per_process_memory_fraction(1.0)
-        torch.cuda.reset_peak_memory_stats()
 
 
 def main() -> None:
