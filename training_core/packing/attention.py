@@ -16,7 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from training_core.packing.blocks import attend_in_blocks, block_mask, pad_to_blocks, runs_in_blocks
+from training_core.packing.blocks import Heads, attend_in_blocks, block_mask, pad_to_blocks, runs_in_blocks
 
 ATTENTION_NAME = "shared_prefix"
 
@@ -53,7 +53,7 @@ def other_attention(model: PreTrainedModel) -> list[str]:
 
 
 def _replace_mask(
-    backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    backbone: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Build the attention mask once for all layers; transformers does not change 4-D masks."""
     segments = kwargs.get("segments")
@@ -61,7 +61,7 @@ def _replace_mask(
         return None
     if not runs_in_blocks(backbone, segments, attend_in_segments):
         return args, kwargs | {"attention_mask": segments[None, None]}
-    padded = pad_to_blocks(kwargs)
+    padded = pad_to_blocks(kwargs, Heads.of(backbone.config))
     return args, padded | {"attention_mask": block_mask(padded["segments"], padded["position_ids"].shape[1])}
 
 

@@ -1,31 +1,50 @@
 """The attention of a pack on a GPU: flex_attention skips blocks of 128 x 128 tokens without a visible pair."""
 
+import itertools
 import logging
+import math
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import pad
+from transformers import PreTrainedConfig, PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
 BLOCK = 128
-# A graph is specialised to a size of one, and to a size that equals a number of heads when it is made.
-_FEWEST_BLOCKS = 2
-_TRIED_BLOCKS = 5
 
 
-def runs_in_blocks(backbone: nn.Module, segments: Tensor, reference: Callable[..., Tensor]) -> bool:
+class Heads(NamedTuple):
+    """Heads of queries, heads of keys, and the size of each."""
+
+    queries: int
+    keys: int
+    size: int
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig) -> "Heads":
+        heads = config.num_attention_heads
+        return cls(heads, config.num_key_value_heads, getattr(config, "head_dim", None) or config.hidden_size // heads)
+
+    def padded(self, tokens: int) -> int:
+        """The next number of tokens that is a multiple of 128 and fits the graph of every other such number.
+
+        torch.compile takes a size of one, and sizes that are equal by chance when it compiles, for constants.
+        """
+        blocks = max(math.ceil(tokens / BLOCK), 3)
+        return BLOCK * next(count for count in itertools.count(blocks) if count not in self)
+
+
+def runs_in_blocks(backbone: PreTrainedModel, segments: Tensor, reference: Callable[..., Tensor]) -> bool:
     """Whether `backbone`'s attention of packs runs in blocks; `reference` computes the same in segments."""
     if not segments.is_cuda or backbone.config.attention_dropout:
         return False
-    config, dtype = backbone.config, compute_dtype(segments.device, backbone.dtype)
-    heads = (config.num_attention_heads, config.num_key_value_heads)
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return _compiles(*heads, size, dtype, segments.device, reference)
+    dtype = compute_dtype(segments.device, backbone.dtype)
+    return _compiles(Heads.of(backbone.config), dtype, segments.device, reference)
 
 
 def compute_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
@@ -34,16 +53,13 @@ def compute_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
 
 
 @cache
-def _compiles(
-    heads: int, key_heads: int, size: int, dtype: torch.dtype, device: torch.device, reference: Callable[..., Tensor]
-) -> bool:
+def _compiles(heads: Heads, dtype: torch.dtype, device: torch.device, reference: Callable[..., Tensor]) -> bool:
     """Try it: compilers, cards and head sizes differ in what they can, and no table knows all of them."""
-    tokens = _TRIED_BLOCKS * BLOCK
+    tokens = heads.padded(1)
     segments = torch.tensor([[BLOCK + 2, -1], [tokens - BLOCK - 2, 0]], device=device)
     generator = torch.Generator(device).manual_seed(0)
-    # Laid out in memory as a model does, so that its packs find the graphs of this trial.
-    shapes = [(1, tokens, count, size) for count in (heads, key_heads, key_heads)]
-    states = [torch.randn(shape, generator=generator, dtype=dtype, device=device).transpose(1, 2) for shape in shapes]
+    shapes = [(1, count, tokens, heads.size) for count in (heads.queries, heads.keys, heads.keys)]
+    states = [torch.randn(shape, generator=generator, dtype=dtype, device=device) for shape in shapes]
     try:
         found = _results(attend_in_blocks, states, block_mask(segments, tokens))
     except RuntimeError as error:
@@ -84,14 +100,13 @@ def _compiled() -> Callable[..., Tensor]:
     return torch.compile(flex_attention, dynamic=True, fullgraph=True)
 
 
-def pad_to_blocks(inputs: dict[str, Any]) -> dict[str, Any]:
-    """A pack's `input_ids`, `position_ids` [1, T] and `segments` with a last segment of filler tokens.
+def pad_to_blocks(inputs: dict[str, Any], heads: Heads) -> dict[str, Any]:
+    """A pack's `input_ids`, `position_ids` [1, T] and `segments`, with a last segment of filler tokens.
 
-    No other segment sees the filler, and it has no label. All packs are multiples of 128 tokens, for which one graph is
-    enough.
+    No other segment sees the filler, and it has no label.
     """
     tokens = inputs["position_ids"].shape[1]
-    filler = max(-tokens % BLOCK, _FEWEST_BLOCKS * BLOCK - tokens)
+    filler = heads.padded(tokens) - tokens
     names = [name for name in ("input_ids", "position_ids") if inputs.get(name) is not None]
     padded = {name: pad(inputs[name], (0, filler)) for name in names}
     last = inputs["segments"].new_tensor([[filler, -1]] if filler else []).reshape(-1, 2)
@@ -107,8 +122,8 @@ def block_mask(segments: Tensor, tokens: int) -> BlockMask:
     lengths, prefixes = segments.unbind(1)
     ends = lengths.cumsum(0)
     starts, shares = ends - lengths, prefixes >= 0
-    ranges = torch.stack([starts, starts[prefixes] * shares, ends[prefixes] * shares]).int()
-    own, first, end = (each.contiguous() for each in ranges.repeat_interleave(lengths, 1, output_size=tokens))
+    ranges = (starts, starts[prefixes] * shares, ends[prefixes] * shares)
+    own, first, end = (each.int().repeat_interleave(lengths, output_size=tokens) for each in ranges)
 
     def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return ((own[query] <= key) & (key <= query)) | ((first[query] <= key) & (key < end[query]))

@@ -24,9 +24,12 @@ from torch.nn.attention.flex_attention import create_mask
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from training_core.packing import attention, blocks
-from training_core.packing.attention import attend_in_segments
-from training_core.packing.blocks import BLOCK, attend_in_blocks, block_mask, pad_to_blocks
+from training_core.packing.attention import attend_in_segments, use_shared_prefix_attention
+from training_core.packing.blocks import BLOCK, Heads, attend_in_blocks, block_mask, pad_to_blocks
 from training_core.packing.plan import collate_pack
+from training_core.training.activation_checkpointing import enable_checkpointing
+
+HEADS = Heads(4, 2, 16)
 
 
 @pytest.fixture(autouse=True)
@@ -53,13 +56,12 @@ def padded_pack(tokens: int, seed: int = 0) -> dict[str, Tensor]:
         tokens -= length
     total = sum(length for length, _ in segments)
     positions = torch.zeros(1, total, dtype=torch.int64)
-    return pad_to_blocks({"position_ids": positions, "segments": torch.tensor(segments)})
+    return pad_to_blocks({"position_ids": positions, "segments": torch.tensor(segments)}, HEADS)
 
 
 def states(heads: int, key_heads: int, tokens: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     torch.manual_seed(tokens)
-    shapes = [(1, tokens, count, 16) for count in (heads, key_heads, key_heads)]
-    return [torch.randn(shape).to(dtype).transpose(1, 2).requires_grad_() for shape in shapes]
+    return [torch.randn(1, count, tokens, 16).to(dtype).requires_grad_() for count in (heads, key_heads, key_heads)]
 
 
 def outputs_and_gradients(attend: Any, inputs: list[Tensor], mask: Any) -> list[Tensor]:
@@ -124,30 +126,34 @@ def test_mask_of_blocks_takes_no_tokens_squared(tokens: int) -> None:
     assert tokens <= largest.bytes <= tokens * tokens / BLOCK
 
 
-def test_all_packs_share_one_graph_per_mode() -> None:
-    """Training and held-out rows; from one token to several thousand, from one segment to many."""
+def test_training_compiles_few_graphs_for_all_packs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for each mode, and those of the trial: no further one for a pack of another size or with other segments."""
+    trial = (HEADS, torch.float32, torch.device("cpu"))
+    monkeypatch.setattr(attention, "runs_in_blocks", lambda *inputs: blocks._compiles(*trial, inputs[-1]))
+    model = adapted(build("qwen3"))
+    enable_checkpointing(model)
+    use_shared_prefix_attention(model)
     counters.clear()
-    assert blocks._compiles(4, 2, 16, torch.float32, torch.device("cpu"), attend_in_segments)
-    for tokens in (1, 1_000, 300):
-        pack = padded_pack(tokens)
-        total = pack["position_ids"].shape[1]
-        mask = block_mask(pack["segments"], total)
-        outputs_and_gradients(attend_in_blocks, states(4, 2, total), mask)
+    graphs = []
+    for number, budget in enumerate((300, 900, 60, 500, 200)):
+        pack = collate_pack([packed(random_rows(number), token_budget=budget)[0]])
+        model.train()(**pack).logits.sum().backward()
         with torch.no_grad():
-            attend_in_blocks(*states(4, 2, total), mask, scaling=0.25)
-    assert counters["stats"]["unique_graphs"] == 2
+            model.eval()(**pack)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs == [4] * 5
 
 
 def test_padding_has_no_label_and_is_seen_by_no_segment() -> None:
     pack = collate_pack([packed(random_rows(3))[0]])
     tokens = pack["position_ids"].shape[1]
-    padded = pad_to_blocks(pack)
+    padded = pad_to_blocks(pack, HEADS)
     assert padded["input_ids"].shape == padded["position_ids"].shape == (1, int(padded["segments"][:, 0].sum()))
     assert padded["input_ids"].shape[1] % BLOCK == 0
     assert torch.equal(padded["segments"][:-1], pack["segments"])
-    assert padded["segments"][-1].tolist() == [-tokens % BLOCK, -1]
+    assert padded["segments"][-1].tolist() == [HEADS.padded(tokens) - tokens, -1]
     assert torch.equal(padded["label_positions"], pack["label_positions"])
-    assert torch.equal(pad_to_blocks(padded)["segments"], padded["segments"])
+    assert torch.equal(pad_to_blocks(padded, HEADS)["segments"], padded["segments"])
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "qwen3"])
@@ -172,16 +178,17 @@ def test_packs_in_blocks_err_in_bf16_no_more_than_rows() -> None:
 
 def test_blocks_follow_autocast_as_sdpa_does() -> None:
     pack = padded_pack(300)
-    inputs = states(4, 2, 384)
+    tokens = pack["position_ids"].shape[1]
+    inputs = states(4, 2, tokens)
     with torch.autocast("cpu", torch.bfloat16):
-        ours = attend_in_blocks(*inputs, block_mask(pack["segments"], 384), scaling=0.25)
+        ours = attend_in_blocks(*inputs, block_mask(pack["segments"], tokens), scaling=0.25)
         theirs = attend_in_segments(*inputs, pack["segments"], scaling=0.25)
     assert ours.dtype == theirs.dtype == torch.bfloat16
     torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.02)
 
 
 def test_blocks_are_tried_before_use() -> None:
-    assert blocks._compiles(12, 2, 16, torch.float32, torch.device("cpu"), attend_in_segments)
+    assert blocks._compiles(Heads(12, 2, 16), torch.float32, torch.device("cpu"), attend_in_segments)
 
 
 @pytest.mark.parametrize("failure", ["raises", "differs"])
@@ -196,7 +203,7 @@ def test_segments_take_over_where_blocks_fail_said_once(
     monkeypatch.setattr(blocks, "_compiled", lambda: fail)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            assert not blocks._compiles(4, 2, 16, torch.float32, torch.device("cpu"), attend_in_segments)
+            assert not blocks._compiles(HEADS, torch.float32, torch.device("cpu"), attend_in_segments)
     (message,) = caplog.messages
     assert "Attention in segments" in message
     assert ("shared memory" in message) == (failure == "raises")
