@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -77,11 +78,24 @@ def table(record: Record) -> Grid:
     rows = []
     for name, step in record.steps.items():
         last_lines = step.get("error", "").splitlines()[-2:]
-        rows.append((name, " / ".join(last_lines), "", f"{step['seconds']:.0f} s", _mark(record.passed(name))))
+        rows.append(
+            (
+                name,
+                " / ".join(last_lines),
+                "",
+                f"{step['seconds']:.0f} s",
+                _mark(record.passed(name)) if _tested(step) else "not run",
+            )
+        )
         for check in step["checks"]:
             mark = _mark(check["passed"]) if check["wanted"] else ""
             rows.append(("", check["what"], check["found"], check["wanted"], mark))
     return Grid("On this GPU", ("step", "check", "found", "wanted", ""), rows)
+
+
+def _tested(step: dict[str, Any]) -> bool:
+    """Whether a step failed or wanted anything; on a CPU some only say that they need a GPU."""
+    return "error" in step or any(check["wanted"] for check in step["checks"])
 
 
 def _mark(passed: bool) -> str:

@@ -4,8 +4,6 @@ import argparse
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +11,17 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from benchmarks.gpu_steps.bench import training_data
 from benchmarks.rows import RowSet
-from training_core.config import RunConfig, read_settings_file
+from training_core.child_processes import child_process
+from training_core.config import RunConfig
 from training_core.evaluation.generation import generate
 from training_core.model_setup import load_adapted_model, load_model_and_tokenizer
 from training_core.trainer import TrainingSummary, train_model
 
 
-def in_child(*arguments: object) -> subprocess.CompletedProcess[bytes]:
-    """Run this module in a new process; its errors go where those of this process go."""
-    command = [sys.executable, "-m", "benchmarks.gpu_steps.child", *map(str, arguments)]
-    return subprocess.run(command, check=False)
+def in_child(*arguments: object) -> int:
+    """Run this module in a new process, which ends with this one, and return its exit code."""
+    with child_process(["benchmarks.gpu_steps.child", *map(str, arguments)]) as process:
+        return process.wait()
 
 
 def train(config: RunConfig, rows: RowSet, vocabulary: int, run_dir: Path) -> TrainingSummary:
@@ -47,7 +46,7 @@ def die_in_step(last: int) -> None:
 
 
 def main() -> None:
-    """`train SETTINGS ROWS VOCABULARY RUN_DIR STEP` or `answer SETTINGS ADAPTER PROMPTS ANSWERS`; all but numbers are files."""
+    """`train SETTINGS ROWS VOCABULARY RUN_DIR STEP`, which dies in that step, or `answer SETTINGS ADAPTER IN OUT`."""
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=("train", "answer"))
     parser.add_argument("arguments", nargs="+")

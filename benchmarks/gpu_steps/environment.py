@@ -21,7 +21,9 @@ OPTIONAL = ("triton", "flash_attn", "liger_kernel", "fla", "causal_conv1d")
 
 def environment(bench: Bench) -> Iterator[Check]:
     """What the other steps depend on, and whether bitsandbytes multiplies right at each of its kernels' sizes."""
-    yield figure("versions", ", ".join([f"python {platform.python_version()}", *(f"{p} {version(p)}" for p in PACKAGES)]))
+    yield figure(
+        "versions", ", ".join([f"python {platform.python_version()}", *(f"{p} {version(p)}" for p in PACKAGES)])
+    )
     yield figure("installed besides", ", ".join(name for name in OPTIONAL if find_spec(name)) or "none")
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     yield figure("C compiler", compiler or "none")
@@ -30,7 +32,9 @@ def environment(bench: Bench) -> Iterator[Check]:
         yield figure("card", torch.cuda.get_device_name())
         yield figure("driver", _driver())
         yield figure("CUDA of torch", torch.version.cuda)
-        yield figure("free of total GiB", "{:.1f} of {:.1f}".format(*(size / 2**30 for size in torch.cuda.mem_get_info())))
+        yield figure(
+            "free of total GiB", "{:.1f} of {:.1f}".format(*(size / 2**30 for size in torch.cuda.mem_get_info()))
+        )
     layer = _nf4_layer(*((64, 128) if bench.tiny else (1_536, 8_960)), bench.device)
     for rows in (1, 4, 16, 512):
         yield below(f"relative error of the NF4 product, {rows} rows", _product_error(layer, rows), 1e-2)

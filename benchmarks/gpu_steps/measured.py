@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,7 +24,7 @@ _NEVER = 1_000_000
 
 @dataclass(frozen=True)
 class Measured:
-    """`tokens` and `computed_tokens` are those of a step, before and after sharing; times are of steps after the first."""
+    """`tokens` and `computed_tokens` are a step's, before and after sharing; the time leaves out the first step."""
 
     forecast: Forecast
     forecast_seconds: float
@@ -71,4 +72,4 @@ def train_timed(trainer: SFTTrainer) -> list[float]:
         trainer.train()
     finally:
         watch.remove()
-    return [end - start for start, end in zip(ends, ends[1:], strict=False)]
+    return [end - start for start, end in pairwise(ends)]

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
@@ -78,7 +77,9 @@ def out_of_memory(bench: Bench) -> Iterator[Check]:
     with memory_of(enough):
         yield Check("32 rows a batch", *_refusal(bench, **large))
         release()
-        yield holds("2 rows a batch, loaded again: losses finite", all(map(math.isfinite, _train(bench, **small))), True)
+        yield holds(
+            "2 rows a batch, loaded again: losses finite", all(map(math.isfinite, _train(bench, **small))), True
+        )
 
 
 def _refusal(bench: Bench, **values: int) -> tuple[str, str, bool]:

@@ -17,7 +17,9 @@ from benchmarks.rows import Architecture
 from benchmarks.training import Job, row_loss, run_here
 from training_core.config import RunConfig
 from training_core.model_setup import LoadedModel, load_model_and_tokenizer
+from training_core.packing.attention import attend_in_segments
 from training_core.packing.batches import make_batches
+from training_core.packing.blocks import runs_in_blocks
 from training_core.packing.plan import collate_pack
 from training_core.trainer import create_trainer
 
@@ -98,6 +100,10 @@ def gradient(bench: Bench) -> Iterator[Check]:
     _move_adapter(loaded)
     apart = _gradient_apart(loaded, rows)
     together = _gradient_packed(loaded, rows, config, bench)
+    if bench.device == "cuda":
+        backbone = loaded.model.get_base_model().base_model
+        segments = torch.tensor([[256, -1]], device=bench.device)
+        yield holds("packs run in blocks", runs_in_blocks(backbone, segments, attend_in_segments), True)
     yield figure("loss, apart", apart[0])
     yield below("difference of the loss", abs(apart[0] - together[0]), 2e-3)
     yield above("cosine of the gradients", float(cosine_similarity(apart[1], together[1], dim=0)), 0.999)
