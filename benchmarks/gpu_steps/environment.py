@@ -12,7 +12,8 @@ from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 
 from benchmarks.gpu_steps.bench import Bench
-from benchmarks.gpu_steps.checks import Check, below, figure, relative_error
+from benchmarks.gpu_steps.checks import Check, below, figure, holds, relative_error
+from training_core.training.compiler import compiler_problems
 from training_core.utils import pick_precision
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets", "numpy")
@@ -25,10 +26,10 @@ def environment(bench: Bench) -> Iterator[Check]:
         "versions", ", ".join([f"python {platform.python_version()}", *(f"{p} {version(p)}" for p in PACKAGES)])
     )
     yield figure("installed besides", ", ".join(name for name in OPTIONAL if find_spec(name)) or "none")
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    yield figure("C compiler", compiler or "none")
+    yield figure("C compiler", shutil.which("cc") or shutil.which("gcc") or shutil.which("clang") or "none")
     yield figure("precision", pick_precision().reason)
     if torch.cuda.is_available():
+        yield holds("a first kernel", "; ".join(compiler_problems()) or "compiled", "compiled")
         yield figure("card", torch.cuda.get_device_name())
         yield figure("driver", _driver())
         yield figure("CUDA of torch", torch.version.cuda)
@@ -42,6 +43,8 @@ def environment(bench: Bench) -> Iterator[Check]:
 
 def _driver() -> str:
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    if not shutil.which(query[0]):
+        return "unknown: no nvidia-smi"
     return subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
 
 
