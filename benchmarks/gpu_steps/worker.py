@@ -14,6 +14,8 @@ from benchmarks.gpu_steps import STEPS
 from benchmarks.gpu_steps.bench import Bench, release
 from benchmarks.gpu_steps.checks import Record
 
+_SLOWER_CPU = 4  # compiling for a CPU, on a machine with other work
+
 
 def run_step(name: str, bench: Bench, record: Record, limit: float) -> None:
     """Run a step and record its checks.
@@ -45,7 +47,7 @@ def main() -> None:
         if left < 1:
             return
         print(f"{time.strftime('%X')} {name}", flush=True)  # noqa: T201
-        run_step(name, bench, record, min(STEPS[name].limit, left))
+        run_step(name, bench, record, min(STEPS[name].limit * (_SLOWER_CPU if arguments.tiny else 1), left))
         release()
 
 

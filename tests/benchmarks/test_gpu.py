@@ -20,9 +20,10 @@ NEED_A_GPU = {"kernel", "memory", "fp16"}
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1_200)
 def test_steps_pass_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "gpu.json"
-    monkeypatch.setattr("sys.argv", ["benchmarks.gpu", "--tiny", "--output", str(output)])
+    monkeypatch.setattr("sys.argv", ["benchmarks.gpu", "--tiny", "--seconds", "1000", "--output", str(output)])
     with pytest.raises(SystemExit) as end:
         gpu.main()
     record = Record(output)
