@@ -1,119 +1,125 @@
-"""The same comparison on a GPU, with Qwen2.5's architectures and random weights: `python -m benchmarks.gpu`.
+"""What has to be true on a GPU, in eight minutes: `python -m benchmarks.gpu [--steps env dtypes …] [--tiny]`.
 
-Needs torch, transformers, peft, bitsandbytes, trl, datasets, pydantic, pyyaml, orjson, pandas, pyarrow, fsspec, scipy,
-scikit-learn, filelock, jinja2, rich and matplotlib, but neither Prefect nor MLflow. `--tiny` runs a tiny model, also on
-a CPU.
+Bases have Qwen's shapes and random weights, so nothing is downloaded; neither Prefect nor MLflow is needed. Every
+result is written when it is found; a step that fails or hangs does not keep the next from running. `--tiny` runs tiny
+models, also on a CPU. benchmarks/README.md says how to run it on a machine without a network.
 """
 
 import argparse
-import json
-from dataclasses import asdict
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks.compare import Plan, check_losses, compare
-from benchmarks.measurements import Measurements
-from benchmarks.report import RUNS
-from benchmarks.rows import Architecture, RowSet
+from benchmarks.gpu_steps import STEPS
+from benchmarks.gpu_steps.checks import Record
+from training_core.grid import Grid
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
-QWEN25 = {"model_type": "qwen2", "num_hidden_layers": 28, "max_position_embeddings": 32_768}
-ARCHITECTURES: dict[str, Architecture] = {
-    "1.5B": QWEN25
-    | {
-        "vocab_size": 151_936,
-        "hidden_size": 1_536,
-        "intermediate_size": 8_960,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 2,
-        "tie_word_embeddings": True,
-    },
-    "7B": QWEN25
-    | {
-        "vocab_size": 152_064,
-        "hidden_size": 3_584,
-        "intermediate_size": 18_944,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-    },
-    "tiny": QWEN25
-    | {
-        "num_hidden_layers": 2,
-        "vocab_size": 512,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    },
+TINY_RESULTS = Path(__file__).parents[1] / "runs" / "benchmarks" / "gpu_tiny.json"
+# Libraries read these when they are imported.
+QUIET = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "PYTHONWARNINGS": "ignore",
 }
-FULL = Plan(
-    all_layouts=(RowSet(800, 8, 2), RowSet(3_000, 2, 2)),
-    only_sharing=(RowSet(3_000, 32, 2),),
-    repeats=1,
-    starts=0,
-    steps=4,
-    gradient_checkpointing=True,
-)
-TINY = Plan(all_layouts=(RowSet(64, 4, 2),), only_sharing=(), repeats=1, starts=0)
-H100_TFLOPS = 989.0  # dense bf16, by its data sheet; the H200 has the same
+_MEMORY_FOLDER, _ROOM_FOR_BASES = Path("/dev/shm"), 24 * 2**30
+_LINES_KEPT = 60
 
 
-def block_weights(architecture: Architecture) -> int:
-    """Weights of all linear layers but the head."""
-    hidden = architecture["hidden_size"]
-    share = architecture["num_key_value_heads"] / architecture["num_attention_heads"]
-    layer = 2 * hidden**2 * (1 + share) + 3 * hidden * architecture["intermediate_size"]
-    return round(architecture["num_hidden_layers"] * layer)
+def run(steps: list[str], output: Path, seconds: float, *, tiny: bool) -> Record:
+    """Run steps in workers, a new one after each failure, and return what was found."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.unlink(missing_ok=True)
+    until = time.time() + seconds
+    with tempfile.TemporaryDirectory(dir=_folder_for_bases()) as folder:
+        options = [str(output), folder, "--until", str(until), *(["--tiny"] if tiny else [])]
+        while (left := [step for step in steps if not Record(output).ended(step)]) and time.time() < until - 1:
+            _run_worker(options, left, output)
+    record = Record(output)
+    for step in left:
+        record.end(step, 0, "not run: no time was left")
+    return record
 
 
-def utilisation(run: dict[str, Any], architecture: Architecture, peak_tflops: float) -> float:
-    """Model FLOPs utilisation (MFU): the arithmetic of the computed tokens over what the GPU can do in that time.
+def _run_worker(options: list[str], steps: list[str], output: Path) -> None:
+    """Run steps until one fails, which then is recorded as ended, with the last lines of the worker's errors.
 
-    Two operations a weight forward, two backward (frozen weights need no gradient); attention, adapter, head and
-    recomputed activations are not counted.
+    A worker that began no step could not import what every step needs: all of them have failed.
     """
-    operations = 4 * block_weights(architecture) * run["computed_tokens"]
-    return operations / run["wall_seconds"] / (peak_tflops * 1e12)
+    command = [sys.executable, "-m", "benchmarks.gpu_steps.worker", *options, *steps]
+    log, started = output.with_suffix(".log"), time.monotonic()
+    with log.open("w") as errors:
+        code = subprocess.run(command, env=os.environ | QUIET, stderr=errors, check=False).returncode
+    record = Record(output)
+    begun = [step for step in steps if step in record.steps]
+    for step in (step for step in begun or steps if code and not record.ended(step)):
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LINES_KEPT:]
+        record.end(step, time.monotonic() - started, "\n".join([*lines, f"exit code {code}"]))
 
 
-def show(results: Measurements, architecture: Architecture, peak_tflops: float) -> Table:
-    table = Table("policy", "rows per policy", "layout", "tokens before sharing/s", "MFU", "peak MB")
-    for run in results.runs:
-        table.add_row(
-            f"{run['rows']['policy_tokens']:,}",
-            str(run["rows"]["rows_per_policy"]),
-            run["layout"],
-            f"{run['row_tokens'] / run['wall_seconds']:,.0f}",
-            f"{utilisation(run, architecture, peak_tflops):.1%}",
-            f"{run['peak_memory_mb']:,.0f}",
+def _folder_for_bases() -> Path | None:
+    """Memory where there is room, since the files of a base of seven billion weights have 15 GB."""
+    roomy = _MEMORY_FOLDER.is_dir() and shutil.disk_usage(_MEMORY_FOLDER).free > _ROOM_FOR_BASES
+    return _MEMORY_FOLDER if roomy else None
+
+
+def table(record: Record) -> Grid:
+    """All steps and checks."""
+    rows = []
+    for name, step in record.steps.items():
+        last_lines = step.get("error", "").splitlines()[-2:]
+        rows.append(
+            (
+                name,
+                " / ".join(last_lines),
+                "",
+                f"{step['seconds']:.0f} s",
+                _mark(record.passed(name)) if _tested(step) else "not run",
+            )
         )
-    return table
+        for check in step["checks"]:
+            mark = _mark(check["passed"]) if check["wanted"] else ""
+            rows.append(("", check["what"], check["found"], check["wanted"], mark))
+    return Grid("On this GPU", ("step", "check", "found", "wanted", ""), rows)
+
+
+def _tested(step: dict[str, Any]) -> bool:
+    """Whether a step failed or wanted anything; on a CPU some only say that they need a GPU."""
+    return "error" in step or any(check["wanted"] for check in step["checks"])
+
+
+def _mark(passed: bool) -> str:
+    return "passed" if passed else "FAILED"
 
 
 def main() -> None:
-    """Measure one architecture after the other."""
+    """Run the steps, print their errors and one table, and end with exit code 1 unless all passed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--models", nargs="+", choices=("1.5B", "7B"), default=["1.5B", "7B"])
-    parser.add_argument("--tiny", action="store_true", help="a tiny model and few rows, on a CPU too")
-    parser.add_argument("--peak_tflops", type=float, default=H100_TFLOPS, help="of the GPU, dense, in bf16")
-    parser.add_argument("--output", type=Path, help="where the results are written")
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP", help=", ".join(STEPS))
+    parser.add_argument("--tiny", action="store_true", help="tiny models, on a CPU too")
+    parser.add_argument("--seconds", type=float, default=480, help="for all steps together")
+    parser.add_argument("--output", type=Path, help="the file for the results, as JSON")
     arguments = parser.parse_args()
     if not (arguments.tiny or torch.cuda.is_available()):
         parser.error("expected a GPU, found none; --tiny runs on a CPU")
-    output = arguments.output or (RUNS / "gpu_tiny.json" if arguments.tiny else RESULTS)
-    console = Console()
-    found = {}
-    for name in ["tiny"] if arguments.tiny else arguments.models:
-        results = compare(TINY if arguments.tiny else FULL, ARCHITECTURES[name], console)
-        console.print(show(results, ARCHITECTURES[name], arguments.peak_tflops))
-        found[name] = asdict(results)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        check_losses(results)
+    output = arguments.output or (TINY_RESULTS if arguments.tiny else RESULTS)
+    record = run(arguments.steps, output, arguments.seconds, tiny=arguments.tiny)
+    console = Console(width=140)
+    for name, step in record.steps.items():
+        if "error" in step:
+            console.print(f"{name}:\n{step['error']}\n", markup=False, highlight=False)
+    console.print(table(record).terminal())
+    sys.exit(not all(map(record.passed, arguments.steps)))
 
 
 if __name__ == "__main__":

@@ -62,10 +62,11 @@ Trainer = Callable[[Job], tuple[PeftModel, int]]
 def run_alone(trainer: Trainer, job: Job, context: BaseContext) -> Outcome:
     """Train in a new process, so that memory and caches are of this training alone."""
     with ProcessPoolExecutor(1, mp_context=context) as process:
-        return process.submit(_run, trainer, job, time.time()).result()
+        return process.submit(run_here, trainer, job, time.time()).result()
 
 
-def _run(trainer: Trainer, job: Job, process_start: float) -> Outcome:
+def run_here(trainer: Trainer, job: Job, process_start: float = 0.0) -> Outcome:
+    """Train in this process, and measure."""
     laps: list[tuple[float, float]] = []
 
     def end_of_step(*_: Any) -> None:

@@ -17,6 +17,7 @@ from training_core.config import RunConfig, SettingsError
 from training_core.dataset.store import load_training_data
 from training_core.model_setup import fetch_tokenizer
 from training_core.packing.batches import make_batches
+from training_core.training.compiler import compiler_problems
 from training_core.training.disk_space import bytes_of_a_run
 from training_core.training.memory import estimate_memory, memory_fix
 
@@ -36,6 +37,7 @@ def preflight(config: RunConfig, dataset: DatasetRef) -> None:
         *tracking_problems(config),
         *store_problems(needed=config.train_on is not None),
         *disk_problems(config, trained_here=config.train_on is None),
+        *(compiler_problems() if config.train_on is None else []),
         *(_pool_problems(config.train_on, config.max_queue_hours) if config.train_on else []),
         *_memory_problems(config, dataset),
     ]

@@ -30,6 +30,7 @@ from training_core.model_setup import (
 )
 from training_core.trainer import train_model
 from training_core.training.adapter import LEAKAGE_KEYS_FILE, load_leakage_keys, write_adapter
+from training_core.training.compiler import compiler_problems
 from training_core.training.fingerprint import run_fingerprint
 from training_core.training.journal import read_journal
 
@@ -61,7 +62,7 @@ def open_run(config: RunConfig, dataset: DatasetRef) -> RunRef:
 
 def _require_worker_setup(config: RunConfig, dataset: DatasetRef) -> None:
     """The checks of preflight that depend on the machine, repeated on the machine that trains."""
-    problems = [*store_problems(needed=True), *disk_problems(config, trained_here=True)]
+    problems = [*store_problems(needed=True), *disk_problems(config, trained_here=True), *compiler_problems()]
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         problems.append("MLFLOW_TRACKING_URI is not set for this worker; set it to the server that all workers use")
     if digest_base_model(fetch_base_model(config.model_name, config.cache_dir)) != dataset.base_digest:

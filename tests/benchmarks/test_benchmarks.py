@@ -1,6 +1,5 @@
 """The speed benchmark: all layouts train the same rows to the same loss, and every row counts in full."""
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,7 +9,6 @@ from unittest.mock import patch
 import pytest
 
 from benchmarks import __main__ as command_line
-from benchmarks import gpu
 from benchmarks.compare import LAYOUTS, Plan, check_losses
 from benchmarks.measurements import BEST, BY_HAND, DOCUMENTED, NOT_SHARING, OURS, Measurements
 from benchmarks.report import draw, section, table
@@ -39,38 +37,6 @@ def test_layouts_learn_the_same_and_only_ours_computes_less(tmp_path: Path, monk
     in_fp32 = [runs[layout]["held_out_loss"] for layout in (BEST, BY_HAND, NOT_SHARING, OURS)]
     assert in_fp32 == pytest.approx([in_fp32[0]] * 4, abs=1e-4)
     assert runs[DOCUMENTED]["held_out_loss"] == pytest.approx(in_fp32[0], abs=5e-2)
-
-
-@pytest.mark.slow
-def test_gpu_benchmark_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "gpu_tiny.json"
-    monkeypatch.setattr(gpu, "RUNS", tmp_path)
-    monkeypatch.setattr("sys.argv", ["benchmarks.gpu", "--tiny"])
-    gpu.main()
-    (runs,) = [results["runs"] for results in json.loads(path.read_text()).values()]
-    assert [run["layout"] for run in runs] == list(LAYOUTS)
-
-
-def test_gpu_benchmark_without_a_gpu_names_the_flag(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("sys.argv", ["benchmarks.gpu"])
-    with pytest.raises(SystemExit):
-        gpu.main()
-    assert "--tiny" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("name", "billions"), [("1.5B", 1.31), ("7B", 6.53)])
-def test_gpu_architectures_match_qwen25(name: str, billions: float) -> None:
-    """Parameters without embeddings, from the model cards, in billions."""
-    assert gpu.block_weights(gpu.ARCHITECTURES[name]) / 1e9 == pytest.approx(billions, abs=0.01)
-
-
-def test_utilisation_counts_four_operations_per_weight_and_token() -> None:
-    weights = gpu.block_weights(gpu.ARCHITECTURES["7B"])
-    run = {"computed_tokens": 1_000, "wall_seconds": 4 * weights * 1_000 / 1e12}
-    assert gpu.utilisation(run, gpu.ARCHITECTURES["7B"], peak_tflops=2.0) == pytest.approx(0.5)
 
 
 def test_layout_with_another_loss_is_an_error() -> None:

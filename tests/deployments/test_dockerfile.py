@@ -72,3 +72,10 @@ def test_image_user_and_folder_match_the_pools() -> None:
 def test_image_contains_no_secret() -> None:
     assert not re.findall(r"(?i)(?:password|secret|token|access_key)", TEXT)
     assert arguments("ARG") == ["TORCH_INDEX=https://download.pytorch.org/whl/cpu"]
+
+
+def test_image_has_the_compiler_that_kernels_need() -> None:
+    """Triton needs it at run time; the headers of Python are those of the base image's own build."""
+    (packages,) = [re.findall(r"[a-z0-9-]+", step[1]) for step in STEPS if "apt-get install" in step[-1]]
+    assert {"gcc", "libc6-dev"} <= set(packages)
+    assert arguments("FROM")[0].startswith("python:"), "an image of Debian's Python would need python3-dev"

@@ -1,0 +1,121 @@
+"""The script for a GPU: it runs here on tiny models, loses no result, and goes on after a failure."""
+
+import math
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from benchmarks import gpu
+from benchmarks.gpu_steps import STEPS
+from benchmarks.gpu_steps.bench import ARCHITECTURES, Bench
+from benchmarks.gpu_steps.checks import Record, above, below, near, relative_error
+from benchmarks.gpu_steps.speed import block_weights, utilisation
+
+NEED_A_GPU = {"kernel", "memory", "fp16"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1_200)
+def test_steps_pass_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "gpu.json"
+    monkeypatch.setattr("sys.argv", ["benchmarks.gpu", "--tiny", "--seconds", "1000", "--output", str(output)])
+    with pytest.raises(SystemExit) as end:
+        gpu.main()
+    record = Record(output)
+    assert {name: step.get("error") for name, step in record.steps.items()} == dict.fromkeys(STEPS)
+    tested = {name for name, step in record.steps.items() if any(check["wanted"] for check in step["checks"])}
+    assert tested == set(STEPS) - NEED_A_GPU
+    assert [check for step in record.steps.values() for check in step["checks"] if not check["passed"]] == []
+    assert end.value.code == 0
+
+
+Worker = Callable[[Record, list[str]], tuple[str, int]]
+
+
+@pytest.fixture
+def workers(monkeypatch: pytest.MonkeyPatch) -> list[Worker]:
+    """What the next workers do with the record and their steps: they return their errors and their exit code."""
+    waiting: list[Worker] = []
+
+    def start(command: list[str], stderr: Any, **_: Any) -> subprocess.CompletedProcess[bytes]:
+        first = next(place for place, word in enumerate(command) if word in STEPS)
+        output = command[command.index("benchmarks.gpu_steps.worker") + 1]
+        errors, code = waiting.pop(0)(Record(Path(output)), command[first:])
+        stderr.write(errors)
+        stderr.flush()
+        return subprocess.CompletedProcess(command, code)
+
+    monkeypatch.setattr(gpu.subprocess, "run", start)
+    return waiting
+
+
+def complete(record: Record, steps: list[str]) -> tuple[str, int]:
+    for step in steps:
+        record.begin(step)
+        record.add(step, below("error", 0.0, 1.0))
+        record.end(step, 1.0)
+    return "", 0
+
+
+def die_in_second(record: Record, steps: list[str]) -> tuple[str, int]:
+    complete(record, steps[:1])
+    record.begin(steps[1])
+    record.add(steps[1], below("error", 0.0, 1.0))
+    return "Traceback\nRuntimeError: no kernel\n", 1
+
+
+def test_failed_step_keeps_its_checks_and_error(workers: list[Worker], tmp_path: Path) -> None:
+    workers += [die_in_second, complete]
+    record = gpu.run(["env", "dtypes", "flex"], tmp_path / "gpu.json", 60, tiny=True)
+    assert [record.passed(step) for step in ("env", "dtypes", "flex")] == [True, False, True]
+    assert record.steps["dtypes"]["error"].splitlines() == ["Traceback", "RuntimeError: no kernel", "exit code 1"]
+    assert [check["what"] for check in record.steps["dtypes"]["checks"]] == ["error"]
+
+
+def test_worker_that_cannot_start_is_not_tried_again(workers: list[Worker], tmp_path: Path) -> None:
+    workers.append(lambda record, steps: ("ModuleNotFoundError: No module named 'trl'", 1))
+    record = gpu.run(["env", "dtypes"], tmp_path / "gpu.json", 60, tiny=True)
+    assert all("trl" in record.steps[step]["error"] for step in ("env", "dtypes"))
+
+
+def test_steps_without_time_left_are_named(workers: list[Worker], tmp_path: Path) -> None:
+    record = gpu.run(["env", "dtypes"], tmp_path / "gpu.json", 0, tiny=True)
+    assert {step["error"] for step in record.steps.values()} == {"not run: no time was left"}
+
+
+def test_gpu_script_without_a_gpu_names_the_flag(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["benchmarks.gpu"])
+    with pytest.raises(SystemExit):
+        gpu.main()
+    assert "--tiny" in capsys.readouterr().err
+
+
+def test_bounds_reject_what_is_not_a_number() -> None:
+    assert not any(check.passed for check in (below("", math.nan, 1), above("", math.nan, 1), near("", math.nan, 1, 1)))
+    assert relative_error(torch.tensor([math.nan]), torch.ones(1)) == math.inf
+
+
+def test_random_base_has_every_weight_once(tmp_path: Path) -> None:
+    for name in ("1.5B", "7B"):  # the head is tied to the embeddings in the first one only
+        base = Bench(tmp_path, tiny=True).base(name)
+        _, info = AutoModelForCausalLM.from_pretrained(base, output_loading_info=True)
+        assert not info["missing_keys"] and not info["unexpected_keys"]
+
+
+@pytest.mark.parametrize(("name", "billions"), [("1.5B", 1.31), ("7B", 6.53)])
+def test_gpu_architectures_match_qwen25(name: str, billions: float) -> None:
+    """Parameters without embeddings, from the model cards, in billions."""
+    assert block_weights(ARCHITECTURES[name]) / 1e9 == pytest.approx(billions, abs=0.01)
+
+
+def test_utilisation_counts_four_operations_per_weight_and_token() -> None:
+    seconds = 4 * block_weights(ARCHITECTURES["7B"]) * 1_000 / 1e12
+    assert utilisation(1_000, seconds, ARCHITECTURES["7B"], peak_tflops=2.0) == pytest.approx(0.5)
