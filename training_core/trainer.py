@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from datasets import Dataset
 from filelock import FileLock
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
@@ -23,9 +24,11 @@ from training_core.packing.plan import collate_pack
 from training_core.training.activation_checkpointing import checkpointing_arguments
 from training_core.training.callbacks import KeepJournal, SealCheckpoints
 from training_core.training.checkpoints import latest_complete_checkpoint, step_of
+from training_core.training.finite import RequireFinite
 from training_core.training.gpu_lock import hold_gpu
 from training_core.training.journal import read_journal
-from training_core.training.memory import measure_heaviest_batch, peak_memory_gib, require_memory
+from training_core.training.memory import measure_heaviest_batch, memory_fix, peak_memory_gib, require_memory
+from training_core.training.out_of_memory import explain_out_of_memory
 from training_core.utils import Precision, set_seed
 
 logger = logging.getLogger(__name__)
@@ -110,9 +113,10 @@ def train_model(loaded: LoadedModel, data: TrainingData, config: RunConfig, run_
     """Train the adapter from the last complete checkpoint in ``run_dir``, or from the start.
 
     Writes ``checkpoints/``, ``journal.jsonl`` and ``training.json``. A training that is killed at any time and started
-    again ends with bit-identical weights. When torch's launcher has started several processes, each trains on its own
-    device, and the first one writes. Raises ``filelock.Timeout`` when another process trains in the same folder,
-    ``RuntimeError`` when another training holds the GPU, and ``SettingsError`` when a step does not fit in memory.
+    again ends with bit-identical weights (tested on a CPU in fp32; not yet on a GPU). When torch's launcher has started
+    several processes, each trains on its own device, and the first one writes. Raises ``filelock.Timeout`` when another
+    process trains in the same folder, ``RuntimeError`` when another training holds the GPU, and ``SettingsError`` when
+    a step does not fit in memory, or a loss, gradient or weight is not finite.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     ranks, summary_file = PartialState(), run_dir / SUMMARY_FILE
@@ -127,9 +131,10 @@ def train_model(loaded: LoadedModel, data: TrainingData, config: RunConfig, run_
             # The trainer compares with max_steps only after a step, so it would take one step too many.
             loaded.model.load_adapter(str(checkpoint), "default", is_trainable=True)
             if summary_file.is_file():
-                return TrainingSummary(**json.loads(summary_file.read_text(encoding="utf-8")))
+                return load_summary(run_dir)
         else:
-            _train(loaded, batches, config, run_dir, checkpoint)
+            with explain_out_of_memory("a step", memory_fix(config)):
+                _train(loaded, data.train, batches, config, run_dir, checkpoint)
         seconds = time.monotonic() - started
         summary = TrainingSummary(batches.steps.total, resumed_from, _final_loss(run_dir), seconds, peak_memory_gib())
         if ranks.is_main_process:
@@ -138,10 +143,18 @@ def train_model(loaded: LoadedModel, data: TrainingData, config: RunConfig, run_
     return summary
 
 
-def _train(loaded: LoadedModel, batches: Batches, config: RunConfig, run_dir: Path, checkpoint: Path | None) -> None:
+def load_summary(run_dir: Path) -> TrainingSummary:
+    """The summary that ``train_model`` wrote."""
+    return TrainingSummary(**json.loads((run_dir / SUMMARY_FILE).read_text(encoding="utf-8")))
+
+
+def _train(
+    loaded: LoadedModel, rows: Dataset, batches: Batches, config: RunConfig, run_dir: Path, checkpoint: Path | None
+) -> None:
     trainer = create_trainer(loaded, batches, config, run_dir)
     share_left = 1 - _steps_done(checkpoint) / batches.steps.total
     require_memory(measure_heaviest_batch(trainer, batches, config, share_left), config)
+    trainer.add_callback(RequireFinite(trainer.model, rows))
     set_seed(config.seed + PartialState().process_index)  # each device draws its own dropout masks
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
