@@ -19,7 +19,7 @@ from training_core.dataset.store import TrainingData
 from training_core.folders import complete_file
 from training_core.model_setup import LoadedModel
 from training_core.packing.attention import use_shared_prefix_attention
-from training_core.packing.batches import Batches, Steps, make_batches
+from training_core.packing.batches import NOTABLY_IDLE, Batches, Steps, make_batches
 from training_core.packing.plan import collate_pack
 from training_core.training.activation_checkpointing import checkpointing_arguments
 from training_core.training.callbacks import KeepJournal, SealCheckpoints
@@ -105,6 +105,7 @@ def create_training_arguments(config: RunConfig, precision: Precision, steps: St
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,  # every batch reaches every weight of the adapter, fillers too
         **checkpointing_arguments(enabled=config.gradient_checkpointing),
     )
 
@@ -190,9 +191,9 @@ def create_trainer(loaded: LoadedModel, batches: Batches, config: RunConfig, run
         use_shared_prefix_attention(loaded.model)
     if batches.sharing_rows and config.lora_dropout:
         logger.info("Packing: rows that share a prefix share its dropout mask; lora_dropout 0 makes packing exact")
-    if batches.steps.idle:
-        idle, devices = f"{batches.steps.idle:.0%}", ranks.num_processes
-        logger.warning("%d devices are idle for %s of the time: raise gradient_accumulation_steps", devices, idle)
+    if ranks.num_processes > 1 and batches.idle > NOTABLY_IDLE:
+        idle, devices = f"{batches.idle:.0%}", ranks.num_processes
+        logger.warning("%d devices idle for %s of the time: a step's rows are enough for fewer", devices, idle)
     trainer = SFTTrainer(
         model=loaded.model,
         processing_class=loaded.tokenizer,

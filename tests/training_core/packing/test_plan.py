@@ -3,22 +3,30 @@
 import copy
 import itertools
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, concatenate_datasets
-from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from tiny_models import ARCHITECTURES, SIZES, tiny_model
+from packed_training import (
+    VOCABULARY,
+    adapted,
+    build,
+    largest_difference,
+    packed,
+    planned,
+    random_rows,
+    relative_error,
+    train_apart,
+    train_packed,
+)
+from peft import PeftModel, prepare_model_for_kbit_training
+from tiny_models import ARCHITECTURES, SIZES
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from torch.nn.attention.flex_attention import create_mask
-from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
-    PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen3NextConfig,
     Qwen3NextForCausalLM,
@@ -29,97 +37,19 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from training_core.packing import attention
 from training_core.packing.attention import use_shared_prefix_attention
+from training_core.packing.pieces import tokens_of
 from training_core.packing.plan import (
-    PackingPlan,
     collate_pack,
     packed_dataset,
     plan_packing,
 )
 from training_core.training.activation_checkpointing import checkpointing_arguments, enable_checkpointing
 
-VOCABULARY = 96
-
-
-def build(architecture: str, **settings: Any) -> PreTrainedModel:
-    return tiny_model(architecture, vocab_size=VOCABULARY, **settings)
-
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def random_rows(seed: int, policies: int = 3, cases: int = 4, policy_tokens: int = 60) -> Dataset:
-    """A random tree: a system text, policies, sometimes a shared opening of the cases, then case and
-    answer."""
-    random = np.random.default_rng(seed)
-
-    def text(low: int, high: int) -> list[int]:
-        return random.integers(0, VOCABULARY, random.integers(low, high)).tolist()
-
-    rows = []
-    system = text(0, 40)
-    for policy in (text(policy_tokens // 2, policy_tokens) for _ in range(policies)):
-        opening = text(0, 50) if random.random() < 0.5 else []
-        for _ in range(random.integers(1, cases + 1)):
-            prompt = system + policy + (opening if random.random() < 0.7 else []) + text(1, 20)
-            answer = text(1, 12)
-            rows.append({"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer})
-    return Dataset.from_list([rows[i] for i in random.permutation(len(rows))])
-
-
-def adapted(model: PreTrainedModel, seed: int = 0) -> PeftModel:
-    """A LoRA on every linear layer with random weights, so that every gradient is non-zero."""
-    torch.manual_seed(seed)
-    return get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
-
-
-def gradients(model: PeftModel) -> dict[str, torch.Tensor]:
-    found = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.requires_grad}
-    model.zero_grad()
-    assert found
-    return found
-
-
-def train_apart(model: PeftModel, rows: Dataset) -> tuple[float, dict[str, torch.Tensor]]:
-    """Summed loss and gradients of rows that pass through the model one by one."""
-    total = 0.0
-    for row in rows:
-        logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1]
-        loss = cross_entropy(logits.float(), torch.tensor(row["labels"][1:]), reduction="sum")
-        loss.backward()
-        total += loss.item()
-    return total, gradients(model)
-
-
-def train_packed(model: PeftModel, packs: Dataset) -> tuple[float, dict[str, torch.Tensor]]:
-    use_shared_prefix_attention(model)
-    total = 0.0
-    for pack in packs:
-        inputs = collate_pack([pack])
-        inputs.pop("labels")
-        logits = model(**inputs).logits[0]
-        loss = cross_entropy(logits.float(), inputs["shift_labels"][0], reduction="sum")
-        loss.backward()
-        total += loss.item()
-    return total, gradients(model)
-
-
-def largest_difference(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
-    """The largest relative error of a weight's gradient, in the Euclidean norm."""
-    assert ours.keys() == theirs.keys()
-    return max(((ours[n] - theirs[n]).norm() / theirs[n].norm()).item() for n in theirs)
-
-
-def packed(rows: Dataset, **settings: int) -> Dataset:
-    return packed_dataset(rows, planned(rows, **settings))
-
-
-def planned(rows: Dataset, **settings: int) -> PackingPlan:
-    defaults = {"token_budget": 400, "rows_per_step": 8, "seed": 0}
-    return plan_packing(rows, **(defaults | settings))
 
 
 def assert_same_gradients(model: PeftModel, rows: Dataset, packs: Dataset) -> None:
@@ -134,7 +64,7 @@ def assert_same_gradients(model: PeftModel, rows: Dataset, packs: Dataset) -> No
 def test_packing_has_the_gradients_of_separate_rows(architecture: str, seed: int) -> None:
     rows = random_rows(seed)
     plan = planned(rows, seed=seed, token_budget=200 + 100 * seed)
-    packs = packed_dataset(rows, plan)
+    packs = packed_dataset(rows, plan.packs)
     assert plan.gain > 1.1
     assert_same_gradients(adapted(build(architecture), seed), rows, packs)
 
@@ -181,27 +111,6 @@ def test_packing_in_bf16_errs_no_more_than_rows(architecture: str, seed: int) ->
     assert relative_error(together, exact) < 1.2 * relative_error(apart, exact)
 
 
-def relative_error(found: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]) -> float:
-    """Of all gradients taken as one vector, in the Euclidean norm."""
-    difference = torch.cat([(found[name].float() - exact[name]).flatten() for name in exact])
-    return (difference.norm() / torch.cat([gradient.flatten() for gradient in exact.values()]).norm()).item()
-
-
-def test_mask_for_cuda_follows_the_segments() -> None:
-    """flex_attention itself needs a GPU; its mask does not."""
-    segments = collate_pack([packed(random_rows(2))[0]])["segments"]
-    lengths = segments[:, 0].tolist()
-    starts = [0, *itertools.accumulate(lengths)]
-    tokens = starts.pop()
-    expected = torch.zeros(tokens, tokens, dtype=torch.bool)
-    for start, length, prefix in zip(starts, lengths, segments[:, 1].tolist(), strict=True):
-        expected[start : start + length, start : start + length] = torch.ones(length, length).tril().bool()
-        if prefix >= 0:
-            expected[start : start + length, starts[prefix] : starts[prefix] + lengths[prefix]] = True
-    block_mask = attention._block_mask(segments, tokens)
-    assert torch.equal(create_mask(block_mask.mask_mod, 1, 1, tokens, tokens, device="cpu")[0, 0], expected)
-
-
 def test_packed_row_does_not_see_its_neighbours() -> None:
     """Change one case: every other row's logits stay equal bit for bit."""
     rows = random_rows(5, policies=1, cases=12)
@@ -211,7 +120,7 @@ def test_packed_row_does_not_see_its_neighbours() -> None:
     changed = len(piece.rows) // 2
     model = adapted(build("qwen3")).eval()
     use_shared_prefix_attention(model)
-    inputs = collate_pack([packed_dataset(rows, plan)[0]])
+    inputs = collate_pack([packed_dataset(rows, plan.packs)[0]])
     start, end = inputs["segments"][:, 0].cumsum(0)[changed : changed + 2].tolist()
     before = model(**inputs).logits[0]
     inputs["input_ids"][0, start:end] = (inputs["input_ids"][0, start:end] + 1) % VOCABULARY
@@ -228,7 +137,7 @@ def test_prefix_ends_before_the_labels() -> None:
         [{"input_ids": [*ids, last], "labels": [-100] * 50 + [1, 2, 3, last]} for last in range(6)]
     )
     plan = planned(rows)
-    packs = packed_dataset(rows, plan)
+    packs = packed_dataset(rows, plan.packs)
     assert {piece.prefix_tokens for pack in plan.packs for piece in pack} == {49}
     inputs = collate_pack([packs[0]])
     first_tokens = inputs["segments"][:, 0].cumsum(0) - inputs["segments"][:, 0]
@@ -242,14 +151,14 @@ def test_packing_plan_covers_every_row_within_the_budget(seed: int) -> None:
     rows = random_rows(seed, policies=int(random.integers(1, 30)), cases=int(random.integers(1, 12)))
     budget, per_step = int(random.integers(60, 900)), int(random.integers(1, 33))
     plan = plan_packing(rows, budget, per_step, seed)
-    packs = packed_dataset(rows, plan)
+    packs = packed_dataset(rows, plan.packs)
     assert sorted(row for pack in plan.packs for piece in pack for row in piece.rows) == list(range(len(rows)))
     assert plan.row_tokens == sum(map(len, rows["input_ids"]))
     assert plan.computed_tokens == sum(len(pack["input_ids"]) for pack in packs)
     for pack, content in zip(plan.packs, packs, strict=True):
         held = sum(len(piece.rows) for piece in pack)
         assert len(content["input_ids"]) <= budget or held == 1
-        assert all(len(piece.rows) <= max(1, per_step // 2) for piece in pack)
+        assert len({piece.group for piece in pack if piece.depth}) == len([piece for piece in pack if piece.depth])
     if len(rows) > 8 * per_step:
         assert len(rows) / len(plan.packs) * plan.packs_per_step == pytest.approx(per_step, rel=0.12)
 
@@ -259,7 +168,7 @@ def test_pack_may_hold_several_policies_and_single_rows() -> None:
     plan = planned(rows, rows_per_step=2 * len(rows), token_budget=10_000)
     (pack,) = plan.packs
     assert len({piece.prefix_tokens for piece in pack}) > 1
-    assert_same_gradients(adapted(build("qwen3")), rows, packed_dataset(rows, plan))
+    assert_same_gradients(adapted(build("qwen3")), rows, packed_dataset(rows, plan.packs))
 
 
 def test_packing_spreads_rows_of_a_policy_over_steps() -> None:
@@ -270,6 +179,29 @@ def test_packing_spreads_rows_of_a_policy_over_steps() -> None:
     assert plan.packs_per_step == 1
     alone = sum(len({row % len(rows) for piece in pack for row in piece.rows}) == 1 for pack in plan.packs)
     assert alone <= len(plan.packs) // 4
+
+
+def one_policy() -> Dataset:
+    rows = [[*range(90), *range(90), row, row + 1, 5] for row in range(48)]
+    return Dataset.from_list([{"input_ids": ids, "labels": [-100] * 181 + ids[181:]} for ids in rows])
+
+
+def test_pack_has_a_prefix_once() -> None:
+    """One policy: at most half a step's rows are kept together, but all of them are in one pack."""
+    rows = one_policy()
+    plan = planned(rows, rows_per_step=16, token_budget=10_000)
+    assert plan.packs_per_step == 1
+    assert all(len(pack) == 1 and len(pack[0].rows) > 8 for pack in plan.packs)
+    assert_same_gradients(adapted(build("qwen3")), rows, packed_dataset(rows, plan.packs))
+
+
+def test_pack_has_room_for_pieces_that_share_a_prefix() -> None:
+    """Two copies of the prefix would not fit."""
+    rows = one_policy()
+    once = max(tokens_of(pack) for pack in planned(rows, rows_per_step=16, token_budget=10_000).packs)
+    plan = planned(rows, rows_per_step=16, token_budget=once + 20)
+    assert plan.packs_per_step == 1
+    assert plan.computed_tokens == planned(rows, rows_per_step=16, token_budget=10_000).computed_tokens
 
 
 def test_packing_plan_depends_on_the_seed_only() -> None:
@@ -399,7 +331,7 @@ class _StopAt(TrainerCallback):
 def test_packed_training_resumes_bit_identically(tmp_path: Path) -> None:
     rows = random_rows(9, policies=8)
     plan = planned(rows, rows_per_step=4)
-    packs = packed_dataset(rows, plan)
+    packs = packed_dataset(rows, plan.packs)
     start = adapted(build("qwen2"))
     settings = {
         "max_steps": 4,
