@@ -1,5 +1,6 @@
 """Training in processes of its own, one per device of the machine; all of them end with the calling process."""
 
+import itertools
 import json
 import logging
 import subprocess
@@ -20,6 +21,7 @@ from training_core.folders import complete_file, seal_digest
 from training_core.model_setup import free_models, load_model_and_tokenizer
 from training_core.trainer import TrainingSummary, load_summary, train_model
 from training_core.training.adapter import write_adapter
+from training_core.training.out_of_memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -34,18 +36,31 @@ def train_adapter(config: RunConfig, dataset: Path, run_dir: Path) -> TrainingSu
     """Train and write ``run_dir/adapter``: on GPUs in a process for each of them, on a CPU in this process.
 
     A training that failed on a GPU leaves nothing in its memory that way, so that it can be tried again. ``dataset`` is
-    a folder of ``prepare_data``. Raises what ``train_model`` and ``train_on_devices`` raise.
+    a folder of ``prepare_data``. With ``on_out_of_memory="halve"`` it goes on with half the tokens per batch where they
+    do not fit. Raises what ``train_model`` and ``train_on_devices`` raise.
     """
-    if torch.cuda.is_available():
-        train_on_devices(config, dataset, run_dir, torch.cuda.device_count())
-    else:
-        with free_models():
-            _train_here(config, dataset, run_dir)
+    for halvings in itertools.count():
+        try:
+            _train(config, dataset, run_dir, halvings)
+            break
+        except SettingsError as error:
+            if config.on_out_of_memory == "stop" or not is_out_of_memory(error):
+                raise
+            share = f"1/{2 ** (halvings + 1)}"
+            logger.warning("%s\nThe training goes on with %s of the tokens per batch, same rows a step", error, share)
     return load_summary(run_dir)
 
 
-def train_on_devices(config: RunConfig, dataset: Path, run_dir: Path, devices: int) -> None:
-    """Train on all devices, one process for each, and write ``run_dir/adapter``.
+def _train(config: RunConfig, dataset: Path, run_dir: Path, halvings: int) -> None:
+    if torch.cuda.is_available():
+        train_on_devices(config, dataset, run_dir, torch.cuda.device_count(), halvings)
+        return
+    with free_models():
+        _train_here(config, dataset, run_dir, halvings)
+
+
+def train_on_devices(config: RunConfig, dataset: Path, run_dir: Path, devices: int, halvings: int = 0) -> None:
+    """Train on all devices, one process for each, and write ``run_dir/adapter``; ``halvings`` as in ``train_model``.
 
     The processes log to the log of this process, and end when it does. Raises ``SettingsError`` when that is what ended
     the training, and else ``RuntimeError`` with the last lines of the log.
@@ -55,7 +70,7 @@ def train_on_devices(config: RunConfig, dataset: Path, run_dir: Path, devices: i
     problems.unlink(missing_ok=True)
     launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={devices}", "-m"] if devices > 1 else []
     rank = ["training_core.child_processes"] * (devices > 1) + ["training_core.distributed"]
-    command = [*launcher, *rank, json.dumps(asdict(config)), str(dataset), str(run_dir)]
+    command = [*launcher, *rank, json.dumps(asdict(config)), str(dataset), str(run_dir), str(halvings)]
     last_lines: deque[str] = deque(maxlen=_LINES_KEPT)
     with child_process(command, output=subprocess.PIPE, seconds_to_end=_SECONDS_TO_END) as process:
         for line in process.stdout or ():
@@ -71,7 +86,7 @@ def train_on_devices(config: RunConfig, dataset: Path, run_dir: Path, devices: i
 
 def main() -> None:
     """Run one of the processes of ``train_on_devices``; torch's launcher starts it."""
-    settings, dataset, run_dir = sys.argv[1:]
+    settings, dataset, run_dir, halvings = sys.argv[1:]
     ranks = PartialState(cpu=not torch.cuda.is_available())
     disable_progress_bar()
     logging.basicConfig(format="%(message)s")
@@ -80,7 +95,7 @@ def main() -> None:
         logging.disable(logging.WARNING)
         warnings.simplefilter("ignore")
     try:
-        _train_here(read_settings(json.loads(settings)), Path(dataset), Path(run_dir))
+        _train_here(read_settings(json.loads(settings)), Path(dataset), Path(run_dir), int(halvings))
     except SettingsError as error:
         with complete_file(Path(run_dir) / _PROBLEMS_FILE) as draft:
             draft.write_text(json.dumps(error.problems), encoding="utf-8")
@@ -88,10 +103,10 @@ def main() -> None:
     ranks.destroy_process_group()
 
 
-def _train_here(config: RunConfig, dataset: Path, run_dir: Path) -> None:
+def _train_here(config: RunConfig, dataset: Path, run_dir: Path, halvings: int) -> None:
     """Train in this process, and write the adapter when it is the main one."""
     data, loaded = load_training_data(dataset), load_model_and_tokenizer(config)
-    train_model(loaded, data, config, run_dir)
+    train_model(loaded, data, config, run_dir, halvings)
     if PartialState().is_main_process and not seal_digest(run_dir / ADAPTER_FOLDER):
         write_adapter(loaded.model, loaded.tokenizer, config, data.leakage_keys, run_dir / ADAPTER_FOLDER)
 

@@ -19,7 +19,7 @@ from training_core.dataset.store import TrainingData
 from training_core.folders import complete_file
 from training_core.model_setup import LoadedModel
 from training_core.packing.attention import use_shared_prefix_attention
-from training_core.packing.batches import NOTABLY_IDLE, Batches, Steps, make_batches
+from training_core.packing.batches import NOTABLY_IDLE, Batches, Steps
 from training_core.packing.plan import collate_pack
 from training_core.training.activation_checkpointing import checkpointing_arguments
 from training_core.training.callbacks import KeepJournal, SealCheckpoints
@@ -28,7 +28,7 @@ from training_core.training.finite import RequireFinite
 from training_core.training.gpu_lock import hold_gpu
 from training_core.training.journal import read_journal
 from training_core.training.memory import measure_heaviest_batch, memory_fix, peak_memory_gib, require_memory
-from training_core.training.out_of_memory import explain_out_of_memory
+from training_core.training.out_of_memory import explain_out_of_memory, halved_batches
 from training_core.utils import Precision, set_seed
 
 logger = logging.getLogger(__name__)
@@ -110,8 +110,12 @@ def create_training_arguments(config: RunConfig, precision: Precision, steps: St
     )
 
 
-def train_model(loaded: LoadedModel, data: TrainingData, config: RunConfig, run_dir: Path) -> TrainingSummary:
+def train_model(
+    loaded: LoadedModel, data: TrainingData, config: RunConfig, run_dir: Path, halvings: int = 0
+) -> TrainingSummary:
     """Train the adapter from the last complete checkpoint in ``run_dir``, or from the start.
+
+    ``halvings``: how often the tokens per batch are halved, with the same rows in every step.
 
     Writes ``checkpoints/``, ``journal.jsonl`` and ``training.json``. A training that is killed at any time and started
     again ends with bit-identical weights (tested on a CPU in fp32; not yet on a GPU). When torch's launcher has started
@@ -126,7 +130,7 @@ def train_model(loaded: LoadedModel, data: TrainingData, config: RunConfig, run_
             checkpoint = latest_complete_checkpoint(run_dir / "checkpoints")
         resumed_from = _steps_done(checkpoint)
         logger.info("Training starts from %s", f"checkpoint {resumed_from}" if checkpoint else "the beginning")
-        batches = make_batches(data.train, data.held_out, config, ranks.num_processes)
+        config, batches = halved_batches(data, config, ranks.num_processes, halvings)
         started = time.monotonic()
         if checkpoint and resumed_from >= batches.steps.total:
             # The trainer compares with max_steps only after a step, so it would take one step too many.
