@@ -1,8 +1,12 @@
 """The base model in four bits and the adapter on top of it."""
 
+import contextlib
+import gc
 import hashlib
 import logging
-from collections.abc import Sequence
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,3 +145,20 @@ def load_adapted_model(base: Path, adapter: Path) -> LoadedModel:
     precision = pick_precision(read_settings_file(adapter).get("precision", "auto"))
     model: PeftModel = PeftModel.from_pretrained(load_quantised_base(base, precision), adapter)
     return LoadedModel(model.eval(), load_tokenizer(base), precision)
+
+
+@contextlib.contextmanager
+def free_models() -> Iterator[None]:
+    """Free the memory of all models that the body has loaded, also when it ends with an exception.
+
+    An exception keeps the variables of every function that it left, and who catches it may keep the exception.
+    """
+    try:
+        yield
+    finally:
+        error = sys.exception()
+        while error:
+            traceback.clear_frames(error.__traceback__)
+            error = error.__cause__ or error.__context__
+        gc.collect()  # models hold themselves, by their hooks and replaced methods
+        torch.cuda.empty_cache()
