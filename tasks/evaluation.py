@@ -30,7 +30,8 @@ def evaluate(
     """Score all models on the same rows, unless this comparison exists. Retried once: the champion is downloaded."""
     data = load_training_data(open_folder(dataset.folder, config))
     champion = fetch_champion(config, but_not=run.fingerprint)
-    key = comparison_key(config, data, [adapter.digest, *([champion.adapter.digest] if champion else [])])
+    rival = [champion.adapter.digest, str(champion.max_new_tokens)] if champion else []
+    key = comparison_key(config, data, [adapter.digest, *rival])
     folder = Path(run.path) / f"evaluation-{key[:12]}"
     if seal_digest(folder):
         get_run_logger().info("Evaluation reused: rows, settings and evaluated models are those of %s", folder)
@@ -54,4 +55,4 @@ def _report(folder: Path, champion: RegisteredRef | None) -> EvalReport:
 
 def _load(champion: RegisteredRef) -> EvaluatedModel:
     loaded = load_adapted_model(Path(champion.base), Path(champion.adapter.path))
-    return EvaluatedModel(loaded, load_leakage_keys(Path(champion.run.path)))
+    return EvaluatedModel(loaded, load_leakage_keys(Path(champion.run.path)), champion.max_new_tokens)

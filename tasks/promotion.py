@@ -15,7 +15,15 @@ from tasks.ledger import GATE, Entry, Ledger, VersionId, read_ledger
 from tasks.recovery import NETWORK
 from tasks.refs import DatasetRef, EvalReport, ModelVersionRef
 from tasks.tracking import FINGERPRINT_TAG
-from tasks.versions import decide_once, find_champion, find_version, named_version, require_tracking_run, version_id
+from tasks.versions import (
+    decide_once,
+    find_champion,
+    find_version,
+    named_version,
+    require_served_limit,
+    require_tracking_run,
+    version_id,
+)
 from training_core.code_digest import code_digest
 from training_core.config import RunConfig, SettingsError
 from training_core.dataset.store import TrainingData, load_training_data
@@ -33,12 +41,13 @@ def find_finished(config: RunConfig, dataset: DatasetRef) -> ModelVersionRef | N
     """The version that this run would end with, when it was trained and decided on before: nothing is new then.
 
     Retried because the registry is reached over the network. Raises ``SettingsError`` when the version's tracking run
-    was deleted.
+    was deleted, or when it is served with another limit of an answer.
     """
     found = find_version(config, run_fingerprint(config, dataset.digest, dataset.base_digest))
     if found is None:
         return None
     require_tracking_run(config, found)
+    require_served_limit(config, found)
     ledger, fingerprint = read_ledger(config), found.tags[FINGERPRINT_TAG]
     champion, last = version_id(find_champion(config, ledger)), ledger.last_by_gate(fingerprint)
     own, name = VersionId(str(found.version), fingerprint), config.registered_model_name

@@ -67,7 +67,8 @@ def register(config: RunConfig, fingerprint: str) -> ModelVersionRef:
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
     run = client.create_run(tracking.experiment_id(client, config))
-    found = client.create_model_version(name, "nowhere", run.info.run_id, tags={tracking.FINGERPRINT_TAG: fingerprint})
+    tags = {tracking.FINGERPRINT_TAG: fingerprint, versions.LIMIT_TAG: str(config.eval_max_new_tokens)}
+    found = client.create_model_version(name, "nowhere", run.info.run_id, tags=tags)
     return ModelVersionRef(name, str(found.version), champion=False, verdict="not decided")
 
 
@@ -293,6 +294,13 @@ def test_finished_run_is_not_found_with_other(
     decided = promote(config, prepared, version, evaluated(config))
     assert find_finished(config, prepared) == decided
     assert find_finished(*CHANGES[change](config, prepared)) is None
+
+
+def test_finished_run_served_with_another_limit_is_rejected(
+    config: RunConfig, prepared: DatasetRef, version: ModelVersionRef
+) -> None:
+    with pytest.raises(SettingsError, match=r"eval_max_new_tokens: .* answers with at most 512 tokens, got 9"):
+        find_finished(dataclasses.replace(config, eval_max_new_tokens=9), prepared)
 
 
 def test_finished_run_is_not_found_before_a_decision(

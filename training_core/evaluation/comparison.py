@@ -59,10 +59,12 @@ _SETTINGS = (
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """A model with its adapter, and the digests of what that was trained on (see ``splits.training_leakage_keys``)."""
+    """A model with its adapter, the digests of what that was trained on (see ``splits.training_leakage_keys``), and the
+    longest answer that it is served with, in tokens (``None``: as the settings say)."""
 
     loaded: LoadedModel
     leakage_keys: np.ndarray
+    max_new_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def compare_models(
     evaluated = [candidate, champion] if champion else [candidate]
     unseen = unseen_by_all([model.leakage_keys for model in evaluated], data.held_out, config)
     rows = held_out_sample(unseen, config)
-    predictions = _predict_all(candidate.loaded, champion.loaded if champion else None, data.train, rows, config)
+    predictions = _predict_all(candidate.loaded, champion, data.train, rows, config)
     scores = {name: score(found, config) for name, found in predictions.items()}
     parity_sample = _sample_parity(candidate.loaded, rows, config)
     return Comparison(
@@ -113,14 +115,15 @@ def compare_models(
 
 
 def _predict_all(
-    model: LoadedModel, champion: LoadedModel | None, train: Dataset, rows: Dataset, config: RunConfig
+    model: LoadedModel, champion: EvaluatedModel | None, train: Dataset, rows: Dataset, config: RunConfig
 ) -> dict[str, list[Prediction]]:
     answers = read_training_answers(train, ChatEncoder.of(model.tokenizer))
     judge = AnswerJudge.of(config, answers.exact_fields)
     with model.model.disable_adapter():
         predictions = {"base": evaluate_model(model, rows, config, judge)}
     if champion:
-        predictions["champion"] = evaluate_model(champion, rows, config, judge)
+        as_served = replace(config, eval_max_new_tokens=champion.max_new_tokens or config.eval_max_new_tokens)
+        predictions["champion"] = evaluate_model(champion.loaded, rows, as_served, judge)
     predictions["candidate"] = evaluate_model(model, rows, config, judge)
     baselines = {"majority": predict_by_majority(train, rows), "lookup table": predict_by_lookup(train, rows)}
     return predictions | {name: with_example_texts(found, rows, answers, judge) for name, found in baselines.items()}
