@@ -83,14 +83,14 @@ def check(arguments: Sequence[str]) -> None:
     """Report on rows in the terminal, as JSON and as a page; exit with 1 when they are not fit to train on."""
     config = read_settings(config_from_command_line(arguments, "sft-flow check", takes_rows=True))
     set_environment()
-    from training_core.dataset.store import require_known_favourable_decisions
+    from training_core.dataset.store import require_known_names
     from training_core.utils import setup_logging, validate_args
 
     setup_logging()
     validate_args(config)
     folder, report = report_on_rows(config)
     _print_report(report, folder)
-    require_known_favourable_decisions(report, config)
+    require_known_names(report, config)
     sys.exit(1 if report.failures else 0)
 
 
@@ -146,10 +146,10 @@ def run_flow(config: RunConfig) -> None:
     validate_args(config)
     with prefect_api(Path(config.output_dir)) as wait:  # the server starts during the imports
         with paused_garbage_collection():
-            from training_core.dataset.store import require_fit_rows, require_known_favourable_decisions
+            from training_core.dataset.store import require_fit_rows, require_known_names
         report = report_on_rows(config)[1]
         require_fit_rows(report)  # here, so that unfit rows end the command with one message
-        require_known_favourable_decisions(report, config)
+        require_known_names(report, config)
         # Prefect reads its environment when it is imported.
         with paused_garbage_collection():
             from flows.console import run_and_print

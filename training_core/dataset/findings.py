@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from training_core.config import RunConfig
-from training_core.dataset.evaluation_findings import evaluation_findings, field_failures
+from training_core.dataset.evaluation_findings import evaluation_findings
 from training_core.dataset.ingest import Ingested, Source
 from training_core.dataset.report import Account, DataReport, DecisionCount, Finding, Lengths
 from training_core.dataset.splits import DUPLICATE, HELD_OUT, OVERLONG, TRAINED
@@ -35,6 +35,7 @@ def report_on(config: RunConfig, ingested: Ingested, facts: pd.DataFrame, packin
         findings=[finding for finding in findings if finding.count],
         failures=list(_failures(config, ingested, facts)),
         problems=ingested.problems,
+        case_fields=[name for name, _ in ingested.case_fields.present.most_common()],
     )
 
 
@@ -130,7 +131,6 @@ def _place(row: pd.Series) -> str:
 def _failures(config: RunConfig, ingested: Ingested, facts: pd.DataFrame) -> Iterator[str]:
     for source in ingested.sources:
         yield from _failures_of_file(config, source)
-    yield from field_failures(config, ingested.case_fields)
     splits = facts["split"].value_counts().to_dict()
     for name, path, is_held_out in _paths(config):
         if not any(source.held_out == is_held_out and source.rows for source in ingested.sources):
