@@ -24,6 +24,7 @@ from pydantic import TypeAdapter
 
 from tasks.tracking import connect, experiment_id, tracking_uri
 from training_core.config import RunConfig, SettingsError
+from training_core.dataset.row_sample import share_seen
 
 GATE: Final = "gate"
 HAND: Final = "hand"
@@ -34,6 +35,7 @@ EXPERIMENT: Final = "sft-flow-decisions"  # apart from the trainings, one run fo
 
 _RUN_TAG, _NAME_TAG = "sft_flow.ledger_run", "sft_flow.ledger_of"
 _LONGEST_ENTRY, _LONGEST_REASON = 6000, 2500
+_SHARE_OF_REUSED_ROWS = 0.5
 _KEY, _APPLIED_KEY = "decision.{:06d}", "applied.{:06d}"
 
 
@@ -50,7 +52,8 @@ class Entry:
     """One decision. ``before`` and ``after`` are the champion before and after it; ``by`` is one of the four above.
 
     A decision of the gate also has its ``key`` (see ``tasks.promotion``), the digests of the held-out ``rows``, of the
-    ``policy`` (the rule and its settings) and of the ``evidence`` (the evaluation folder), and its p-values.
+    ``policy`` (the rule and its settings) and of the ``evidence`` (the evaluation folder), its p-values, and the
+    ``row_sample`` of the held-out rows (see ``training_core.dataset.row_sample``).
     ``withdrawn`` are the run fingerprints that a rollback withdraws.
     """
 
@@ -62,6 +65,7 @@ class Entry:
     reason: str = ""
     key: str = ""
     rows: str = ""
+    row_sample: str = ""
     policy: str = ""
     evidence: str = ""
     p_values: dict[str, float] = field(default_factory=dict)
@@ -123,9 +127,14 @@ class Ledger:
         about = [entry for entry in self.entries if entry.by == GATE and entry.version]
         return next((e for e in reversed(about) if e.version and e.version.fingerprint == fingerprint), None)
 
-    def uses_of(self, rows_digest: str) -> tuple[int, int]:
-        """See ``versions_judged``."""
-        found = [e for e in self.entries if e.by == GATE and e.rows == rows_digest and e.version != e.before]
+    def uses_of(self, row_sample: str) -> tuple[int, int]:
+        """How many evaluations of candidates these held-out rows have served, and how many they have promoted.
+
+        Every decision of the gate on at least half of these rows counts, also a second one on a version with other
+        settings of the evaluation: a set that changes a little every week is not a fresh one.
+        """
+        judged = [entry for entry in self.entries if entry.by == GATE and entry.version != entry.before]
+        found = [one for one in judged if share_seen(row_sample, one.row_sample) >= _SHARE_OF_REUSED_ROWS]
         return len(found), sum(entry.after == entry.version for entry in found)
 
 
@@ -172,14 +181,6 @@ def _numbered(entry: Entry, number: int) -> Entry:
 def mark_applied(config: RunConfig, ledger: Ledger, number: int) -> None:
     """Note that the aliases were set after an entry; twice changes nothing."""
     connect(config).log_param(ledger.run_id, _APPLIED_KEY.format(number), "yes")
-
-
-def versions_judged(config: RunConfig, rows_digest: str) -> tuple[int, int]:
-    """How many evaluations of candidates these held-out rows have served, and how many they have promoted.
-
-    Every decision of the gate counts, also a second one on a version with other settings of the evaluation.
-    """
-    return read_ledger(config).uses_of(rows_digest)
 
 
 def current_user() -> str:

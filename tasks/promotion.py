@@ -26,6 +26,8 @@ from tasks.versions import (
 )
 from training_core.code_digest import code_digest
 from training_core.config import RunConfig, SettingsError
+from training_core.dataset.encoding import leakage_keys
+from training_core.dataset.row_sample import sample_rows
 from training_core.dataset.store import TrainingData, load_training_data
 from training_core.evaluation.comparison import comparison_key
 from training_core.evaluation.evidence import load_evidence
@@ -99,12 +101,13 @@ def _existing(config: RunConfig, version: ModelVersionRef) -> VersionId:
 
 def _decide(config: RunConfig, data: TrainingData, report: EvalReport, ledger: Ledger, own: VersionId) -> Entry:
     """The gate's entry on a version; the one in the ledger when the same decision is there."""
-    before, key, rows = ledger.champion, _decision_key(config, data), _rows_digest(data)
+    before, key = ledger.champion, _decision_key(config, data)
     last = ledger.last_by_gate(own.fingerprint)
     if last and (last.version, last.key, last.evidence, last.after) == (own, key, report.folder.digest, before):
         return last
     evidence = load_evidence(Path(report.folder.path))
-    verdict = decide(evidence, config, *ledger.uses_of(rows))
+    row_sample = _sample(data)
+    verdict = decide(evidence, config, *ledger.uses_of(row_sample))
     failing = is_failing(evidence, config, "candidate") if own == before else verdict.champion_failing
     outcome, reason = _outcome(config, verdict, own, ledger)
     after = own if outcome == BECOMES_CHAMPION else before
@@ -116,7 +119,8 @@ def _decide(config: RunConfig, data: TrainingData, report: EvalReport, ledger: L
         after=after,
         reason=reason,
         key=key,
-        rows=rows,
+        rows=_rows_digest(data),
+        row_sample=row_sample,
         policy=_policy_digest(config),
         evidence=report.folder.digest,
         p_values=verdict.p_values,
@@ -184,3 +188,8 @@ def _rows_digest(data: TrainingData) -> str:
     """SHA-256 over the held-out rows, in whatever order: settings of the evaluation do not change it."""
     records = sorted(hashlib.sha256(record.encode()).hexdigest() for record in data.held_out["record"])
     return hashlib.sha256("".join(records).encode()).hexdigest()
+
+
+def _sample(data: TrainingData) -> str:
+    """The held-out rows by their cases, whatever their labels, so that relabelled rows are no fresh ones."""
+    return sample_rows(key for record in data.held_out["record"] for key in leakage_keys(json.loads(record), ()))

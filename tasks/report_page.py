@@ -55,7 +55,7 @@ def _run_folder(config: RunConfig, trained: TrainedRef) -> Path:
 def _verdict_of(evaluation: Path, config: RunConfig, ledger: Ledger, entry: Entry) -> Verdict:
     """The gate's verdict as it was when the entry was written, with the outcome that the entry has."""
     before = replace(ledger, entries=ledger.entries[: entry.number - 1])
-    verdict = decide(load_evidence(evaluation), config, *before.uses_of(entry.rows))
+    verdict = decide(load_evidence(evaluation), config, *before.uses_of(entry.row_sample))
     return replace(verdict, outcome=entry.outcome, reason=entry.reason, champion_failing=entry.champion_failing)
 
 
@@ -93,7 +93,7 @@ def _lineage(config: RunConfig, dataset: DatasetRef, trained: TrainedRef, entry:
 
 
 def _uses(ledger: Ledger, entry: Entry) -> dict[str, str]:
-    judged, promoted = replace(ledger, entries=ledger.entries[: entry.number]).uses_of(entry.rows)
+    judged, promoted = replace(ledger, entries=ledger.entries[: entry.number]).uses_of(entry.row_sample)
     return {"uses of the held-out rows": f"candidates judged: {judged}, promoted: {promoted} (this one included)"}
 
 
