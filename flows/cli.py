@@ -20,7 +20,10 @@ from training_core.rows.strict_json import DataError
 
 ROOT = Path(__file__).parent.parent
 DEMO_CONFIG = ROOT / "configs" / "demo.yaml"
-REGISTRY_COMMANDS = ("versions", "history", "promote", "rollback", "compare", "evaluate", "report", "reproduce")
+REGISTRY_COMMANDS = (
+    *("versions", "history", "promote", "reject", "rollback"),
+    *("compare", "evaluate", "report", "reproduce"),
+)
 DEMO_ROWS, DEMO_SEED, DEMO_BAD_SHARE = 1300, 7, 0.02
 USAGE = """usage:
   sft-flow check ROWS [--config FILE.yaml] [--setting …]   report on the rows without training; exit code 0: fit to
@@ -32,6 +35,7 @@ USAGE = """usage:
   sft-flow versions NAME                                   the versions of a registered model
   sft-flow history  NAME                                   all decisions on a registered model
   sft-flow promote  NAME VERSION --reason TEXT             make a version champion
+  sft-flow reject   NAME VERSION --reason TEXT             withdraw a version: no run promotes its training
   sft-flow rollback NAME [--to VERSION|none] --reason TEXT return to an earlier champion; later ones are withdrawn
   sft-flow compare  URI URI [--rows ROWS]                  compare two versions; decides nothing
   sft-flow evaluate URI [--setting value …]                evaluate a version again and let the gate decide

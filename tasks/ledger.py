@@ -22,7 +22,8 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_ALREA
 from mlflow.tracking import MlflowClient
 from pydantic import TypeAdapter
 
-from tasks.tracking import connect, experiment_id, tracking_uri
+from tasks.commands import mlflow_command
+from tasks.tracking import DECISIONS, connect, experiment_id, tracking_uri
 from training_core.config import RunConfig, SettingsError
 from training_core.dataset.row_sample import share_seen
 
@@ -30,8 +31,6 @@ GATE: Final = "gate"
 HAND: Final = "hand"
 ROLLBACK: Final = "rollback"
 ALIAS: Final = "alias"  # moved outside sft-flow
-
-EXPERIMENT: Final = "sft-flow-decisions"  # apart from the trainings, one run for each registered model
 
 _RUN_TAG, _NAME_TAG = "sft_flow.ledger_run", "sft_flow.ledger_of"
 _LONGEST_ENTRY, _LONGEST_REASON = 6000, 2500
@@ -54,7 +53,7 @@ class Entry:
     A decision of the gate also has its ``key`` (see ``tasks.promotion``), the digests of the held-out ``rows``, of the
     ``policy`` (the rule and its settings) and of the ``evidence`` (the evaluation folder), its p-values, and the
     ``row_sample`` of the held-out rows (see ``training_core.dataset.row_sample``).
-    ``withdrawn`` are the run fingerprints that a rollback withdraws.
+    ``withdrawn`` are the run fingerprints that a rollback or a rejection withdraws.
     """
 
     by: str
@@ -76,6 +75,12 @@ class Entry:
     time: str = ""
     number: int = 0
 
+    @property
+    def verdict(self) -> str:
+        """Outcome and reason, and whether the champion no longer passes."""
+        failing = "; the champion no longer passes" if self.champion_failing else ""
+        return f"{self.outcome}: {self.reason}{failing}"
+
 
 @dataclass(frozen=True)
 class Ledger:
@@ -96,19 +101,20 @@ class Ledger:
         """The champions that a rollback can return to, oldest first: none that was withdrawn, each once."""
         champions: list[VersionId] = []
         for entry in self.entries:
+            champions = [one for one in champions if one.fingerprint not in entry.withdrawn]
             gone = {entry.after, entry.before} if entry.after is None else {entry.after}
             if entry.before != entry.after:
-                champions = [one for one in champions if one not in gone and one.fingerprint not in entry.withdrawn]
+                champions = [one for one in champions if one not in gone]
                 champions += [entry.after] if entry.after else []
         return [one for one in champions if one != self.champion]
 
     @property
     def withdrawn(self) -> dict[str, Entry]:
-        """The rollback that withdrew a run fingerprint, by fingerprint; a promotion by hand lifts it."""
+        """The decision that withdrew a run fingerprint, by fingerprint; a promotion by hand lifts it."""
         found: dict[str, Entry] = {}
         for entry in self.entries:
             found |= dict.fromkeys(entry.withdrawn, entry)
-            if entry.by in (HAND, ROLLBACK) and entry.after:
+            if entry.by in (HAND, ROLLBACK) and entry.after and entry.after != entry.before:
                 found.pop(entry.after.fingerprint, None)
         return found
 
@@ -193,7 +199,7 @@ def current_user() -> str:
 
 def restore_command(config: RunConfig, run_id: str) -> str:
     """The command that restores a deleted MLflow run."""
-    return f"MLFLOW_TRACKING_URI={tracking_uri(config)} mlflow runs restore --run-id {run_id}"
+    return mlflow_command(tracking_uri(config), "runs", "restore", "--run-id", run_id)
 
 
 def _run_id(client: MlflowClient, config: RunConfig) -> str | None:
@@ -205,7 +211,7 @@ def _create_run(client: MlflowClient, config: RunConfig) -> str:
     """The ledger's run. Of two processes that create it at once, the one whose experiment name was free wins."""
     name = config.registered_model_name
     tags = {_NAME_TAG: name, "mlflow.runName": f"decisions on {name}"}
-    run_id = str(client.create_run(experiment_id(client, config, EXPERIMENT), tags=tags).info.run_id)
+    run_id = str(client.create_run(experiment_id(client, config, DECISIONS), tags=tags).info.run_id)
     client.set_terminated(run_id, "FINISHED")
     try:
         client.create_experiment(_experiment(config), tags={_RUN_TAG: run_id})

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.events import emit_event
 from prefect.runtime import flow_run
 
+from tasks.announcements import announce
 from tasks.artifact_store import open_folder
+from tasks.commands import registry_command
 from tasks.ledger import GATE, Entry, Ledger, VersionId, read_ledger
 from tasks.recovery import NETWORK
 from tasks.refs import DatasetRef, EvalReport, ModelVersionRef
@@ -34,7 +35,6 @@ from training_core.evaluation.evidence import load_evidence
 from training_core.evaluation.gate import BECOMES_CHAMPION, GATE_SETTINGS, STAYS_CANDIDATE, Verdict, decide, is_failing
 from training_core.training.fingerprint import run_fingerprint
 
-PROMOTED, CHAMPION_FAILING = "sft-flow.promoted", "sft-flow.champion-failing"
 READY = "ready"
 
 
@@ -87,7 +87,8 @@ def promote(
         return None
     decided = _decided(config, entry)
     get_run_logger().info("Version %s %s", decided.version, decided.verdict)
-    _announce(decided, entry)
+    if entry.flow_run == str(flow_run.id or ""):  # a run that was resumed may do so twice
+        announce(config.registered_model_name, entry)
     return decided
 
 
@@ -135,41 +136,29 @@ def _outcome(config: RunConfig, verdict: Verdict, own: VersionId, ledger: Ledger
     if own.fingerprint in ledger.withdrawn:
         return STAYS_CANDIDATE, _withdrawn(config, own, ledger.withdrawn[own.fingerprint])
     if verdict.outcome == BECOMES_CHAMPION and config.require_approval:
-        command = f"sft-flow promote {config.registered_model_name} {own.number} --reason TEXT"
-        return READY, f"{verdict.reason}; require_approval is set, so a person promotes it: {command}"
+        promote_it, reject_it = (_by_hand(config, word, own) for word in ("promote", "reject"))
+        return READY, f"{verdict.reason}; require_approval is set, so a person decides: {promote_it} or {reject_it}"
     return verdict.outcome, verdict.reason
 
 
 def _withdrawn(config: RunConfig, own: VersionId, entry: Entry) -> str:
-    command = f"sft-flow promote {config.registered_model_name} {own.number} --reason TEXT"
     what = f"withdrawn by {entry.who} on {entry.time[:10]} ({entry.reason})"
-    return f"{what}: no run promotes it again; only a person can: {command}"
+    return f"{what}: no run promotes it again; only a person can: {_by_hand(config, 'promote', own)}"
+
+
+def _by_hand(config: RunConfig, word: str, own: VersionId) -> str:
+    return registry_command(config, word, config.registered_model_name, own.number, with_reason=True)
 
 
 def _decided(config: RunConfig, entry: Entry) -> ModelVersionRef:
     assert entry.version
-    failing = "; the champion no longer passes" if entry.champion_failing else ""
     return ModelVersionRef(
         config.registered_model_name,
         entry.version.number,
         champion=entry.after == entry.version,
-        verdict=f"{entry.outcome}: {entry.reason}{failing}",
+        verdict=entry.verdict,
         champion_failing=entry.champion_failing,
     )
-
-
-def _announce(version: ModelVersionRef, entry: Entry) -> None:
-    """Emit what automations notify people of; a run that was resumed may do so twice."""
-    if entry.flow_run != str(flow_run.id or ""):
-        return
-    number = version.version if not entry.champion_failing or entry.before is None else entry.before.number
-    event = CHAMPION_FAILING if entry.champion_failing else PROMOTED if entry.after != entry.before else None
-    if event:
-        emit_event(
-            event,
-            resource={"prefect.resource.id": f"sft-flow.model.{version.name}.{number}"},
-            payload={"verdict": f"{version.name} version {version.version} {version.verdict}"},
-        )
 
 
 def _decision_key(config: RunConfig, data: TrainingData) -> str:

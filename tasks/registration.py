@@ -9,6 +9,7 @@ from pathlib import Path
 from prefect import get_run_logger, task
 
 from tasks.artifact_store import open_folder
+from tasks.commands import registry_command
 from tasks.recovery import NETWORK
 from tasks.refs import DatasetRef, EvalReport, ModelVersionRef, RegisteredRef, TrainedRef
 from tasks.registry import fetch_version, find_or_create_version
@@ -47,8 +48,9 @@ def fetch_registered(config: RunConfig, name: str, dataset: DatasetRef) -> Regis
     """
     version = named_version(config, name)
     if version is None:
-        fix = f"sft-flow versions {config.registered_model_name} lists what is there"
-        raise SettingsError([f"version: {config.registered_model_name} has no version or alias {name!r}; {fix}"])
+        model = config.registered_model_name
+        fix = registry_command(config, "versions", model)
+        raise SettingsError([f"version: {model} has no version or alias {name!r}; see what is there: {fix}"])
     require_tracking_run(config, version)
     require_served_limit(config, version)
     registered = fetch_version(config, version)

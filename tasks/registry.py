@@ -11,6 +11,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.tracking import MlflowClient
 
+from tasks.commands import registry_command
 from tasks.ledger import read_ledger
 from tasks.model_package import package_adapter
 from tasks.refs import FolderRef, RegisteredRef, RunRef, TrainedRef
@@ -54,7 +55,10 @@ def fetch_champion(config: RunConfig, but_not: str) -> RegisteredRef | None:
     try:
         return fetch_version(config, version)
     except ValueError as error:
-        fix = f"return to an earlier version, or to none: sft-flow rollback {version.name} [--to none] --reason TEXT"
+        back, none = (
+            registry_command(config, "rollback", version.name, *to, with_reason=True) for to in ([], ["--to", "none"])
+        )
+        fix = f"return to the version before it: {back} or to no champion: {none}"
         raise SettingsError([f"registered_model_name: cannot load the champion: {error}; {fix}"]) from error
 
 

@@ -1,12 +1,11 @@
 """The report page of an evaluation: rendered, kept with the training's MLflow run, and written on this machine."""
 
-import os
-import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from tasks.artifact_store import open_folder
+from tasks.commands import registry_command
 from tasks.ledger import Entry, Ledger, VersionId, read_ledger
 from tasks.refs import DatasetRef, ModelVersionRef, TrainedRef
 from tasks.tracking import log_report_page, report_name
@@ -120,8 +119,11 @@ def _commands(config: RunConfig, entry: Entry, ledger: Ledger) -> list[tuple[str
     until = replace(ledger, entries=ledger.entries[: entry.number])
     found = []
     if entry.after != entry.version:
-        approves = f"approves: version {number} becomes champion. To reject it, do nothing: it stays a candidate"
+        approves = f"approves: version {number} becomes champion"
         found.append((_command(config, "promote", name, number), approves))
+    if entry.after != entry.version and entry.version.fingerprint not in until.withdrawn:
+        rejects = f"rejects: version {number} is withdrawn, and no run promotes it; otherwise it stays a candidate"
+        found.append((_command(config, "reject", name, number), rejects))
     if entry.after:
         earlier = until.earlier_champions
         target = f"version {earlier[-1].number}" if earlier else "no champion"
@@ -132,8 +134,7 @@ def _commands(config: RunConfig, entry: Entry, ledger: Ledger) -> list[tuple[str
 
 
 def _command(config: RunConfig, *words: str) -> str:
-    place = [] if os.environ.get("MLFLOW_TRACKING_URI") else ["--output_dir", config.output_dir]
-    return f"{shlex.join(['sft-flow', *words, *place])} --reason TEXT"
+    return registry_command(config, *words, with_reason=True)
 
 
 def _number(version: VersionId | None) -> str:

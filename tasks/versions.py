@@ -209,5 +209,5 @@ def _tag_versions(config: RunConfig, entry: Entry) -> None:
         fingerprint = version.tags.get(FINGERPRINT_TAG)
         if fingerprint in entry.withdrawn:
             tag_version(config, str(version.version), {WITHDRAWN_TAG: f"{entry.time}: {entry.reason}"})
-        elif WITHDRAWN_TAG in version.tags and version_id(version) == entry.after:
+        elif WITHDRAWN_TAG in version.tags and version_id(version) == entry.after != entry.before:
             connect(config).delete_model_version_tag(version.name, version.version, WITHDRAWN_TAG)

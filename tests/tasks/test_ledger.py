@@ -77,7 +77,7 @@ def test_ledger_of_a_deleted_run_names_the_restore_command(registered: RunConfig
     promote(registered, ONE)
     run_id = read_ledger(registered).run_id
     tracking.connect(registered).delete_run(run_id)
-    with pytest.raises(SettingsError, match=f"MLFLOW_TRACKING_URI=sqlite:.* mlflow runs restore --run-id {run_id}"):
+    with pytest.raises(SettingsError, match=f"MLFLOW_TRACKING_URI=.*sqlite:.* mlflow runs restore --run-id {run_id}"):
         read_ledger(registered)
 
 

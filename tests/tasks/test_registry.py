@@ -124,7 +124,7 @@ def test_champion_not_registered_by_sft_flow_names_the_command(config: RunConfig
     versions.point_alias(config, versions.CHAMPION, version.version)
     with pytest.raises(
         SettingsError,
-        match=r"cannot load the champion.*lacks the tags.*sft-flow rollback .* \[--to none\] --reason TEXT",
+        match=r"cannot load the champion.*lacks the tags.*sft-flow rollback .* --to none .*--reason TEXT",
     ):
         registry.fetch_champion(config, but_not="x")
 
