@@ -178,6 +178,15 @@ def fetch_report_page(config: RunConfig, run_id: str, name: str, file: Path) -> 
     return True
 
 
+def read_evaluation_file(config: RunConfig, run_id: str, evidence: str, name: str) -> str | None:
+    """A text that ``log_results`` logged with the evaluation of this digest; ``None`` where there is none."""
+    client, folder = connect(config), f"evaluation/{evidence[:12]}"
+    if f"{folder}/{name}" not in {found.path for found in client.list_artifacts(run_id, folder)}:
+        return None
+    with tempfile.TemporaryDirectory() as place:
+        return Path(client.download_artifacts(run_id, f"{folder}/{name}", place)).read_text(encoding="utf-8")
+
+
 def log_private_file(config: RunConfig, run: RunRef, name: str) -> None:
     """Keep a file of the run's folder with its MLflow run, apart from the model; nothing where there is none."""
     file = Path(run.path) / name

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -43,7 +42,7 @@ from training_core.folders import complete_folder
 from training_core.model_setup import LoadedModel
 from training_core.prompts.chat_encoding import ChatEncoder
 from training_core.trainer import SUMMARY_FILE
-from training_core.training.journal import read_journal
+from training_core.training.journal import read_journal, tokens_before_sharing
 
 logger = logging.getLogger(__name__)
 
@@ -173,8 +172,10 @@ def save_comparison(comparison: Comparison, run_dir: Path, folder: Path) -> None
         write_evidence_rows(draft, comparison.rows, comparison.policies)
         draw_confusion(comparison.predictions["candidate"], draft / "confusion.png")
         if (run_dir / SUMMARY_FILE).is_file():
-            draw_curve(read_journal(run_dir / "journal.jsonl"), draft / "loss_curve.png")
-            shutil.copy(run_dir / SUMMARY_FILE, draft)
+            points = read_journal(run_dir / "journal.jsonl")
+            draw_curve(points, draft / "loss_curve.png")
+            summary = json.loads((run_dir / SUMMARY_FILE).read_text(encoding="utf-8"))
+            _write(draft / SUMMARY_FILE, summary | {"tokens_before_sharing": tokens_before_sharing(points)})
 
 
 def load_scores(folder: Path) -> dict[str, Scores]:
