@@ -7,8 +7,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from textwrap import shorten
 
-from mlflow.entities.model_registry import ModelVersion
-
 from tasks.ledger import Entry, Ledger
 from tasks.refs import DatasetRef, RunRef
 from tasks.tracking import DATASET_TAG, FINGERPRINT_TAG, connect, read_evaluation_file
@@ -34,11 +32,12 @@ def changes_since_champion(
         before = settings_of(config, str(champion.version))
     except SettingsError:
         return []
-    earlier = replace(ledger, entries=ledger.entries[: entry.number - 1])
+    earlier, run_id = replace(ledger, entries=ledger.entries[: entry.number - 1]), str(champion.run_id)
+    last = earlier.last_by_gate(champion.tags[FINGERPRINT_TAG])
     return [
         *_settings(before, config),
-        *_rows(_dataset(config, str(champion.run_id)), _dataset(config, run.tracking_run_id)),
-        *_policies(_policies_of(config, champion, earlier), load_policies(evaluation)),
+        *_rows(_dataset(config, run_id), _dataset(config, run.tracking_run_id)),
+        *_policies(_policies_of(config, run_id, last), load_policies(evaluation)),
     ]
 
 
@@ -59,10 +58,9 @@ def _dataset(config: RunConfig, run_id: str) -> DatasetRef:
     return DatasetRef(**json.loads(connect(config).get_run(run_id).data.tags[DATASET_TAG]))
 
 
-def _policies_of(config: RunConfig, champion: ModelVersion, ledger: Ledger) -> dict[str, str] | None:
-    """The policies of the rows on which the champion was evaluated last, by digest."""
-    last = ledger.last_by_gate(champion.tags[FINGERPRINT_TAG])
-    text = read_evaluation_file(config, str(champion.run_id), last.evidence, POLICIES_FILE) if last else None
+def _policies_of(config: RunConfig, run_id: str, last: Entry | None) -> dict[str, str] | None:
+    """The policies of the rows of an evaluation, by digest; ``None`` where it is not in MLflow."""
+    text = read_evaluation_file(config, run_id, last.evidence, POLICIES_FILE) if last else None
     found: dict[str, str] | None = json.loads(text) if text else None
     return found
 
