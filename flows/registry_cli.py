@@ -40,19 +40,9 @@ console = Console()
 
 def main(name: str, arguments: Sequence[str]) -> None:
     """Run a command; what cannot be done ends the process with one line and exit code 2."""
-    commands: dict[str, Callable[[Sequence[str]], None]] = {
-        "versions": versions,
-        "history": history,
-        "promote": promote,
-        "reject": reject,
-        "rollback": rollback,
-        "compare": compare,
-        "evaluate": evaluate,
-        "report": report,
-        "reproduce": reproduce,
-    }
+    commands = (versions, history, promote, reject, rollback, compare, evaluate, report, reproduce)
     try:
-        commands[name](arguments)
+        {command.__name__: command for command in commands}[name](arguments)
     except SettingsError as error:
         _fail(name, "; ".join(error.problems))
     except RegistryError as error:
