@@ -7,7 +7,7 @@ from rich.console import Console
 
 from training_core.config import RunConfig, SettingsError, config_from_command_line, read_settings
 from training_core.data_loader import prepare_data
-from training_core.dataset.store import load_training_data, require_known_favourable_decisions
+from training_core.dataset.store import load_training_data, require_known_names
 from training_core.dataset.tables import account_grid
 from training_core.distributed import ADAPTER_FOLDER, train_adapter
 from training_core.evaluation.comparison import EvaluatedModel, compare_models, save_comparison
@@ -27,7 +27,7 @@ def run(config: RunConfig) -> None:
     log_system_info()
     rows = prepare_data(config, fetch_tokenizer(config.model_name, config.cache_dir))
     data = load_training_data(rows)
-    require_known_favourable_decisions(data.report, config)
+    require_known_names(data.report, config)
     base = fetch_base_model(config.model_name, config.cache_dir)
     fingerprint = run_fingerprint(config, digest_rows(data.train), digest_base_model(base))
     run_dir = Path(config.output_dir).resolve() / fingerprint[:12]

@@ -24,7 +24,7 @@ CONTAINER_ENVIRONMENT = {**RUN_ENVIRONMENT, "PREFECT_HOME": f"{WORK_FOLDER}/.pre
 
 # Variables that a container gets from its worker's environment; the server never has their values.
 FROM_THE_WORKER = (
-    *("MLFLOW_TRACKING_URI", "SFT_FLOW_STORE", "HF_TOKEN"),
+    *("MLFLOW_TRACKING_URI", "SFT_FLOW_STORE", "SFT_FLOW_SECRET", "HF_TOKEN"),
     *("AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
     *("AWS_DEFAULT_REGION", "SFT_FLOW_GPU_GIB"),
 )

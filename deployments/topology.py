@@ -20,7 +20,7 @@ from flows.janitor_flow import janitor_flow
 from flows.reevaluate_flow import reevaluate_flow
 from flows.sft_flow import CHAMPION_FAILS, NOTHING_NEW, sft_flow
 from flows.train_flow import train_flow
-from tasks.promotion import CHAMPION_FAILING, PROMOTED
+from tasks.announcements import CHAMPION_FAILING, PROMOTED, ROLLED_BACK
 from tasks.recovery import CRASHED_RUN_RESUMES_AFTER, JANITOR_PERIOD, SILENT_RUN_CRASHES_AFTER
 from training_core.config import read_settings_file
 
@@ -162,7 +162,7 @@ def notifications(deployment_ids: list[UUID], block: UUID) -> list[AutomationCor
         block_document_id=block, subject=f"sft-flow: {name} failed", body="{{ flow_run.state.message }}\n" + url
     )
     promoted: ActionTypes = SendNotification(
-        block_document_id=block, subject="sft-flow: a new champion", body="{{ event.payload.verdict }}"
+        block_document_id=block, subject="sft-flow: the champion changed", body="{{ event.payload.verdict }}"
     )
     failing: ActionTypes = SendNotification(
         block_document_id=block, subject="sft-flow: the champion no longer passes", body="{{ event.payload.verdict }}"
@@ -183,8 +183,10 @@ def notifications(deployment_ids: list[UUID], block: UUID) -> list[AutomationCor
         ),
         AutomationCore(
             name="sft-flow: notify of promotions",
-            description="Sends the verdict on a version that became champion.",
-            trigger=EventTrigger(expect={PROMOTED}, posture=Posture.Reactive, threshold=1, within=timedelta(0)),
+            description="Sends the verdict on a version that became champion, also by hand or by a rollback.",
+            trigger=EventTrigger(
+                expect={PROMOTED, ROLLED_BACK}, posture=Posture.Reactive, threshold=1, within=timedelta(0)
+            ),
             actions=[promoted],
         ),
         AutomationCore(

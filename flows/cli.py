@@ -21,7 +21,10 @@ from training_core.rows.strict_json import DataError
 
 ROOT = Path(__file__).parent.parent
 DEMO_CONFIG = ROOT / "configs" / "demo.yaml"
-REGISTRY_COMMANDS = ("versions", "history", "promote", "rollback", "compare", "evaluate", "report", "reproduce")
+REGISTRY_COMMANDS = (
+    *("versions", "history", "promote", "reject", "rollback"),
+    *("compare", "evaluate", "report", "reproduce"),
+)
 DEMO_ROWS, DEMO_SEED, DEMO_BAD_SHARE = 1300, 7, 0.02
 USAGE = """usage:
   sft-flow check ROWS [--config FILE.yaml] [--setting …]   report on the rows without training; exit code 0: fit to
@@ -33,6 +36,7 @@ USAGE = """usage:
   sft-flow versions NAME                                   the versions of a registered model
   sft-flow history  NAME                                   all decisions on a registered model
   sft-flow promote  NAME VERSION --reason TEXT             make a version champion
+  sft-flow reject   NAME VERSION --reason TEXT             withdraw a version: no run promotes its training
   sft-flow rollback NAME [--to VERSION|none] --reason TEXT return to an earlier champion; later ones are withdrawn
   sft-flow compare  URI URI [--rows ROWS]                  compare two versions; decides nothing
   sft-flow evaluate URI [--setting value …]                evaluate a version again and let the gate decide
@@ -90,14 +94,14 @@ def check(arguments: Sequence[str]) -> None:
     """Report on rows in the terminal, as JSON and as a page; exit with 1 when they are not fit to train on."""
     config = read_settings(config_from_command_line(arguments, "sft-flow check", takes_rows=True))
     set_environment()
-    from training_core.dataset.store import require_known_favourable_decisions
+    from training_core.dataset.store import require_known_names
     from training_core.utils import setup_logging, validate_args
 
     setup_logging()
     validate_args(config)
     folder, report = report_on_rows(config)
     _print_report(report, folder)
-    require_known_favourable_decisions(report, config)
+    require_known_names(report, config)
     sys.exit(1 if report.failures else 0)
 
 
@@ -154,10 +158,10 @@ def run_flow(config: RunConfig) -> None:
     validate_args(config)
     with prefect_api(Path(config.output_dir)) as wait:  # the server starts during the imports
         with paused_garbage_collection():
-            from training_core.dataset.store import require_fit_rows, require_known_favourable_decisions
+            from training_core.dataset.store import require_fit_rows, require_known_names
         report = report_on_rows(config)[1]
         require_fit_rows(report)  # here, so that unfit rows end the command with one message
-        require_known_favourable_decisions(report, config)
+        require_known_names(report, config)
         # Prefect reads its environment when it is imported.
         with paused_garbage_collection():
             from flows.console import run_and_print

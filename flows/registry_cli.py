@@ -1,7 +1,7 @@
-"""The commands on the model registry: `versions`, `history`, `promote`, `rollback`, `report`, `compare`, `evaluate`,
-`reproduce`.
+"""The commands on the model registry: `versions`, `history`, `promote`, `reject`, `rollback`, `report`, `compare`,
+`evaluate`, `reproduce`.
 
-The first five load neither torch nor Prefect, and answer in seconds.
+The first six do not load torch, and Prefect only to emit an event where there is a server; they answer in seconds.
 """
 
 import argparse
@@ -14,7 +14,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tasks.by_hand import promote_by_hand, roll_back
+from tasks.by_hand import promote_by_hand, reject_by_hand, roll_back
+from tasks.commands import registry_command
 from tasks.ledger import Entry, Ledger, VersionId, read_ledger
 from tasks.tracking import fetch_report_page, report_name, tracking_problems, tracking_uri
 from tasks.versions import (
@@ -39,18 +40,9 @@ console = Console()
 
 def main(name: str, arguments: Sequence[str]) -> None:
     """Run a command; what cannot be done ends the process with one line and exit code 2."""
-    commands: dict[str, Callable[[Sequence[str]], None]] = {
-        "versions": versions,
-        "history": history,
-        "promote": promote,
-        "rollback": rollback,
-        "compare": compare,
-        "evaluate": evaluate,
-        "report": report,
-        "reproduce": reproduce,
-    }
+    commands = (versions, history, promote, reject, rollback, compare, evaluate, report, reproduce)
     try:
-        commands[name](arguments)
+        {command.__name__: command for command in commands}[name](arguments)
     except SettingsError as error:
         _fail(name, "; ".join(error.problems))
     except RegistryError as error:
@@ -114,12 +106,21 @@ def _decision_row(entry: Entry) -> tuple[str, ...]:
 
 def promote(arguments: Sequence[str]) -> None:
     """Make a version champion, by hand."""
-    parser = _parser("promote")
+    _decide_on_version("promote", arguments, promote_by_hand)
+
+
+def reject(arguments: Sequence[str]) -> None:
+    """Withdraw a version that is not champion, by hand."""
+    _decide_on_version("reject", arguments, reject_by_hand)
+
+
+def _decide_on_version(name: str, arguments: Sequence[str], decide: Callable[[RunConfig, str, str], Entry]) -> None:
+    parser = _parser(name)
     parser.add_argument("version", metavar="VERSION")
     parser.add_argument("--reason", required=True, type=_reason)
     given = parser.parse_args(arguments)
     config = _config(given)
-    _report(config, promote_by_hand(config, given.version, given.reason))
+    _report(config, decide(config, given.version, given.reason))
 
 
 def rollback(arguments: Sequence[str]) -> None:
@@ -182,7 +183,8 @@ def report(arguments: Sequence[str]) -> None:
         raise SettingsError([f"--output: expected a file in a folder that exists, got {str(file)!r}"])
     if not _fetch_report(config, number, file):
         what = f"URI: {config.registered_model_name} version {number} has no report page"
-        raise SettingsError([f"{what}; sft-flow evaluate {given.uri} evaluates it again and writes one"])
+        fix = registry_command(config, "evaluate", given.uri)
+        raise SettingsError([f"{what}; evaluate it again, which writes one: {fix}"])
     console.print(str(file.resolve()), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -264,10 +266,9 @@ def _config_of_uri(uri: str, output_dir: str) -> tuple[RunConfig, str]:
     version = named_version(config, parts[2] or parts[3])
     if version is None:
         _require_model(config, read_ledger(config))
-        fix = f"sft-flow versions {config.registered_model_name} lists what is there"
-        raise SettingsError(
-            [f"URI: {config.registered_model_name} has no version or alias {parts[2] or parts[3]}; {fix}"]
-        )
+        name = config.registered_model_name
+        fix = registry_command(config, "versions", name)
+        raise SettingsError([f"URI: {name} has no version or alias {parts[2] or parts[3]}; see what is there: {fix}"])
     return config, str(version.version)
 
 
@@ -280,11 +281,18 @@ def _require_model(config: RunConfig, ledger: Ledger) -> None:
 
 
 def _report(config: RunConfig, entry: Entry) -> None:
+    """Print a decision by hand, and emit its event where there is a Prefect server."""
     name = config.registered_model_name
     champion = f"version {entry.after.number} is champion" if entry.after else "there is no champion"
-    console.print(f"{name}: {champion}; before: {_number(entry.before)} (decision {entry.number})", markup=False)
+    before = f"; before: {_number(entry.before)}" if entry.before != entry.after else ""
+    console.print(f"{name}: {champion}{before} (decision {entry.number})", markup=False)
+    if os.environ.get("PREFECT_API_URL"):
+        from tasks.announcements import announce
+
+        announce(name, entry)
     if entry.withdrawn:
-        console.print(f"Withdrawn: {len(entry.withdrawn)}; no run promotes them again. sft-flow versions {name}")
+        shown = registry_command(config, "versions", name)
+        console.print(f"Withdrawn: {len(entry.withdrawn)}; no run promotes them again. {shown}", soft_wrap=True)
 
 
 def _in_words(entry: Entry) -> str:

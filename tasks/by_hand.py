@@ -1,5 +1,8 @@
-"""Decisions that a person takes: a version promoted, or the champion rolled back. Needs neither torch nor Prefect."""
+"""Decisions that a person takes: a version promoted or rejected, or the champion rolled back. Needs neither torch nor
+Prefect.
+"""
 
+from tasks.commands import registry_command
 from tasks.ledger import HAND, ROLLBACK, Entry, Ledger, VersionId
 from tasks.tracking import FINGERPRINT_TAG
 from tasks.versions import decide_once, existing, named_version, version_id
@@ -21,6 +24,26 @@ def promote_by_hand(config: RunConfig, number: str, reason: str) -> Entry:
                 [f"version: {config.registered_model_name} version {own.number} is the champion already"]
             )
         return Entry(HAND, "becomes champion", own, ledger.champion, own, reason)
+
+    return _written(decide_once(config, entry_of))
+
+
+def reject_by_hand(config: RunConfig, number: str, reason: str) -> Entry:
+    """Withdraw a version that is not champion: no run promotes its training.
+
+    Raises ``SettingsError`` when there is no such version, sft-flow did not register it, it is withdrawn already, or it
+    is the champion.
+    """
+    own, name = _required_version(config, number), config.registered_model_name
+
+    def entry_of(ledger: Ledger) -> Entry:
+        if ledger.champion == own:
+            fix = registry_command(config, "rollback", name, with_reason=True)
+            raise SettingsError([f"version: {name} version {own.number} is the champion; withdraw it: {fix}"])
+        if before := ledger.withdrawn.get(own.fingerprint):
+            what = f"version: {name} version {own.number} is withdrawn already, by decision {before.number}"
+            raise SettingsError([f"{what}; see {registry_command(config, 'history', name)}"])
+        return Entry(HAND, "rejected", own, ledger.champion, ledger.champion, reason, withdrawn=(own.fingerprint,))
 
     return _written(decide_once(config, entry_of))
 
@@ -55,8 +78,8 @@ def _required_version(config: RunConfig, number: str | None) -> VersionId:
     name, version = config.registered_model_name, named_version(config, number or "")
     own = version_id(version)
     if version is None or own is None:
-        fix = f"sft-flow versions {name} lists what is there"
-        raise SettingsError([f"version: {name} has no version or alias {number!r}; {fix}"])
+        fix = registry_command(config, "versions", name)
+        raise SettingsError([f"version: {name} has no version or alias {number!r}; see what is there: {fix}"])
     if not own.fingerprint:
         what = (
             f"version: {name} version {own.number} was not registered by sft-flow: it lacks the tag {FINGERPRINT_TAG}"

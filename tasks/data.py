@@ -13,7 +13,7 @@ from training_core.dataset.store import (
     load_report,
     load_training_data,
     require_fit_rows,
-    require_known_favourable_decisions,
+    require_known_names,
 )
 from training_core.dataset.tables import as_markdown, verdict
 from training_core.model_setup import digest_base_model, fetch_base_model, fetch_tokenizer
@@ -33,7 +33,7 @@ def validate_data(config: RunConfig) -> None:
     text = f"{as_markdown(report)}\n\nThe same as a page: `{folder / PAGE_FILE}`"
     create_markdown_artifact(text, key="sft-flow-rows", description=verdict(report))
     require_fit_rows(report)
-    require_known_favourable_decisions(report, config)
+    require_known_names(report, config)
 
 
 @task(task_run_name="build dataset from {config.dataset_path}", **NETWORK)

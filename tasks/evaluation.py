@@ -33,7 +33,8 @@ def evaluate(config: RunConfig, run: RunRef, adapter: FolderRef, dataset: Datase
     """
     data = load_training_data(open_folder(dataset.folder, config))
     champion = fetch_champion(config, but_not=run.fingerprint)
-    key = comparison_key(config, data, [adapter.digest, *([champion.adapter.digest] if champion else [])])
+    rival = [champion.adapter.digest, str(champion.max_new_tokens)] if champion else []
+    key = comparison_key(config, data, [adapter.digest, *rival])
     folder = Path(run.path) / f"evaluation-{key[:12]}"
     if seal_digest(folder):
         get_run_logger().info("Evaluation reused: rows, settings and evaluated models are those of %s", folder)
@@ -53,7 +54,7 @@ def _compare(
 ) -> None:
     with explain_out_of_memory("a batch of answers", f"set eval_batch_size {max(1, config.eval_batch_size // 2)}"):
         candidate = _load(fetch_base_model(config.model_name, config.cache_dir), adapter, run)
-        other = _load(Path(champion.base), champion.adapter, champion.run) if champion else None
+        other = _load_champion(champion) if champion else None
         comparison = compare_models(candidate, other, data, config)
     save_comparison(comparison, Path(run.path), folder)
 
@@ -69,5 +70,10 @@ def _report(folder: Path, champion: RegisteredRef | None) -> EvalReport:
     )
 
 
-def _load(base: Path, adapter: FolderRef, run: RunRef) -> EvaluatedModel:
-    return EvaluatedModel(load_adapted_model(base, Path(adapter.path)), load_leakage_keys(Path(run.path)))
+def _load(base: Path, adapter: FolderRef, run: RunRef, max_new_tokens: int | None = None) -> EvaluatedModel:
+    loaded = load_adapted_model(base, Path(adapter.path))
+    return EvaluatedModel(loaded, load_leakage_keys(Path(run.path)), max_new_tokens)
+
+
+def _load_champion(champion: RegisteredRef) -> EvaluatedModel:
+    return _load(Path(champion.base), champion.adapter, champion.run, champion.max_new_tokens)

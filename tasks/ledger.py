@@ -22,18 +22,19 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_ALREA
 from mlflow.tracking import MlflowClient
 from pydantic import TypeAdapter
 
-from tasks.tracking import connect, experiment_id, tracking_uri
+from tasks.commands import mlflow_command
+from tasks.tracking import DECISIONS, connect, experiment_id, tracking_uri
 from training_core.config import RunConfig, SettingsError
+from training_core.dataset.row_sample import share_seen
 
 GATE: Final = "gate"
 HAND: Final = "hand"
 ROLLBACK: Final = "rollback"
 ALIAS: Final = "alias"  # moved outside sft-flow
 
-EXPERIMENT: Final = "sft-flow-decisions"  # apart from the trainings, one run for each registered model
-
 _RUN_TAG, _NAME_TAG = "sft_flow.ledger_run", "sft_flow.ledger_of"
 _LONGEST_ENTRY, _LONGEST_REASON = 6000, 2500
+_SHARE_OF_REUSED_ROWS = 0.5
 _KEY, _APPLIED_KEY = "decision.{:06d}", "applied.{:06d}"
 
 
@@ -50,8 +51,9 @@ class Entry:
     """One decision. ``before`` and ``after`` are the champion before and after it; ``by`` is one of the four above.
 
     A decision of the gate also has its ``key`` (see ``tasks.promotion``), the digests of the held-out ``rows``, of the
-    ``policy`` (the rule and its settings) and of the ``evidence`` (the evaluation folder), and its p-values.
-    ``withdrawn`` are the run fingerprints that a rollback withdraws.
+    ``policy`` (the rule and its settings) and of the ``evidence`` (the evaluation folder), its p-values, and the
+    ``row_sample`` of the held-out rows (see ``training_core.dataset.row_sample``).
+    ``withdrawn`` are the run fingerprints that a rollback or a rejection withdraws.
     """
 
     by: str
@@ -62,6 +64,7 @@ class Entry:
     reason: str = ""
     key: str = ""
     rows: str = ""
+    row_sample: str = ""
     policy: str = ""
     evidence: str = ""
     p_values: dict[str, float] = field(default_factory=dict)
@@ -71,6 +74,12 @@ class Entry:
     who: str = ""
     time: str = ""
     number: int = 0
+
+    @property
+    def verdict(self) -> str:
+        """Outcome and reason, and whether the champion no longer passes."""
+        failing = "; the champion no longer passes" if self.champion_failing else ""
+        return f"{self.outcome}: {self.reason}{failing}"
 
 
 @dataclass(frozen=True)
@@ -92,19 +101,20 @@ class Ledger:
         """The champions that a rollback can return to, oldest first: none that was withdrawn, each once."""
         champions: list[VersionId] = []
         for entry in self.entries:
+            champions = [one for one in champions if one.fingerprint not in entry.withdrawn]
             gone = {entry.after, entry.before} if entry.after is None else {entry.after}
             if entry.before != entry.after:
-                champions = [one for one in champions if one not in gone and one.fingerprint not in entry.withdrawn]
+                champions = [one for one in champions if one not in gone]
                 champions += [entry.after] if entry.after else []
         return [one for one in champions if one != self.champion]
 
     @property
     def withdrawn(self) -> dict[str, Entry]:
-        """The rollback that withdrew a run fingerprint, by fingerprint; a promotion by hand lifts it."""
+        """The decision that withdrew a run fingerprint, by fingerprint; a promotion by hand lifts it."""
         found: dict[str, Entry] = {}
         for entry in self.entries:
             found |= dict.fromkeys(entry.withdrawn, entry)
-            if entry.by in (HAND, ROLLBACK) and entry.after:
+            if entry.by in (HAND, ROLLBACK) and entry.after and entry.after != entry.before:
                 found.pop(entry.after.fingerprint, None)
         return found
 
@@ -123,9 +133,14 @@ class Ledger:
         about = [entry for entry in self.entries if entry.by == GATE and entry.version]
         return next((e for e in reversed(about) if e.version and e.version.fingerprint == fingerprint), None)
 
-    def uses_of(self, rows_digest: str) -> tuple[int, int]:
-        """See ``versions_judged``."""
-        found = [e for e in self.entries if e.by == GATE and e.rows == rows_digest and e.version != e.before]
+    def uses_of(self, row_sample: str) -> tuple[int, int]:
+        """How many evaluations of candidates these held-out rows have served, and how many they have promoted.
+
+        Every decision of the gate on at least half of these rows counts, also a second one on a version with other
+        settings of the evaluation: a set that changes a little every week is not a fresh one.
+        """
+        judged = [entry for entry in self.entries if entry.by == GATE and entry.version != entry.before]
+        found = [one for one in judged if share_seen(row_sample, one.row_sample) >= _SHARE_OF_REUSED_ROWS]
         return len(found), sum(entry.after == entry.version for entry in found)
 
 
@@ -174,14 +189,6 @@ def mark_applied(config: RunConfig, ledger: Ledger, number: int) -> None:
     connect(config).log_param(ledger.run_id, _APPLIED_KEY.format(number), "yes")
 
 
-def versions_judged(config: RunConfig, rows_digest: str) -> tuple[int, int]:
-    """How many evaluations of candidates these held-out rows have served, and how many they have promoted.
-
-    Every decision of the gate counts, also a second one on a version with other settings of the evaluation.
-    """
-    return read_ledger(config).uses_of(rows_digest)
-
-
 def current_user() -> str:
     """Who runs this process, and where: ``user@machine``."""
     user = str(os.getuid())
@@ -192,7 +199,7 @@ def current_user() -> str:
 
 def restore_command(config: RunConfig, run_id: str) -> str:
     """The command that restores a deleted MLflow run."""
-    return f"MLFLOW_TRACKING_URI={tracking_uri(config)} mlflow runs restore --run-id {run_id}"
+    return mlflow_command(tracking_uri(config), "runs", "restore", "--run-id", run_id)
 
 
 def _run_id(client: MlflowClient, config: RunConfig) -> str | None:
@@ -204,7 +211,7 @@ def _create_run(client: MlflowClient, config: RunConfig) -> str:
     """The ledger's run. Of two processes that create it at once, the one whose experiment name was free wins."""
     name = config.registered_model_name
     tags = {_NAME_TAG: name, "mlflow.runName": f"decisions on {name}"}
-    run_id = str(client.create_run(experiment_id(client, config, EXPERIMENT), tags=tags).info.run_id)
+    run_id = str(client.create_run(experiment_id(client, config, DECISIONS), tags=tags).info.run_id)
     client.set_terminated(run_id, "FINISHED")
     try:
         client.create_experiment(_experiment(config), tags={_RUN_TAG: run_id})

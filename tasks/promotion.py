@@ -7,24 +7,34 @@ from pathlib import Path
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.events import emit_event
 from prefect.runtime import flow_run
 
+from tasks.announcements import announce
 from tasks.artifact_store import open_folder
+from tasks.commands import registry_command
 from tasks.ledger import GATE, Entry, Ledger, VersionId, read_ledger
 from tasks.recovery import NETWORK
 from tasks.refs import DatasetRef, EvalReport, ModelVersionRef
 from tasks.tracking import FINGERPRINT_TAG
-from tasks.versions import decide_once, find_champion, find_version, named_version, require_tracking_run, version_id
+from tasks.versions import (
+    decide_once,
+    find_champion,
+    find_version,
+    named_version,
+    require_served_limit,
+    require_tracking_run,
+    version_id,
+)
 from training_core.code_digest import code_digest
 from training_core.config import RunConfig, SettingsError
+from training_core.dataset.encoding import leakage_keys
+from training_core.dataset.row_sample import sample_rows
 from training_core.dataset.store import TrainingData, load_training_data
 from training_core.evaluation.comparison import comparison_key
 from training_core.evaluation.evidence import load_evidence
 from training_core.evaluation.gate import BECOMES_CHAMPION, GATE_SETTINGS, STAYS_CANDIDATE, Verdict, decide, is_failing
 from training_core.training.fingerprint import run_fingerprint
 
-PROMOTED, CHAMPION_FAILING = "sft-flow.promoted", "sft-flow.champion-failing"
 READY = "ready"
 
 
@@ -33,12 +43,13 @@ def find_finished(config: RunConfig, dataset: DatasetRef) -> ModelVersionRef | N
     """The version that this run would end with, when it was trained and decided on before: nothing is new then.
 
     Retried because the registry is reached over the network. Raises ``SettingsError`` when the version's tracking run
-    was deleted.
+    was deleted, or when it is served with another limit of an answer.
     """
     found = find_version(config, run_fingerprint(config, dataset.digest, dataset.base_digest))
     if found is None:
         return None
     require_tracking_run(config, found)
+    require_served_limit(config, found)
     ledger, fingerprint = read_ledger(config), found.tags[FINGERPRINT_TAG]
     champion, last = version_id(find_champion(config, ledger)), ledger.last_by_gate(fingerprint)
     own, name = VersionId(str(found.version), fingerprint), config.registered_model_name
@@ -76,7 +87,8 @@ def promote(
         return None
     decided = _decided(config, entry)
     get_run_logger().info("Version %s %s", decided.version, decided.verdict)
-    _announce(decided, entry)
+    if entry.flow_run == str(flow_run.id or ""):  # a run that was resumed may do so twice
+        announce(config.registered_model_name, entry)
     return decided
 
 
@@ -90,12 +102,13 @@ def _existing(config: RunConfig, version: ModelVersionRef) -> VersionId:
 
 def _decide(config: RunConfig, data: TrainingData, report: EvalReport, ledger: Ledger, own: VersionId) -> Entry:
     """The gate's entry on a version; the one in the ledger when the same decision is there."""
-    before, key, rows = ledger.champion, _decision_key(config, data), _rows_digest(data)
+    before, key = ledger.champion, _decision_key(config, data)
     last = ledger.last_by_gate(own.fingerprint)
     if last and (last.version, last.key, last.evidence, last.after) == (own, key, report.folder.digest, before):
         return last
     evidence = load_evidence(Path(report.folder.path))
-    verdict = decide(evidence, config, *ledger.uses_of(rows))
+    row_sample = _sample(data)
+    verdict = decide(evidence, config, *ledger.uses_of(row_sample))
     failing = is_failing(evidence, config, "candidate") if own == before else verdict.champion_failing
     outcome, reason = _outcome(config, verdict, own, ledger)
     after = own if outcome == BECOMES_CHAMPION else before
@@ -107,7 +120,8 @@ def _decide(config: RunConfig, data: TrainingData, report: EvalReport, ledger: L
         after=after,
         reason=reason,
         key=key,
-        rows=rows,
+        rows=_rows_digest(data),
+        row_sample=row_sample,
         policy=_policy_digest(config),
         evidence=report.folder.digest,
         p_values=verdict.p_values,
@@ -122,41 +136,29 @@ def _outcome(config: RunConfig, verdict: Verdict, own: VersionId, ledger: Ledger
     if own.fingerprint in ledger.withdrawn:
         return STAYS_CANDIDATE, _withdrawn(config, own, ledger.withdrawn[own.fingerprint])
     if verdict.outcome == BECOMES_CHAMPION and config.require_approval:
-        command = f"sft-flow promote {config.registered_model_name} {own.number} --reason TEXT"
-        return READY, f"{verdict.reason}; require_approval is set, so a person promotes it: {command}"
+        promote_it, reject_it = (_by_hand(config, word, own) for word in ("promote", "reject"))
+        return READY, f"{verdict.reason}; require_approval is set, so a person decides: {promote_it} or {reject_it}"
     return verdict.outcome, verdict.reason
 
 
 def _withdrawn(config: RunConfig, own: VersionId, entry: Entry) -> str:
-    command = f"sft-flow promote {config.registered_model_name} {own.number} --reason TEXT"
     what = f"withdrawn by {entry.who} on {entry.time[:10]} ({entry.reason})"
-    return f"{what}: no run promotes it again; only a person can: {command}"
+    return f"{what}: no run promotes it again; only a person can: {_by_hand(config, 'promote', own)}"
+
+
+def _by_hand(config: RunConfig, word: str, own: VersionId) -> str:
+    return registry_command(config, word, config.registered_model_name, own.number, with_reason=True)
 
 
 def _decided(config: RunConfig, entry: Entry) -> ModelVersionRef:
     assert entry.version
-    failing = "; the champion no longer passes" if entry.champion_failing else ""
     return ModelVersionRef(
         config.registered_model_name,
         entry.version.number,
         champion=entry.after == entry.version,
-        verdict=f"{entry.outcome}: {entry.reason}{failing}",
+        verdict=entry.verdict,
         champion_failing=entry.champion_failing,
     )
-
-
-def _announce(version: ModelVersionRef, entry: Entry) -> None:
-    """Emit what automations notify people of; a run that was resumed may do so twice."""
-    if entry.flow_run != str(flow_run.id or ""):
-        return
-    number = version.version if not entry.champion_failing or entry.before is None else entry.before.number
-    event = CHAMPION_FAILING if entry.champion_failing else PROMOTED if entry.after != entry.before else None
-    if event:
-        emit_event(
-            event,
-            resource={"prefect.resource.id": f"sft-flow.model.{version.name}.{number}"},
-            payload={"verdict": f"{version.name} version {version.version} {version.verdict}"},
-        )
 
 
 def _decision_key(config: RunConfig, data: TrainingData) -> str:
@@ -175,3 +177,8 @@ def _rows_digest(data: TrainingData) -> str:
     """SHA-256 over the held-out rows, in whatever order: settings of the evaluation do not change it."""
     records = sorted(hashlib.sha256(record.encode()).hexdigest() for record in data.held_out["record"])
     return hashlib.sha256("".join(records).encode()).hexdigest()
+
+
+def _sample(data: TrainingData) -> str:
+    """The held-out rows by their cases, whatever their labels, so that relabelled rows are no fresh ones."""
+    return sample_rows(key for record in data.held_out["record"] for key in leakage_keys(json.loads(record), ()))

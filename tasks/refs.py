@@ -53,12 +53,14 @@ class EvalReport:
 
 @dataclass(frozen=True)
 class RegisteredRef:
-    """A registered version, downloaded to this machine: its number, training, adapter, and base model's folder."""
+    """A registered version, downloaded to this machine: its number, training, adapter, base model's folder, and the
+    longest answer that it serves, in tokens (``None``: as the settings say)."""
 
     version: str
     run: RunRef
     adapter: FolderRef
     base: str
+    max_new_tokens: int | None = None
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from pathlib import Path
 from prefect import get_run_logger, task
 
 from tasks.artifact_store import open_folder
+from tasks.commands import registry_command
 from tasks.recovery import NETWORK
 from tasks.refs import DatasetRef, EvalReport, ModelVersionRef, RegisteredRef, TrainedRef
 from tasks.registry import fetch_version, find_or_create_version
 from tasks.tracking import log_results, tracking_uri
-from tasks.versions import CANDIDATE, named_version, point_alias, require_tracking_run
+from tasks.versions import CANDIDATE, named_version, point_alias, require_served_limit, require_tracking_run
 from training_core.config import RunConfig, SettingsError
 from training_core.evaluation.comparison import load_scores
 from training_core.evaluation.evidence import load_left_out
@@ -40,13 +41,15 @@ def fetch_registered(config: RunConfig, name: str, dataset: DatasetRef) -> Regis
     """The files of the version with this number or alias, to be evaluated on rows encoded for its base.
 
     Retried because the registry is reached over the network. Raises ``SettingsError`` when there is no such version,
-    its tracking run was deleted, or its base is not that of the settings.
+    its tracking run was deleted, or its base or its limit of an answer is not that of the settings.
     """
     version = named_version(config, name)
     if version is None:
-        fix = f"sft-flow versions {config.registered_model_name} lists what is there"
-        raise SettingsError([f"version: {config.registered_model_name} has no version or alias {name!r}; {fix}"])
+        model = config.registered_model_name
+        fix = registry_command(config, "versions", model)
+        raise SettingsError([f"version: {model} has no version or alias {name!r}; see what is there: {fix}"])
     require_tracking_run(config, version)
+    require_served_limit(config, version)
     registered = fetch_version(config, version)
     if registered.run.base_digest != dataset.base_digest:
         what = f"version {version.version} has another base than {config.model_name!r}"

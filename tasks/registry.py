@@ -11,11 +11,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.tracking import MlflowClient
 
+from tasks.commands import registry_command
 from tasks.ledger import read_ledger
 from tasks.model_package import package_adapter
 from tasks.refs import FolderRef, RegisteredRef, RunRef, TrainedRef
 from tasks.tracking import FINGERPRINT_TAG, connect, experiment_id, fetch_private_file, tracking_uri
-from tasks.versions import ADAPTER_TAG, find_champion, find_version
+from tasks.versions import ADAPTER_TAG, LIMIT_TAG, find_champion, find_version, require_served_limit
 from training_core.base_model import base_folder
 from training_core.config import RunConfig, SettingsError
 from training_core.folders import seal_digest
@@ -37,6 +38,7 @@ def find_or_create_version(config: RunConfig, trained: TrainedRef, description: 
     if version.tags[ADAPTER_TAG] != trained.adapter.digest:
         what = f"{version.name} version {version.version} holds the adapter of another run that trained the same"
         raise ValueError(f"{what}; start a new run: it evaluates that one, and trains nothing")
+    require_served_limit(config, version)
     if not version.description:
         client.update_model_version(config.registered_model_name, version.version, description[:_LONGEST_DESCRIPTION])
     return str(version.version)
@@ -53,7 +55,10 @@ def fetch_champion(config: RunConfig, but_not: str) -> RegisteredRef | None:
     try:
         return fetch_version(config, version)
     except ValueError as error:
-        fix = f"return to an earlier version, or to none: sft-flow rollback {version.name} [--to none] --reason TEXT"
+        back, none = (
+            registry_command(config, "rollback", version.name, *to, with_reason=True) for to in ([], ["--to", "none"])
+        )
+        fix = f"return to the version before it: {back} or to no champion: {none}"
         raise SettingsError([f"registered_model_name: cannot load the champion: {error}; {fix}"]) from error
 
 
@@ -63,7 +68,7 @@ def fetch_version(config: RunConfig, version: ModelVersion) -> RegisteredRef:
     Raises ``ValueError`` when sft-flow did not register it, when the registry's files are not those that were
     registered, or when its base is nowhere to be found.
     """
-    missing = {FINGERPRINT_TAG, ADAPTER_TAG, _BASE_TAG, _BASE_DIGEST_TAG} - version.tags.keys()
+    missing = {FINGERPRINT_TAG, ADAPTER_TAG, LIMIT_TAG, _BASE_TAG, _BASE_DIGEST_TAG} - version.tags.keys()
     if missing:
         raise ValueError(f"{version.name} version {version.version} lacks the tags {', '.join(sorted(missing))}")
     folder = Path(config.output_dir).resolve() / "registered" / f"{version.name}-{version.version}"
@@ -78,7 +83,8 @@ def fetch_version(config: RunConfig, version: ModelVersion) -> RegisteredRef:
     run = RunRef(version.tags[FINGERPRINT_TAG], str(folder), base_digest, version.run_id)
     fetch_private_file(config, run, LEAKAGE_KEYS_FILE)
     base = _find_base(config, version.tags[_BASE_TAG], base_digest)
-    return RegisteredRef(str(version.version), run, FolderRef(str(adapter), None, digest), str(base))
+    limit = int(version.tags[LIMIT_TAG])
+    return RegisteredRef(str(version.version), run, FolderRef(str(adapter), None, digest), str(base), limit)
 
 
 def _find_base(config: RunConfig, name: str, digest: str) -> Path:
@@ -102,6 +108,7 @@ def _create_version(client: MlflowClient, config: RunConfig, trained: TrainedRef
     tags = {
         FINGERPRINT_TAG: run.fingerprint,
         ADAPTER_TAG: trained.adapter.digest,
+        LIMIT_TAG: str(config.eval_max_new_tokens),
         _BASE_TAG: _base_name(config),
         _BASE_DIGEST_TAG: run.base_digest,
     }
@@ -117,7 +124,11 @@ def _create_version(client: MlflowClient, config: RunConfig, trained: TrainedRef
 def _find_or_log_model(client: MlflowClient, config: RunConfig, trained: TrainedRef) -> LoggedModel:
     """The packaged adapter in the tracking store; one that a killed process left half-uploaded is completed."""
     run, experiment = trained.run, experiment_id(client, config)
-    tags = {FINGERPRINT_TAG: run.fingerprint, ADAPTER_TAG: trained.adapter.digest}
+    tags = {
+        FINGERPRINT_TAG: run.fingerprint,
+        ADAPTER_TAG: trained.adapter.digest,
+        LIMIT_TAG: str(config.eval_max_new_tokens),
+    }
     own = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
     found = client.search_logged_models([experiment], own)
     if found and found[0].status == "READY":
@@ -125,9 +136,7 @@ def _find_or_log_model(client: MlflowClient, config: RunConfig, trained: Trained
     model = found[0] if found else client.create_logged_model(experiment, "adapter", run.tracking_run_id, tags=tags)
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "model"
-        # No later evaluation of this version may wait longer for an answer than customers do.
-        longest = max(config.eval_max_new_tokens, config.max_seq_length)
-        package_adapter(trained, _base_name(config), longest, package)
+        package_adapter(trained, _base_name(config), config.eval_max_new_tokens, package)
         client.log_model_artifacts(model.model_id, str(package))
     return client.finalize_logged_model(model.model_id, "READY")
 

@@ -1,25 +1,22 @@
 """The report page of an evaluation: rendered, kept with the training's MLflow run, and written on this machine."""
 
-import os
-import shlex
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from tasks.artifact_store import open_folder
-from tasks.ledger import Entry, Ledger, VersionId, read_ledger
+from tasks.changes import changes_since_champion
+from tasks.commands import registry_command
+from tasks.ledger import Entry, Ledger, read_ledger
+from tasks.lineage import lineage
 from tasks.refs import DatasetRef, ModelVersionRef, TrainedRef
 from tasks.tracking import log_report_page, report_name
-from tasks.versions import existing, settings_of
-from training_core.config import RunConfig, SettingsError
+from training_core.config import RunConfig
 from training_core.dataset.store import load_report
 from training_core.dataset.tables import data_grids
 from training_core.evaluation.evidence import load_evidence
 from training_core.evaluation.gate import Verdict, decide
 from training_core.evaluation.page import PageFacts, render_report
 from training_core.folders import complete_file
-
-_WITHOUT_EFFECT = ("output_dir", "cache_dir", "registered_model_name", "train_on", "max_queue_hours")
 
 
 def publish_page(config: RunConfig, dataset: DatasetRef, trained: TrainedRef, version: ModelVersionRef) -> Path:
@@ -33,7 +30,8 @@ def publish_page(config: RunConfig, dataset: DatasetRef, trained: TrainedRef, ve
     if entry is None:
         raise ValueError(f"expected a decision on {version.name} version {version.version} in the ledger, found none")
     evaluation = open_folder(trained.report.folder, config)
-    facts = _facts(config, dataset, trained, ledger, entry)
+    changes = changes_since_champion(config, trained.run, evaluation, ledger, entry)
+    facts = replace(_facts(config, dataset, trained, ledger, entry), changes=changes)
     page = render_report(evaluation, config, facts, _verdict_of(evaluation, config, ledger, entry))
     name = report_name(entry.evidence, entry.time)
     file = _run_folder(config, trained) / f"report-{name}.html"
@@ -55,7 +53,7 @@ def _run_folder(config: RunConfig, trained: TrainedRef) -> Path:
 def _verdict_of(evaluation: Path, config: RunConfig, ledger: Ledger, entry: Entry) -> Verdict:
     """The gate's verdict as it was when the entry was written, with the outcome that the entry has."""
     before = replace(ledger, entries=ledger.entries[: entry.number - 1])
-    verdict = decide(load_evidence(evaluation), config, *before.uses_of(entry.rows))
+    verdict = decide(load_evidence(evaluation), config, *before.uses_of(entry.row_sample))
     return replace(verdict, outcome=entry.outcome, reason=entry.reason, champion_failing=entry.champion_failing)
 
 
@@ -64,53 +62,15 @@ def _facts(config: RunConfig, dataset: DatasetRef, trained: TrainedRef, ledger: 
     grids = data_grids(load_report(open_folder(dataset.folder, config)))
     return PageFacts(
         title=f"{config.registered_model_name} version {number}",
-        lineage=_lineage(config, dataset, trained, entry) | _uses(ledger, entry),
-        changes=_changes(config, entry),
+        lineage=lineage(config, dataset, trained, entry) | _uses(ledger, entry),
         commands=_commands(config, entry, ledger),
         grids=[grid for grid in grids if grid.rows],
     )
 
 
-def _lineage(config: RunConfig, dataset: DatasetRef, trained: TrainedRef, entry: Entry) -> dict[str, str]:
-    return {
-        "model": f"models:/{config.registered_model_name}/{entry.version.number if entry.version else ''}",
-        "champion before": _number(entry.before),
-        "champion after": _number(entry.after),
-        "decision": f"{entry.number}, {entry.time[:16].replace('T', ' ')} UTC, by {entry.who}",
-        "rows": config.dataset_path,
-        "held-out rows from": config.eval_path or f"{config.val_split:g} of the rows, split_seed {config.split_seed}",
-        "base model": config.model_name,
-        "base digest": trained.run.base_digest,
-        "training rows digest": dataset.digest,
-        "held-out rows digest": entry.rows,
-        "run fingerprint": trained.run.fingerprint,
-        "adapter digest": trained.adapter.digest,
-        "evaluation digest": entry.evidence,
-        "promotion rule digest": entry.policy,
-        "MLflow run": trained.run.tracking_run_id,
-        "Prefect flow run": entry.flow_run or "none",
-    }
-
-
 def _uses(ledger: Ledger, entry: Entry) -> dict[str, str]:
-    judged, promoted = replace(ledger, entries=ledger.entries[: entry.number]).uses_of(entry.rows)
+    judged, promoted = replace(ledger, entries=ledger.entries[: entry.number]).uses_of(entry.row_sample)
     return {"uses of the held-out rows": f"candidates judged: {judged}, promoted: {promoted} (this one included)"}
-
-
-def _changes(config: RunConfig, entry: Entry) -> list[tuple[str, str, str]]:
-    """The settings that differ from those that the champion was trained with; none without another champion."""
-    champion = existing(config, entry.before)
-    if champion is None or entry.before == entry.version:
-        return []
-    try:
-        before = asdict(settings_of(config, str(champion.version)))
-    except SettingsError:  # its MLflow run was deleted
-        return []
-    return [(name, str(before[name]), str(value)) for name, value in _settings(config).items() if value != before[name]]
-
-
-def _settings(config: RunConfig) -> Mapping[str, object]:
-    return {name: value for name, value in asdict(config).items() if name not in _WITHOUT_EFFECT}
 
 
 def _commands(config: RunConfig, entry: Entry, ledger: Ledger) -> list[tuple[str, str]]:
@@ -120,8 +80,11 @@ def _commands(config: RunConfig, entry: Entry, ledger: Ledger) -> list[tuple[str
     until = replace(ledger, entries=ledger.entries[: entry.number])
     found = []
     if entry.after != entry.version:
-        approves = f"approves: version {number} becomes champion. To reject it, do nothing: it stays a candidate"
+        approves = f"approves: version {number} becomes champion"
         found.append((_command(config, "promote", name, number), approves))
+    if entry.after != entry.version and entry.version.fingerprint not in until.withdrawn:
+        rejects = f"rejects: version {number} is withdrawn, and no run promotes it; otherwise it stays a candidate"
+        found.append((_command(config, "reject", name, number), rejects))
     if entry.after:
         earlier = until.earlier_champions
         target = f"version {earlier[-1].number}" if earlier else "no champion"
@@ -132,9 +95,4 @@ def _commands(config: RunConfig, entry: Entry, ledger: Ledger) -> list[tuple[str
 
 
 def _command(config: RunConfig, *words: str) -> str:
-    place = [] if os.environ.get("MLFLOW_TRACKING_URI") else ["--output_dir", config.output_dir]
-    return f"{shlex.join(['sft-flow', *words, *place])} --reason TEXT"
-
-
-def _number(version: VersionId | None) -> str:
-    return f"version {version.number}" if version else "none"
+    return registry_command(config, *words, with_reason=True)

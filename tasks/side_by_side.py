@@ -115,4 +115,4 @@ def _data(settings: RunConfig, registered: RegisteredRef, rows: str | None) -> T
 
 def _load(registered: RegisteredRef) -> EvaluatedModel:
     loaded = load_adapted_model(Path(registered.base), Path(registered.adapter.path))
-    return EvaluatedModel(loaded, load_leakage_keys(Path(registered.run.path)))
+    return EvaluatedModel(loaded, load_leakage_keys(Path(registered.run.path)), registered.max_new_tokens)

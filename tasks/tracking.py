@@ -12,17 +12,19 @@ from pathlib import Path
 
 import httpx
 from filelock import FileLock
-from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, LifecycleStage, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.tracking import MlflowClient
 
+from tasks.commands import mlflow_command
 from tasks.refs import DatasetRef, EvalReport, RunRef
 from training_core.config import RunConfig
 from training_core.folders import complete_file
 from training_core.training.journal import Point
 
 EXPERIMENT = "sft-flow"
+DECISIONS = "sft-flow-decisions"  # apart from the trainings, one run for each registered model
 FINGERPRINT_TAG, FLOW_RUN_TAG, DESCRIPTION_TAG = "sft_flow.fingerprint", "sft_flow.flow_run", "mlflow.note.content"
 DATASET_TAG = "sft_flow.dataset"
 
@@ -62,15 +64,18 @@ def tracking_problems(config: RunConfig) -> list[str]:
     try:
         if uri.startswith("http"):
             httpx.get(f"{uri}/health", timeout=_HEALTH_CHECK_SECONDS)  # MLflow's own client retries for minutes
-        experiment = connect(config).get_experiment_by_name(EXPERIMENT)
+        experiments = [connect(config).get_experiment_by_name(name) for name in (EXPERIMENT, DECISIONS)]
         connect(config).search_model_versions(f"name = '{config.registered_model_name}'", max_results=1)
     except (httpx.TransportError, MlflowException) as error:
         fix = "start the server, correct the URL or choose another registered_model_name"
         return [f"MLFLOW_TRACKING_URI: {uri!r} cannot register {config.registered_model_name!r}: {error}; {fix}"]
-    if experiment and experiment.lifecycle_stage != LifecycleStage.ACTIVE:
-        fix = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
-        return [f"MLFLOW_TRACKING_URI: experiment {EXPERIMENT!r} in {uri!r} is deleted; restore it: {fix}"]
-    return []
+    deleted = [found for found in experiments if found and found.lifecycle_stage != LifecycleStage.ACTIVE]
+    return [_deleted_experiment(uri, found) for found in deleted]
+
+
+def _deleted_experiment(uri: str, found: Experiment) -> str:
+    fix = mlflow_command(uri, "experiments", "restore", "--experiment-id", found.experiment_id)
+    return f"MLFLOW_TRACKING_URI: experiment {found.name!r} in {uri!r} is deleted; restore it: {fix}"
 
 
 def tracking_run_name(config: RunConfig) -> str:
@@ -171,6 +176,15 @@ def fetch_report_page(config: RunConfig, run_id: str, name: str, file: Path) -> 
     with tempfile.TemporaryDirectory() as folder, complete_file(file) as draft:
         shutil.copy(client.download_artifacts(run_id, place, folder), draft)
     return True
+
+
+def read_evaluation_file(config: RunConfig, run_id: str, evidence: str, name: str) -> str | None:
+    """A text that ``log_results`` logged with the evaluation of this digest; ``None`` where there is none."""
+    client, folder = connect(config), f"evaluation/{evidence[:12]}"
+    if f"{folder}/{name}" not in {found.path for found in client.list_artifacts(run_id, folder)}:
+        return None
+    with tempfile.TemporaryDirectory() as place:
+        return Path(client.download_artifacts(run_id, f"{folder}/{name}", place)).read_text(encoding="utf-8")
 
 
 def log_private_file(config: RunConfig, run: RunRef, name: str) -> None:

@@ -21,6 +21,7 @@ from training_core.config import RunConfig, SettingsError
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 ADAPTER_TAG, WITHDRAWN_TAG = "sft_flow.adapter_digest", "sft_flow.withdrawn"
+LIMIT_TAG = "sft_flow.max_new_tokens"  # of an answer, served and evaluated
 
 SETTLE_SECONDS = 1
 RegistryError = MlflowException  # for rooms that do not import MLflow
@@ -92,6 +93,16 @@ def require_tracking_run(config: RunConfig, version: ModelVersion) -> None:
         raise SettingsError([f"{what} {fix}"]) from error
     if run.info.lifecycle_stage != LifecycleStage.ACTIVE:
         raise SettingsError([f"{what}; restore it: {restore_command(config, version.run_id)}"])
+
+
+def require_served_limit(config: RunConfig, version: ModelVersion) -> None:
+    """Raise ``SettingsError`` when a version is served with another limit of an answer than these settings evaluate:
+    scores would be those of answers that no customer gets."""
+    served, asked = version.tags.get(LIMIT_TAG), config.eval_max_new_tokens
+    if served != str(asked):
+        what = f"{version.name} version {version.version} answers with at most {served} tokens, got {asked}"
+        fix = f"give --eval_max_new_tokens {served}, or register it under another registered_model_name"
+        raise SettingsError([f"eval_max_new_tokens: {what}; {fix}"])
 
 
 def version_id(version: ModelVersion | None) -> VersionId | None:
@@ -198,5 +209,5 @@ def _tag_versions(config: RunConfig, entry: Entry) -> None:
         fingerprint = version.tags.get(FINGERPRINT_TAG)
         if fingerprint in entry.withdrawn:
             tag_version(config, str(version.version), {WITHDRAWN_TAG: f"{entry.time}: {entry.reason}"})
-        elif WITHDRAWN_TAG in version.tags and version_id(version) == entry.after:
+        elif WITHDRAWN_TAG in version.tags and version_id(version) == entry.after != entry.before:
             connect(config).delete_model_version_tag(version.name, version.version, WITHDRAWN_TAG)

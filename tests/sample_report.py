@@ -22,5 +22,6 @@ def report(**changes: object) -> DataReport:
         "findings": [Finding("exact duplicates", 3, "only the first is used", [f"{ROWS}:1 = {ROWS}:2"])],
         "failures": [],
         "problems": PROBLEMS,
+        "case_fields": ["issue_type", "case_id"],
     }
     return DataReport(**(values | changes))  # type: ignore[arg-type]

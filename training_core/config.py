@@ -180,7 +180,7 @@ class RunConfig:
     # Evaluation
     max_eval_rows: int = Field(500, ge=1, description="Maximum held-out rows to score.")
     eval_batch_size: int = Field(16, ge=1, description="Rows per batch when generating completions.")
-    eval_max_new_tokens: int = Field(512, ge=1, description="Maximum tokens per completion.")
+    eval_max_new_tokens: int = Field(512, ge=1, description="Maximum tokens per completion, evaluated and served.")
     group_by: str = Field(
         "issue_type",
         description="Field of the case for the score per group and for the lookup-table baseline.",

@@ -23,7 +23,7 @@ from prefect.states import Crashed, Failed
 
 from deployments.deploy import deploy
 from deployments.topology import ROWS_UPDATED, resume_crashed_runs
-from tasks.promotion import PROMOTED
+from tasks.announcements import PROMOTED
 
 pytestmark = pytest.mark.slow
 

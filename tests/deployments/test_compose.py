@@ -72,7 +72,7 @@ def test_compose_rejects_the_file_without_a_secret(tmp_path: Path, missing: str)
 def test_env_example_has_every_variable_and_no_secret() -> None:
     used = set(re.findall(r"(?<!\$)\$\{(\w+)", TEXT))
     assert used | OF_COMPOSE == set(EXAMPLE)
-    assert {name for name, value in EXAMPLE.items() if not value} == SECRETS | {"HF_TOKEN"}
+    assert {name for name, value in EXAMPLE.items() if not value} == SECRETS | {"HF_TOKEN", "SFT_FLOW_SECRET"}
 
 
 def test_compose_requires_secrets_and_contains_none() -> None:
@@ -103,7 +103,7 @@ def test_worker_env_example_matches_compose_and_has_no_secret() -> None:
     elsewhere = example("worker.env.example")
     assert elsewhere.keys() == SERVICES["worker-gpu"]["environment"].keys()
     assert {name for name, value in elsewhere.items() if not value} == {
-        *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN"),
+        *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "SFT_FLOW_SECRET"),
     }
 
 

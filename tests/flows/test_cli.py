@@ -75,18 +75,18 @@ def test_run_with_unfit_rows_exits_with_2(tiny_base: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_command_with_unknown_favourable_decisions_exits_with_2(
-    tiny_base: Path, sample_rows: Path, tmp_path: Path
-) -> None:
+def test_command_with_names_that_no_row_has_exits_with_2(tiny_base: Path, sample_rows: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_bytes(sample_rows.read_bytes().replace(b'"Eligible"', b'"approve"'))
     settings = ["--model_name", str(tiny_base), "--output_dir", str(tmp_path / "runs"), "--max_seq_length", "4096"]
+    wrong = ["--entity_fields", "[case_id, usr_id]"]
     check = [*COMMANDS["sft-flow"][:-1], "check", str(rows)]
     for command in (check, *([*command, "--dataset_path", str(rows)] for command in COMMANDS.values())):
-        found = call(command, *settings)
+        found = call(command, *settings, *wrong)
         assert found.returncode == 2, found.stderr
         assert "favourable_decisions: no row holds 'Eligible'; the rows hold '" in found.stderr
         assert "'approve'" in found.stderr and "Traceback" not in found.stderr
+        assert "entity_fields: no row has 'usr_id'; the cases have '" in found.stderr
         assert {path.name for path in (tmp_path / "runs").iterdir()} <= {"datasets", "prefect"}
     assert call(check, *settings, "--favourable_decisions", "[]").returncode == 0
 

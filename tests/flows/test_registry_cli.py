@@ -94,13 +94,36 @@ def test_promote_without_a_reason_is_rejected(config: RunConfig, capsys: pytest.
 
 def test_promote_of_a_missing_version_names_the_command(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
     line = rejected(config, capsys, "promote", "9", "--reason", "x")
-    assert f"no version or alias '9'; sft-flow versions {config.registered_model_name}" in line
+    assert f"no version or alias '9'; see what is there: sft-flow versions {config.registered_model_name}" in line
     assert "is the champion already" in rejected(config, capsys, "promote", "2", "--reason", "x")
 
 
 def test_promote_of_a_foreign_version_is_rejected(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
     tracking.connect(config).create_model_version(config.registered_model_name, "nowhere")
     assert "was not registered by sft-flow" in rejected(config, capsys, "promote", "4", "--reason", "x")
+
+
+def test_reject_withdraws_a_version_that_is_not_champion(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    call(config, "reject", "3", "--reason", "rude answers")
+    assert (alias(config, CHAMPION), set(read_ledger(config).withdrawn)) == (TWO, {THREE.fingerprint})
+    assert ": version 2 is champion (decision 3)\n" in capsys.readouterr().out
+    assert "is withdrawn already, by decision 3" in rejected(config, capsys, "reject", "3", "--reason", "x")
+    call(config, "promote", "3", "--reason", "the answers were mended")
+    assert (alias(config, CHAMPION), read_ledger(config).withdrawn) == (THREE, {})
+
+
+def test_reject_of_the_champion_names_the_rollback(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    line = rejected(config, capsys, "reject", "2", "--reason", "x")
+    assert "version 2 is the champion; withdraw it: sft-flow rollback " in line
+    assert not read_ledger(config).withdrawn
+
+
+def test_rollback_passes_over_a_rejected_version(config: RunConfig) -> None:
+    call(config, "promote", "3", "--reason", "x")
+    call(config, "reject", "2", "--reason", "x")
+    assert (alias(config, CHAMPION), alias(config, PREVIOUS)) == (THREE, ONE)
+    call(config, "rollback", "--reason", "x")
+    assert alias(config, CHAMPION) == ONE
 
 
 def test_rollback_returns_to_the_previous_champion(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,7 +198,10 @@ def test_report_without_a_page_is_rejected(
     number: str, config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, place = tmp_path / "page.html", f"models:/{config.registered_model_name}/{number}"
-    expected = {"2": "has no report page; sft-flow evaluate", "9": "no version or alias 9"}[number]
+    expected = {
+        "2": "has no report page; evaluate it again, which writes one: sft-flow evaluate",
+        "9": "no version or alias 9",
+    }[number]
     with pytest.raises(SystemExit) as ended:
         registry_cli.main("report", [place, "--output", str(file), "--output_dir", config.output_dir])
     (line,) = capsys.readouterr().err.splitlines()

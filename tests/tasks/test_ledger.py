@@ -10,9 +10,10 @@ from mlflow.exceptions import MlflowException
 
 from flows.local_servers import mlflow_server
 from tasks import ledger, tracking, versions
-from tasks.ledger import GATE, HAND, ROLLBACK, Entry, Ledger, VersionId, append, read_ledger, versions_judged
+from tasks.ledger import GATE, HAND, ROLLBACK, Entry, Ledger, VersionId, append, read_ledger
 from tasks.versions import CHAMPION, PREVIOUS, decide_once, named_version, version_id
 from training_core.config import RunConfig, SettingsError
+from training_core.dataset.row_sample import sample_rows
 
 ONE, TWO, THREE = (VersionId(str(number), f"fingerprint {number}") for number in (1, 2, 3))
 
@@ -76,7 +77,7 @@ def test_ledger_of_a_deleted_run_names_the_restore_command(registered: RunConfig
     promote(registered, ONE)
     run_id = read_ledger(registered).run_id
     tracking.connect(registered).delete_run(run_id)
-    with pytest.raises(SettingsError, match=f"MLFLOW_TRACKING_URI=sqlite:.* mlflow runs restore --run-id {run_id}"):
+    with pytest.raises(SettingsError, match=f"MLFLOW_TRACKING_URI=.*sqlite:.* mlflow runs restore --run-id {run_id}"):
         read_ledger(registered)
 
 
@@ -96,14 +97,27 @@ def test_ledger_entry_too_long_for_mlflow_is_rejected(registered: RunConfig) -> 
     assert 50 < len(entry.p_values) < 900 and list(entry.p_values) == list(many)[: len(entry.p_values)]
 
 
-def test_versions_judged_counts_every_gate_decision_on_the_rows(registered: RunConfig) -> None:
-    promote(registered, ONE, rows="rows")
-    promote(registered, TWO, rows="rows")
-    promote(registered, TWO, rows="rows")  # the champion itself
-    promote(registered, THREE, rows="other rows")
-    promote(registered, ONE, HAND, rows="rows")
-    decide_once(registered, lambda found: Entry(GATE, "undecided", TWO, ONE, ONE, key="other settings", rows="rows"))
-    assert versions_judged(registered, "rows") == (3, 2)
+WEEKS = [sample_rows(range(start << 32, (start + 100) << 32, 1 << 32)) for start in (0, 40, 80, 500)]
+
+
+def test_uses_of_rows_count_every_gate_decision(registered: RunConfig) -> None:
+    first, *_ = WEEKS
+    promote(registered, ONE, row_sample=first)
+    promote(registered, TWO, row_sample=first)
+    promote(registered, TWO, row_sample=first)  # the champion itself
+    promote(registered, ONE, HAND, row_sample=first)
+    again = Entry(GATE, "undecided", TWO, ONE, ONE, key="other settings", row_sample=first)
+    decide_once(registered, lambda found: again)
+    assert read_ledger(registered).uses_of(first) == (3, 2)
+
+
+def test_uses_of_rows_count_where_half_are_the_same() -> None:
+    """Of 100 rows each, this week's shares 60 with last week's, 20 with those of the week before, none with others."""
+    one, two, three, other = WEEKS
+    entries = [promotion(ONE, row_sample=rows) for rows in (one, two, three, other)]
+    ledger = Ledger("run", tuple(entries))
+    assert [ledger.uses_of(rows)[0] for rows in WEEKS] == [2, 3, 2, 1]
+    assert Ledger("run", (promotion(ONE),)).uses_of(one) == (0, 0)
 
 
 def test_aliases_follow_the_ledger(registered: RunConfig) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from prefect.logging import disable_run_logger
 
-from tasks import promotion, tracking, versions
+from tasks import announcements, promotion, tracking, versions
+from tasks.commands import registry_command
 from tasks.ledger import HAND, ROLLBACK, Entry, read_ledger
 from tasks.refs import DatasetRef, EvalReport, FolderRef, ModelVersionRef
 from tasks.versions import CHAMPION, decide_once, named_version, version_id
@@ -48,7 +49,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
     monkeypatch.setattr(promotion, "load_evidence", lambda folder: None)
     monkeypatch.setattr(promotion, "decide", gate.decide)
     monkeypatch.setattr(promotion, "is_failing", lambda *_: gate.verdict.outcome == STAYS_CANDIDATE)
-    monkeypatch.setattr(promotion, "emit_event", gate.emit)
+    monkeypatch.setattr(announcements, "emit_event", gate.emit)
     return gate
 
 
@@ -67,7 +68,8 @@ def register(config: RunConfig, fingerprint: str) -> ModelVersionRef:
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
     run = client.create_run(tracking.experiment_id(client, config))
-    found = client.create_model_version(name, "nowhere", run.info.run_id, tags={tracking.FINGERPRINT_TAG: fingerprint})
+    tags = {tracking.FINGERPRINT_TAG: fingerprint, versions.LIMIT_TAG: str(config.eval_max_new_tokens)}
+    found = client.create_model_version(name, "nowhere", run.info.run_id, tags=tags)
     return ModelVersionRef(name, str(found.version), champion=False, verdict="not decided")
 
 
@@ -176,8 +178,10 @@ def test_promotion_with_require_approval_stops_at_ready(
     config = dataclasses.replace(config, require_approval=True)
     decided = promote(config, prepared, version, evaluated(config))
     assert decided and not decided.champion and champion(config) is None
-    command = f"sft-flow promote {config.registered_model_name} {version.version} --reason TEXT"
-    assert decided.verdict.startswith("ready: ") and decided.verdict.endswith(command)
+    assert decided.verdict.startswith("ready: ") and "a person decides: " in decided.verdict
+    for word in ("promote", "reject"):
+        command = registry_command(config, word, version.name, version.version, with_reason=True)
+        assert command in decided.verdict
     assert find_finished(config, prepared) == decided
     assert find_finished(dataclasses.replace(config, require_approval=False), prepared) is None
 
@@ -194,7 +198,7 @@ def test_promotion_of_a_withdrawn_version_is_refused(
     assert finished and "withdrawn by" in finished.verdict and not finished.champion
     decided = promote(config, prepared, version, evaluated(config, champion=other.version, rows="new"))
     assert decided and not decided.champion and champion(config) == other.version
-    assert f"sft-flow promote {version.name} {version.version} --reason TEXT" in decided.verdict
+    assert registry_command(config, "promote", version.name, version.version, with_reason=True) in decided.verdict
 
 
 def test_promotion_of_a_withdrawn_training_registered_again_is_refused(
@@ -295,6 +299,13 @@ def test_finished_run_is_not_found_with_other(
     assert find_finished(*CHANGES[change](config, prepared)) is None
 
 
+def test_finished_run_served_with_another_limit_is_rejected(
+    config: RunConfig, prepared: DatasetRef, version: ModelVersionRef
+) -> None:
+    with pytest.raises(SettingsError, match=r"eval_max_new_tokens: .* answers with at most 512 tokens, got 9"):
+        find_finished(dataclasses.replace(config, eval_max_new_tokens=9), prepared)
+
+
 def test_finished_run_is_not_found_before_a_decision(
     config: RunConfig, prepared: DatasetRef, version: ModelVersionRef
 ) -> None:
@@ -385,7 +396,7 @@ def _race(config: RunConfig, rows: DatasetRef, version: ModelVersionRef, barrier
         return Verdict(BECOMES_CHAMPION if better else STAYS_CANDIDATE, reason)
 
     promotion.load_evidence, promotion.decide = lambda folder: folder, decide  # type: ignore[assignment]
-    promotion.emit_event = lambda *_, **__: None  # type: ignore[assignment]
+    promotion.announce = lambda *_: None
     promotion.is_failing = lambda *_: False
     for number in range(RACES):
         own = dataclasses.replace(version, name=f"promotions {number}")

@@ -26,7 +26,11 @@ def test_version_is_created_once_with_its_first_description(config: RunConfig, t
 def test_version_half_uploaded_by_a_killed_process_is_completed(config: RunConfig, trained: TrainedRef) -> None:
     client = tracking.connect(config)
     experiment = tracking.experiment_id(client, config)
-    tags = {tracking.FINGERPRINT_TAG: trained.run.fingerprint, versions.ADAPTER_TAG: trained.adapter.digest}
+    tags = {
+        tracking.FINGERPRINT_TAG: trained.run.fingerprint,
+        versions.ADAPTER_TAG: trained.adapter.digest,
+        versions.LIMIT_TAG: str(config.eval_max_new_tokens),
+    }
     half = client.create_logged_model(experiment, "adapter", trained.run.tracking_run_id, tags=tags)
     registry.find_or_create_version(config, trained, "")
     (version,) = versions.all_versions(config)
@@ -60,11 +64,23 @@ def test_version_holds_the_adapter_of_its_digest(config: RunConfig, trained: Tra
     assert registry.fetch_version(config, version).adapter.digest == twin.adapter.digest
 
 
-def test_served_length_limit_is_at_least_the_evaluated(config: RunConfig, trained: TrainedRef) -> None:
-    registry.find_or_create_version(dataclasses.replace(config, eval_max_new_tokens=8), trained, "")
+def served_limit(config: RunConfig) -> int:
     (version,) = versions.all_versions(config)
-    served = mlflow.models.Model.load(version.source.removeprefix("file://")).flavors["python_function"]["config"]
-    assert served["max_new_tokens"] == config.max_seq_length
+    package = mlflow.models.Model.load(version.source.removeprefix("file://"))
+    return int(package.flavors["python_function"]["config"]["max_new_tokens"])
+
+
+def test_served_answers_have_the_evaluated_limit(config: RunConfig, trained: TrainedRef) -> None:
+    short, shorter = (dataclasses.replace(config, eval_max_new_tokens=limit) for limit in (8, 6))
+    registry.find_or_create_version(short, trained, "")
+    assert served_limit(short) == 8
+    with pytest.raises(SettingsError, match="answers with at most 8 tokens, got 6; give --eval_max_new_tokens 8"):
+        registry.find_or_create_version(shorter, trained, "")
+    elsewhere = dataclasses.replace(shorter, registered_model_name=f"{config.registered_model_name} elsewhere")
+    registry.find_or_create_version(elsewhere, trained, "")
+    assert (served_limit(elsewhere), served_limit(short)) == (6, 8)
+    version = versions.named_version(short, "1")
+    assert version and registry.fetch_version(config, version).max_new_tokens == 8
 
 
 def test_version_created_twice_at_once_is_kept_once(config: RunConfig, trained: TrainedRef) -> None:
@@ -108,7 +124,7 @@ def test_champion_not_registered_by_sft_flow_names_the_command(config: RunConfig
     versions.point_alias(config, versions.CHAMPION, version.version)
     with pytest.raises(
         SettingsError,
-        match=r"cannot load the champion.*lacks the tags.*sft-flow rollback .* \[--to none\] --reason TEXT",
+        match=r"cannot load the champion.*lacks the tags.*sft-flow rollback .* --to none .*--reason TEXT",
     ):
         registry.fetch_champion(config, but_not="x")
 

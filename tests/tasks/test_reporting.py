@@ -1,6 +1,8 @@
 """The report page of a decision is in the run's folder and in MLflow, and what is in a row stays text."""
 
 import json
+import re
+import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,13 @@ from sample_report import report
 from samples.cases import generate_rows, policy_text
 from tasks import reporting, tracking
 from tasks.ledger import GATE, Entry, VersionId
+from tasks.lineage import code_commit
 from tasks.refs import DatasetRef, EvalReport, FolderRef, ModelVersionRef, RunRef, TrainedRef
 from tasks.reporting import publish_report
 from tasks.tracking import fetch_report_page, report_name
 from tasks.versions import decide_once
 from training_core.config import RunConfig
+from training_core.dataset.row_sample import sample_rows
 from training_core.evaluation.evidence import EvidenceRow, write_evidence_rows
 from training_core.evaluation.scores import Prediction, score
 from training_core.evaluation.text_scores import AnswerJudge
@@ -99,8 +103,8 @@ def decided(
     champion: VersionId | None = None,
 ) -> Entry:
     own = VersionId(number, trained.run.fingerprint)
-    evidence = trained.report.folder.digest
-    entry = Entry(GATE, outcome, own, champion, champion, "too few rows", rows="r" * 64, evidence=evidence)
+    digests = {"rows": "r" * 64, "row_sample": sample_rows([2**40]), "evidence": trained.report.folder.digest}
+    entry = Entry(GATE, outcome, own, champion, champion, "too few rows", **digests)
     written = decide_once(config, lambda _: entry)
     assert written
     return written
@@ -133,24 +137,51 @@ def test_report_page_has_lineage_counts_and_commands(
     for text in (run.fingerprint, run.tracking_run_id, finished.adapter.digest, rows.digest, "r" * 64, "b" * 64):
         assert text in page
     assert "candidates judged: 1, promoted: 0" in page and "Every line accounted for" in page
-    assert f"sft-flow promote {name} 1" in page and "sft-flow rollback" not in page
+    assert f"sft-flow promote {name} 1" in page and f"sft-flow reject {name} 1" in page
+    assert "sft-flow rollback" not in page
+    assert re.search(r"<dt>trained</dt><dd>\d{4}-\d\d-\d\d \d\d:\d\d", page) and code_commit() in page
+
+
+def test_code_commit_is_that_of_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "training_core" / "__init__.py"
+    package.parent.mkdir()
+    package.touch()
+    monkeypatch.setattr("training_core.__file__", str(package))
+    assert code_commit() == "not a git checkout"
+    identity = ["-c", "user.name=someone", "-c", "user.email=someone@example.org"]
+    for command in (["init", "-q"], ["add", "."], [*identity, "commit", "-q", "-m", "first"]):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
+    assert re.fullmatch("[0-9a-f]{40}", code_commit())
+    package.write_text("changed = True")
+    assert re.fullmatch("[0-9a-f]{40}-dirty", code_commit())
 
 
 def test_report_page_shows_changes_since_the_champion(
     config: RunConfig, rows: DatasetRef, finished: TrainedRef, artifacts: list[str]
 ) -> None:
     earlier, name = replace(config, learning_rate=0.0625), config.registered_model_name
-    run_id = tracking.open_tracking_run(earlier, f"champion of {name}", rows, Path(rows.folder.path))
+    fewer = replace(rows, digest="e" * 64, train_rows=3)
+    run_id = tracking.open_tracking_run(earlier, f"champion of {name}", fewer, Path(rows.folder.path))
     client, tags = tracking.connect(config), {tracking.FINGERPRINT_TAG: f"champion of {name}"}
     client.create_registered_model(name)
     client.create_model_version(name, "nowhere", run_id, tags)
     champion = VersionId("1", f"champion of {name}")
-    decide_once(config, lambda _: Entry(GATE, "becomes champion", champion, None, champion))
+    became = Entry(GATE, "becomes champion", champion, None, champion, evidence="c" * 64)
+    decide_once(config, lambda _: became)
+    old, now = policy_text("returns").replace("30 days", "14 days"), policy_text("returns")
+    assert old != now
+    client.log_text(run_id, json.dumps({"d0": old, "d2": "GONE\n1. Nothing."}), f"evaluation/{'c' * 12}/policies.json")
     decided(config, finished, number="2", champion=champion)
     page = publish(config, rows, finished).read_text()
     changes = page[page.index('id="changes"') :]
     assert f"<td>learning_rate</td><td>0.0625</td><td>{config.learning_rate}</td>" in changes
-    assert changes[: changes.index("</table>")].count("<tr>") == 2, "the heading and one setting"
+    assert f"<td>3 rows, digest {'e' * 12}</td><td>5 rows, digest {'d' * 12}</td>" in changes
+    title = now.partition("\n")[0]
+    cells = f"<td>policy of held-out rows: {title}</td><td>(.*?)</td><td>(.*?)</td>"
+    ((before, after),) = re.findall(cells, changes, re.DOTALL)
+    assert "14 days" in before and "30 days" in after and title not in before
+    assert "<td>policy of held-out rows: GONE</td>" in changes
+    assert changes[: changes.index("</table>")].count("<tr>") == 5, "heading, setting, rows and two policies"
     assert "withdraws version 1, the champion, and returns to no champion" in page
 
 

@@ -78,13 +78,6 @@ def _clues(value: Any) -> Iterator[tuple[str, str]]:
         yield "letters before the first digit", text[: next((i for i, sign in enumerate(text) if sign.isdigit()), 0)]
 
 
-def field_failures(config: RunConfig, fields: CaseFields) -> Iterator[str]:
-    """A ``group_by`` that no case has: the lookup table would be a majority vote, and an adapter easily better."""
-    if fields.rows and fields.missing((config.group_by,)):
-        known = ", ".join(name for name, _ in fields.present.most_common(MOST_LISTED))
-        yield f"group_by: expected a field of the case, no row has {config.group_by!r}; the cases have {known}"
-
-
 def evaluation_findings(config: RunConfig, fields: CaseFields, facts: pd.DataFrame) -> Iterator[Finding]:
     """All findings of this module on rows whose ``facts`` have got their ``split``."""
     yield _answered_rows(config, facts)
@@ -111,10 +104,9 @@ def _answered_rows(config: RunConfig, facts: pd.DataFrame) -> Finding:
 
 
 def _missing_fields(config: RunConfig, fields: CaseFields) -> Finding:
-    """Without a case (``fields.rows`` is 0) every field is missing; ``group_by`` is then no failure but said here."""
-    places = [f"entity_fields: {name}" for name in fields.missing(config.entity_fields)]
-    places += [f"slice_fields: {name}" for name in fields.missing(config.slice_fields)]
-    places += [] if fields.rows else [f"group_by: {config.group_by}"]
+    """Those that ``require_known_names`` lets pass are said here at least: default names, and rows without a case."""
+    given = {"entity_fields": config.entity_fields, "slice_fields": config.slice_fields, "group_by": (config.group_by,)}
+    places = [f"{setting}: {name}" for setting, names in given.items() for name in fields.missing(names)]
     meaning = "a setting names them, so it has no effect; correct their names or leave them out"
     return Finding("fields that no row has", len(places), meaning, places[:MOST_LISTED])
 

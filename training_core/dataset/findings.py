@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from training_core.config import RunConfig
-from training_core.dataset.evaluation_findings import evaluation_findings, field_failures
+from training_core.dataset.evaluation_findings import evaluation_findings
 from training_core.dataset.ingest import Ingested, Source
 from training_core.dataset.report import Account, DataReport, DecisionCount, Finding, Lengths
 from training_core.dataset.splits import DUPLICATE, HELD_OUT, OVERLONG, TRAINED
@@ -24,17 +24,16 @@ _MAX_PLACES_PER_FAILURE = 5
 
 def report_on(config: RunConfig, ingested: Ingested, facts: pd.DataFrame, packing: str) -> DataReport:
     """The report on rows whose ``facts`` include ``split`` and ``overlap``; its failures are the broken rules."""
-    findings = [*_findings_on_rows(config, facts), *_findings_on_texts(ingested)]
-    findings = [*evaluation_findings(config, ingested.case_fields, facts), *findings]
     return DataReport(
         accounts=[_account(source, facts) for source in ingested.sources],
         decisions=_count_decisions(facts),
         lengths=_measure(config, facts),
         policies=facts.loc[facts["policy"] != 0, "policy"].nunique(),
         packing=packing,
-        findings=[finding for finding in findings if finding.count],
+        findings=[finding for finding in _findings(config, ingested, facts) if finding.count],
         failures=list(_failures(config, ingested, facts)),
         problems=ingested.problems,
+        case_fields=[name for name, _ in ingested.case_fields.present.most_common()],
     )
 
 
@@ -74,6 +73,12 @@ def _bin_edges(shortest: int, percentile_99: int, longest: int, limit: int) -> l
     if longest < edges[-1]:
         return edges
     return [*edges, *([limit + 1] if edges[-1] <= limit < longest else []), longest + 1]
+
+
+def _findings(config: RunConfig, ingested: Ingested, facts: pd.DataFrame) -> Iterator[Finding]:
+    yield from evaluation_findings(config, ingested.case_fields, facts)
+    yield from _findings_on_rows(config, facts)
+    yield from _findings_on_texts(ingested)
 
 
 def _findings_on_rows(config: RunConfig, facts: pd.DataFrame) -> Iterator[Finding]:
@@ -136,7 +141,6 @@ def _place(row: pd.Series) -> str:
 def _failures(config: RunConfig, ingested: Ingested, facts: pd.DataFrame) -> Iterator[str]:
     for source in ingested.sources:
         yield from _failures_of_file(config, source)
-    yield from field_failures(config, ingested.case_fields)
     splits = facts["split"].value_counts().to_dict()
     for name, path, is_held_out in _paths(config):
         if not any(source.held_out == is_held_out and source.rows for source in ingested.sources):

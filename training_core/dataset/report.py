@@ -62,7 +62,8 @@ class DataReport:
     """The whole report. ``failures`` has one line per broken rule; with any, the rows are not fit to train on.
 
     ``problems`` has the first ones; all are in ``problems.jsonl`` in the same folder. ``packing`` estimates what
-    sharing policies saves.
+    sharing policies saves. ``case_fields`` are the fields of the rows' cases, the commonest first; empty where no
+    row has a case.
     """
 
     accounts: list[Account]
@@ -73,6 +74,7 @@ class DataReport:
     findings: list[Finding]
     failures: list[str]
     problems: list[Problem]
+    case_fields: list[str]
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -90,4 +92,5 @@ class DataReport:
             findings=[Finding(**finding) for finding in values["findings"]],
             failures=values["failures"],
             problems=[Problem(**problem) for problem in values["problems"]],
+            case_fields=values["case_fields"],
         )

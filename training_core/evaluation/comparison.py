@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import math
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -44,7 +43,7 @@ from training_core.folders import complete_folder
 from training_core.model_setup import LoadedModel
 from training_core.prompts.chat_encoding import ChatEncoder
 from training_core.trainer import SUMMARY_FILE
-from training_core.training.journal import read_journal
+from training_core.training.journal import read_journal, tokens_before_sharing
 
 logger = logging.getLogger(__name__)
 
@@ -60,10 +59,12 @@ _SETTINGS = (
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """A model with its adapter, and the digests of what that was trained on (see ``splits.training_leakage_keys``)."""
+    """A model with its adapter, the digests of what that was trained on (see ``splits.training_leakage_keys``), and the
+    longest answer that it is served with, in tokens (``None``: as the settings say)."""
 
     loaded: LoadedModel
     leakage_keys: np.ndarray
+    max_new_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def compare_models(
     evaluated = [candidate, champion] if champion else [candidate]
     unseen = unseen_by_all([model.leakage_keys for model in evaluated], data.held_out, config)
     rows = held_out_sample(unseen, config)
-    predictions = _predict_all(candidate.loaded, champion.loaded if champion else None, data.train, rows, config)
+    predictions = _predict_all(candidate.loaded, champion, data.train, rows, config)
     scores = {name: score(found, config) for name, found in predictions.items()}
     parity_sample = _sample_parity(candidate.loaded, rows, config)
     return Comparison(
@@ -114,14 +115,15 @@ def compare_models(
 
 
 def _predict_all(
-    model: LoadedModel, champion: LoadedModel | None, train: Dataset, rows: Dataset, config: RunConfig
+    model: LoadedModel, champion: EvaluatedModel | None, train: Dataset, rows: Dataset, config: RunConfig
 ) -> dict[str, list[Prediction]]:
     answers = read_training_answers(train, ChatEncoder.of(model.tokenizer))
     judge = AnswerJudge.of(config, answers.exact_fields)
     with model.model.disable_adapter():
         predictions = {"base": evaluate_model(model, rows, config, judge)}
     if champion:
-        predictions["champion"] = evaluate_model(champion, rows, config, judge)
+        as_served = replace(config, eval_max_new_tokens=champion.max_new_tokens or config.eval_max_new_tokens)
+        predictions["champion"] = evaluate_model(champion.loaded, rows, as_served, judge)
     predictions["candidate"] = evaluate_model(model, rows, config, judge)
     baselines = {"majority": predict_by_majority(train, rows), "lookup table": predict_by_lookup(train, rows)}
     return predictions | {name: with_example_texts(found, rows, answers, judge) for name, found in baselines.items()}
@@ -174,8 +176,10 @@ def save_comparison(comparison: Comparison, run_dir: Path, folder: Path) -> None
         write_evidence_rows(draft, comparison.rows, comparison.policies)
         draw_confusion(comparison.predictions["candidate"], draft / "confusion.png")
         if (run_dir / SUMMARY_FILE).is_file():
-            draw_curve(read_journal(run_dir / "journal.jsonl"), draft / "loss_curve.png")
-            shutil.copy(run_dir / SUMMARY_FILE, draft)
+            points = read_journal(run_dir / "journal.jsonl")
+            draw_curve(points, draft / "loss_curve.png")
+            summary = json.loads((run_dir / SUMMARY_FILE).read_text(encoding="utf-8"))
+            _write(draft / SUMMARY_FILE, summary | {"tokens_before_sharing": tokens_before_sharing(points)})
 
 
 def load_scores(folder: Path) -> dict[str, Scores]:

@@ -4,6 +4,7 @@ import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -114,11 +115,19 @@ def _confusion(evidence: Evidence, model: str) -> Confusion:
     return Confusion(model, names, table[:kept].tolist(), int(table.max()))
 
 
-def _cost(summary: Path) -> dict[str, Any] | None:
+def _cost(summary: Path) -> dict[str, str]:
+    """What the training took, in words; nothing where the adapter was only evaluated again."""
     if not summary.is_file():
-        return None
-    found: dict[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
-    return found
+        return {}
+    cost = json.loads(summary.read_text(encoding="utf-8"))
+    resumed = f", resumed from step {cost['resumed_from_step']:,}" if cost["resumed_from_step"] else ""
+    return {
+        "optimiser steps": f"{cost['steps']:,}{resumed}",
+        "duration": f"{timedelta(seconds=round(cost['seconds']))}{' since it was resumed' if resumed else ''}",
+        "peak memory": f"{cost['peak_memory_gib']:.2f} GiB on the first device",
+        "tokens": f"{cost['tokens_before_sharing']:,} before sharing of policies",
+        "final loss": f"{cost['final_loss']:.4f}",
+    }
 
 
 def _as_data_url(picture: Path) -> str:
@@ -134,7 +143,7 @@ def _template() -> Template:
 
 
 def _points(share: float) -> str:
-    return f"{100 * share:+.1f}"
+    return f"{round(100 * share, 1) + 0.0:+.1f}"  # + 0.0: never "-0.0"
 
 
 def _p(p: float) -> str:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,6 +20,14 @@ class Point:
     of_steps: int
     time: float
     values: dict[str, float]
+
+
+def tokens_before_sharing(points: Sequence[Point]) -> int:
+    """The tokens of a whole training, each row counted in full although a shared policy is computed once."""
+    for point in reversed(points):
+        if "tokens_per_second" in point.values:
+            return round(point.of_steps * point.values["tokens_per_second"] * point.values["seconds_per_step"])
+    return 0
 
 
 def read_journal(path: Path) -> list[Point]:

@@ -43,23 +43,19 @@ def test_findings_name_the_gain_that_rows_can_show(built_from: Any) -> None:
     assert "too few to show any gain" in few.meaning and "fewer than 100 (min_eval_rows)" in few.meaning
 
 
-def test_group_field_that_no_row_has_makes_rows_unfit(built_from: Any) -> None:
-    (failure,) = built_from(records(20), group_by="topic").report.failures
-    assert failure == "group_by: expected a field of the case, no row has 'topic'; the cases have case_id, issue_type"
-    assert built_from(records(20)).report.failures == []
-
-
 def test_findings_name_an_unknown_group_field(built_from: Any) -> None:
     answer = {"role": "assistant", "content": json.dumps(record()["output"])}
     rows = [{"messages": [{"role": "user", "content": f"Question {i}."}, answer]} for i in range(20)]
     built = built_from(rows, entity_fields=())
     assert built.report.failures == []
     assert places(built, "fields that no row has") == ["group_by: issue_type"]
+    assert built.report.case_fields == []
 
 
 def test_unknown_entity_and_slice_fields_are_reported(built_from: Any) -> None:
     built = built_from(records(20), entity_fields=("case_id", "user_id"), slice_fields=("country", "issue_type"))
     assert places(built, "fields that no row has") == ["entity_fields: user_id", "slice_fields: country"]
+    assert sorted(built.report.case_fields) == ["case_id", "issue_type"]
 
 
 def test_decisions_in_several_spellings_are_reported(built_from: Any) -> None:

@@ -23,7 +23,7 @@ from training_core.dataset.store import (
     load_report,
     load_training_data,
     require_fit_rows,
-    require_known_favourable_decisions,
+    require_known_names,
 )
 from training_core.rows.strict_json import DataError
 
@@ -141,7 +141,7 @@ def test_unfit_rows_are_reported_but_not_loaded(tiny_base: Path, tmp_path: Path)
 def test_favourable_decisions_must_occur_in_the_rows() -> None:
     rows = report(decisions=[DecisionCount("approve", 4, 0), DecisionCount("deny", 1, 3)])
     with pytest.raises(SettingsError) as caught:
-        require_known_favourable_decisions(rows, RunConfig())
+        require_known_names(rows, RunConfig())
     assert caught.value.problems == [
         "favourable_decisions: no row holds 'Eligible'; the rows hold 'approve', 'deny'; "
         "name those in the customer's favour, or [] if there are none"
@@ -151,13 +151,44 @@ def test_favourable_decisions_must_occur_in_the_rows() -> None:
 @pytest.mark.parametrize("favourable", [("approve",), ("Eligible", "approve"), ()])
 def test_favourable_decisions_need_one_that_occurs_or_none(favourable: tuple[str, ...]) -> None:
     rows = report(decisions=[DecisionCount("approve", 0, 1), DecisionCount("deny", 1, 3)])
-    require_known_favourable_decisions(rows, RunConfig(favourable_decisions=favourable))
+    require_known_names(rows, RunConfig(favourable_decisions=favourable))
 
 
 def test_favourable_decisions_message_names_the_most_frequent_decisions() -> None:
     rows = report(decisions=[DecisionCount(f"code {i}", 1, 1) for i in range(1000)])
     with pytest.raises(SettingsError, match="'code 19' and 980 more; name"):
-        require_known_favourable_decisions(rows, RunConfig())
+        require_known_names(rows, RunConfig())
+
+
+FIELDS = "the cases have 'issue_type', 'case_id'; "
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "problem"),
+    [
+        ("group_by", "topic", f"no row has 'topic'; {FIELDS}name the field that says what kind of case a row is"),
+        (
+            "entity_fields",
+            ("case_id", "usr_id"),
+            f"no row has 'usr_id'; {FIELDS}correct the names or leave them out; []",
+        ),
+        ("slice_fields", ("country",), f"no row has 'country'; {FIELDS}correct the names or leave them out"),
+    ],
+)
+def test_fields_that_no_row_has_are_rejected(setting: str, value: object, problem: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        require_known_names(report(), RunConfig(**{setting: value}))
+    (found,) = caught.value.problems
+    assert found.startswith(f"{setting}: {problem}")
+    with pytest.raises(SettingsError, match="no fields: no row has a case"):
+        require_known_names(report(case_fields=[]), RunConfig(**{setting: value}))
+
+
+def test_default_fields_need_not_occur() -> None:
+    require_known_names(report(), RunConfig())
+    require_known_names(report(case_fields=[]), RunConfig())
+    with pytest.raises(SettingsError, match="group_by: no row has 'issue_type'"):
+        require_known_names(report(case_fields=["case_id"]), RunConfig())
 
 
 def files_of(folder: Path) -> list[str]:

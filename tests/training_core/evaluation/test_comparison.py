@@ -124,6 +124,13 @@ def test_comparison_of_one_run_leaves_nothing_out(
     assert load_scores(tmp_path / "evaluation") == comparison.scores
 
 
+def test_champion_answers_are_as_long_as_served(config: RunConfig, data: TrainingData, model: LoadedModel) -> None:
+    candidate, champion = EvaluatedModel(model, NOTHING), EvaluatedModel(model, NOTHING, max_new_tokens=1)
+    comparison = compare_models(candidate, champion, data, config)
+    short, long = (max(len(one.answer) for one in comparison.predictions[name]) for name in ("champion", "candidate"))
+    assert short < long
+
+
 def test_comparison_folder_keeps_the_number_left_out(
     config: RunConfig, data: TrainingData, model: LoadedModel, tmp_path: Path
 ) -> None:

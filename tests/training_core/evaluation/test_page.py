@@ -85,6 +85,15 @@ def test_report_page_shows_a_given_verdict(folder: Path) -> None:
     assert "Candidate: becomes champion" in page and "all is well" in page and "Give fresh ones" in page
 
 
+def test_report_page_says_what_the_training_took(folder: Path) -> None:
+    assert "Cost of the training" not in render_report(folder, CONFIG)
+    cost = {"steps": 1200, "resumed_from_step": 400, "final_loss": 0.25, "seconds": 3661.2, "peak_memory_gib": 10.5}
+    (folder / "training.json").write_text(json.dumps(cost | {"tokens_before_sharing": 7_654_321}))
+    page = render_report(folder, CONFIG)
+    for text in ("1,200, resumed from step 400", "1:01:01 since", "10.50 GiB", "7,654,321 before sharing", "0.2500"):
+        assert text in page
+
+
 def test_report_page_keeps_texts_as_texts(folder: Path) -> None:
     nasty = "<script>alert(1)</script>"
     changed = [replace(row, record=row.record | {"input": {"note": nasty}}) for row in rows(RECORDS)]

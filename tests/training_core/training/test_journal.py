@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from training_core.training.journal import Point, append_point, mend_journal, read_journal
+from training_core.training.journal import Point, append_point, mend_journal, read_journal, tokens_before_sharing
 
 POINTS = [
     Point(1, 9, 1700000000.25, {"loss": 0.1 + 0.2}),
@@ -83,3 +83,10 @@ def test_damaged_line_costs_only_its_own_point(journal: Path, damage: bytes) -> 
     assert read_journal(journal) == POINTS
     assert mend_journal(journal) == POINTS
     assert journal.read_bytes().splitlines() == [first, second]
+
+
+def test_journal_counts_the_tokens_of_the_whole_training() -> None:
+    cost = {"loss": 1.0, "tokens_per_second": 500.0, "seconds_per_step": 4.0}
+    points = [Point(10, 30, 0.0, cost), Point(20, 30, 0.0, {"eval_loss": 1.0})]
+    assert tokens_before_sharing(points) == 30 * 2000
+    assert tokens_before_sharing([]) == 0
