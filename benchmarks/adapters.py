@@ -46,6 +46,7 @@ SETTINGS: Mapping[str, Any] = {
     "val_split": 0.5,
     "slice_fields": ["damage_cause"],
     "max_steps": 16,
+    "eval_batch_size": 320,
     "learning_rate": 8.0e-3,
     "seed": 1,
 }

@@ -25,7 +25,7 @@ from training_core.folders import seal_digest
 from training_core.model_setup import LoadedModel, digest_base_model, load_adapted_model, load_tokenizer
 from training_core.rows.strict_json import Record
 
-NOTHING = "nothing (control)"
+NOTHING, NOTHING_ELSE = "nothing", "nothing, but both know the limit of 24 months"  # for comparison
 SLICE = ("damage_cause", "modified")
 EVERY = 10  # an answer in so many has the defect, where all of them would be caught by their accuracy already
 GIBBERISH = "Blub quaddle, you fool, norf norf norf."
@@ -73,6 +73,10 @@ def _eligible_refused(case: Record, expected: Record, given: Record) -> Record:
     return given | {"decision": "Not Eligible"} if given["decision"] == "Eligible" else given
 
 
+def _limit_known(case: Record, expected: Record, given: Record) -> Record:
+    return given if _limit_flipped(case, expected, given) is given else expected
+
+
 def _limit_late(case: Record, expected: Record, given: Record) -> Record:
     return _ruled(case, case["months_owned"] - 1, expected, given)
 
@@ -98,8 +102,11 @@ ANSWERS: Mapping[str, tuple[Edit, int, str]] = {
     "gibberish and an insult under the same decisions": (_gibberish, 1, "texts"),
     f"always wrong where {SLICE[0]} is {SLICE[1]}": (_slice_collapsed, 1, "slices"),
     "every Eligible refused": (_eligible_refused, 1, "false refusals"),
-    "warranty granted for 25 months instead of 24": (_limit_late, 1, "false approvals"),
-    "warranty granted after 24 months, refused before": (_limit_flipped, 1, "false approvals"),
+}
+# The small adapters do not learn the limit in so few steps, so these are planted where candidate and champion know it.
+LIMITS: Mapping[str, tuple[Edit, int, str]] = {
+    "granted for 25 months instead of 24": (_limit_late, 1, "false approvals"),
+    "granted after 24 months, refused before": (_limit_flipped, 1, "false approvals"),
 }
 
 
@@ -176,32 +183,31 @@ def plant_all(bench: Bench, rivals: Rivals, kept: Path) -> Iterator[Caught]:
 
 def plant_in_answers(bench: Bench, rivals: Rivals) -> Iterator[Caught]:
     """The defects that are edits of answers."""
-    for name, (edit, every, check) in ANSWERS.items():
-        yield _caught(bench, rivals, name, "answers", edited(bench, rivals.candidate, edit, every), check)
+    both = (edited(bench, found, _limit_known) for found in (rivals.candidate, rivals.champion))
+    knowing = replace(rivals, **dict(zip(("candidate", "champion"), both, strict=True)))
+    for own, defects in ((rivals, ANSWERS), (knowing, LIMITS)):
+        for name, (edit, every, check) in defects.items():
+            yield _caught(bench, own, name, "answers", edited(bench, own.candidate, edit, every), check)
+    yield _caught(bench, knowing, NOTHING_ELSE, "answers", knowing.candidate, "")
 
 
 def plant_in_models(bench: Bench, rivals: Rivals, kept: Path) -> Iterator[Caught]:
     """The defects that are edits of the adapter, of its tokenizer, or of the base."""
 
-    def answered(name: str, make: Callable[[], LoadedModel]) -> list[Prediction]:
+    def answered(name: str, edit: Callable[[LoadedModel], LoadedModel], base: Path) -> list[Prediction]:
         path = kept / f"{name}-{rivals.adapter.parent.name}.json"
         if not path.is_file():
-            answer_and_keep(make(), bench, path)
+            answer_and_keep(edit(load_adapted_model(base, rivals.adapter)), bench, path)
         return read_answers(path)[1]
 
-    def load() -> LoadedModel:
-        return load_adapted_model(bench.base, rivals.adapter)
-
-    def load_on_other() -> LoadedModel:
-        return load_adapted_model(write_other_base(bench.base, kept / "other_base"), rivals.adapter)
-
     own = replace(rivals, champion=rivals.candidate)
-    half, none = (answered(f"times_{factor}", lambda f=factor: scaled(load(), f)) for factor in (0.5, 0.0))
+    half = answered("half", lambda loaded: scaled(loaded, 0.5), bench.base)
     yield _caught(bench, own, "half strength, against full strength", "weights (B × 0.5)", half, "better than champion")
+    none = answered("zero", lambda loaded: scaled(loaded, 0.0), bench.base)
     yield _caught(bench, rivals, "no effect", "weights (B × 0)", none, "effect")
-    end = answered("swapped_end", lambda: with_swapped_end(load()))
+    end = answered("swapped_end", with_swapped_end, bench.base)
     yield _caught(bench, rivals, "turns end with another token", "tokenizer", end, "usable answers")
-    other = answered("other_base", load_on_other)
+    other = answered("other_base", lambda loaded: loaded, write_other_base(bench.base, kept / "other_base"))
     yield _caught(bench, rivals, "another base of the same shape", "base", other, "usable answers")
 
 

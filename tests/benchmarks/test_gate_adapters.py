@@ -12,7 +12,9 @@ from benchmarks.adapters import Bench, open_bench, trained
 from benchmarks.gate_adapters import judge_pairs, load
 from benchmarks.planted import (
     ANSWERS,
+    LIMITS,
     NOTHING,
+    NOTHING_ELSE,
     Caught,
     Rivals,
     judged,
@@ -23,6 +25,7 @@ from benchmarks.planted import (
 from training_core.evaluation.gate import BECOMES_CHAMPION
 from training_core.evaluation.scores import Prediction
 
+DEFECTS = {**ANSWERS, **LIMITS}
 DECISIONS = ("Escalate", "In Progress", "Not Eligible")
 
 
@@ -63,7 +66,7 @@ def test_equal_adapters_were_promoted_in_few_pairs() -> None:
 
 def test_planted_defects_were_all_caught() -> None:
     found = published()
-    assert found.pop(NOTHING).outcome == BECOMES_CHAMPION
+    assert {found.pop(name).outcome for name in (NOTHING, NOTHING_ELSE)} == {BECOMES_CHAMPION}
     assert len(found) >= 11 + 3
     assert BECOMES_CHAMPION not in {caught.outcome for caught in found.values()}
     assert all(caught.by and caught.sentence for caught in found.values())
@@ -71,14 +74,15 @@ def test_planted_defects_were_all_caught() -> None:
 
 def test_published_defects_were_caught_by_their_own_check() -> None:
     found = published()
-    assert {name: found[name].by[0] for name in ANSWERS} == {name: check for name, (_, _, check) in ANSWERS.items()}
+    assert {name: found[name].by[0] for name in DEFECTS} == {name: row[2] for name, row in DEFECTS.items()}
 
 
 def test_answers_with_a_planted_defect_are_caught(bench: Bench, rivals: Rivals) -> None:
     control = planted._caught(bench, rivals, NOTHING, "", rivals.candidate, "")
     assert (control.outcome, control.by) == (BECOMES_CHAMPION, ())
     found = {caught.planted: caught for caught in plant_in_answers(bench, rivals)}
-    assert {name: caught.by[0] for name, caught in found.items()} == {name: row[2] for name, row in ANSWERS.items()}
+    assert found.pop(NOTHING_ELSE).outcome == BECOMES_CHAMPION
+    assert {name: caught.by[0] for name, caught in found.items()} == {name: row[2] for name, row in DEFECTS.items()}
     assert BECOMES_CHAMPION not in {caught.outcome for caught in found.values()}
 
 
