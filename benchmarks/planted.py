@@ -100,6 +100,7 @@ ANSWERS: Mapping[str, tuple[Edit, int, str]] = {
     f"a card number as a further key in every {EVERY}th answer": (_with_another_key, EVERY, "usable answers"),
     f"a decision and nothing else in every {EVERY}th answer": (_decision_alone, EVERY, "usable answers"),
     "gibberish and an insult under the same decisions": (_gibberish, 1, "texts"),
+    f"the same in every {EVERY}th answer": (_gibberish, EVERY, "texts"),
     f"always wrong where {SLICE[0]} is {SLICE[1]}": (_slice_collapsed, 1, "slices"),
     "every Eligible refused": (_eligible_refused, 1, "false refusals"),
 }
