@@ -8,20 +8,24 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
+
 from samples.cases import generate_rows, policy_text
 from training_core.config import RunConfig, read_settings, read_settings_file
 from training_core.data_loader import prepare_data
 from training_core.dataset.store import TrainingData, load_training_data
 from training_core.evaluation.comparison import comparison_key
 from training_core.evaluation.evidence import Evidence, EvidenceRow, evidence_of, evidence_rows
+from training_core.evaluation.generation import generate
 from training_core.evaluation.scores import (
     Prediction,
     evaluate_model,
     predict_by_lookup,
     predict_by_majority,
+    prompt_of,
     with_example_texts,
 )
-from training_core.evaluation.text_scores import AnswerJudge, read_training_answers
+from training_core.evaluation.text_scores import DECISION, AnswerJudge, read_training_answers
 from training_core.folders import complete_file, seal_digest
 from training_core.model_setup import (
     LoadedModel,
@@ -38,6 +42,8 @@ from training_core.training.fingerprint import digest_rows, run_fingerprint
 
 DEMO_CONFIG = Path(__file__).parent.parent / "configs" / "demo.yaml"
 POLICY, LINES, ROWS_SEED = "warranty", 600, 7
+FRESH_LINES, FRESH_SEED = 650, 8  # further rows, nearly all held out, that tell which of two adapters is better
+DECISION_TOKENS = 12  # of an answer up to the end of its decision, its first field
 CURVE_ROWS = 4  # held-out rows of the loss curve: nobody looks at it here, and it costs as much as the training
 
 # What differs from the demo: rows of one policy, half of them held out, and so few steps that many adapters are
@@ -69,10 +75,10 @@ class Bench:
         return evidence_of(self.rows, {**models, **self.baselines}, policies=self.policies)
 
 
-def write_sample_rows(path: Path, lines: int) -> None:
+def write_sample_rows(path: Path, lines: int, seed: int = ROWS_SEED) -> None:
     """Write the sample rows of one policy, as many of each of its issue types."""
     text = policy_text(POLICY)
-    found = (row for row in generate_rows(20 * lines, ROWS_SEED) if row["input"]["policy_document"] == text)
+    found = (row for row in generate_rows(20 * lines, seed) if row["input"]["policy_document"] == text)
     with complete_file(path) as draft:
         draft.write_text("".join(f"{json.dumps(row)}\n" for row in islice(found, lines)), encoding="utf-8")
 
@@ -156,3 +162,30 @@ def base_answers(bench: Bench) -> list[Prediction]:
         with loaded.model.disable_adapter():
             answer_and_keep(loaded, bench, kept)
     return read_answers(kept)[1]
+
+
+def fresh_rows(bench: Bench) -> Dataset:
+    """Rows that are neither trained on nor judged."""
+    path = Path(bench.config.output_dir) / f"{POLICY}_fresh.jsonl"
+    if not path.is_file():
+        write_sample_rows(path, FRESH_LINES, FRESH_SEED)
+    config = replace(bench.config, dataset_path=str(path), val_split=0.95)
+    return load_training_data(prepare_data(config, bench.base)).held_out
+
+
+def decides_right(bench: Bench, adapter: Path, fresh: Dataset) -> list[bool]:
+    """Whether the decision of an adapter is the expected one, for each fresh row; kept next to the adapter.
+
+    Answers are generated up to their decision only, so that many rows are affordable.
+    """
+    kept = adapter.parent / f"fresh-{len(fresh)}.json"
+    if not kept.is_file():
+        loaded = load_adapted_model(bench.base, adapter)
+        encoder = ChatEncoder.of(loaded.tokenizer)
+        short = replace(bench.config, eval_max_new_tokens=DECISION_TOKENS)
+        starts = encoder.decode_answers(generate(loaded, [prompt_of(row) for row in fresh], short))
+        expected = [json.dumps({DECISION: decision})[:-1] for decision in fresh["decision"]]
+        right = [start.startswith(wanted) for start, wanted in zip(starts, expected, strict=True)]
+        kept.write_text(json.dumps(right), encoding="utf-8")
+    found: list[bool] = json.loads(kept.read_text(encoding="utf-8"))
+    return found

@@ -1,8 +1,9 @@
 """The gate on real adapters: `python -m benchmarks.gate_adapters`.
 
 Trains adapters of the tiny base that differ in nothing but their seed and lets the gate judge each as a challenger of
-each other: every promotion is a false one. Then judges adapters with planted defects. Adapters and answers are kept in
-`runs/gate_adapters`, so that a run that was stopped continues there.
+each other. Further rows tell which of two is better in truth. Then each pair's answers are exchanged at random, row by
+row, which makes two adapters that are equal in truth, so that every promotion is false. At last defects are planted.
+Adapters and answers are kept in `runs/gate_adapters`: a run that was stopped continues there.
 """
 
 import argparse
@@ -18,9 +19,21 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
-from benchmarks.adapters import LINES, POLICY, SETTINGS, Bench, Trained, base_answers, open_bench, trained
+from benchmarks.adapters import (
+    LINES,
+    POLICY,
+    SETTINGS,
+    Bench,
+    Trained,
+    base_answers,
+    decides_right,
+    fresh_rows,
+    open_bench,
+    trained,
+)
 from benchmarks.gate import old_rule
 from benchmarks.planted import Caught, Rivals, plant_all
 from flows.cli import set_environment
@@ -40,11 +53,32 @@ PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "trl")
 logger = logging.getLogger(__name__)
 
 
+Answers = list[Prediction]
+Pair = tuple[Answers, Answers]  # a challenger's and a champion's
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A pair as the gate sees it, and its verdict."""
+
+    evidence: Evidence
+    verdict: Verdict
+
+    @property
+    def promoted(self) -> bool:
+        return self.verdict.outcome == BECOMES_CHAMPION
+
+    @property
+    def significant(self) -> bool:
+        """Whether the challenger is significantly more often right than the champion."""
+        return any(c.name == f"better than {CHAMPION}" and c.state == HOLDS for c in self.verdict.checks)
+
+
 @dataclass(frozen=True)
 class Pairs:
-    """Ordered pairs of adapters, one judged as a challenger of the other: how many became champion, were significantly
-    more often right, or would be champion as *more right than every rival*; all outcomes, the checks that were
-    violated, and the share of rows on which the decisions of a pair differ (mean, least, most)."""
+    """Counts over ordered pairs of adapters, one judged as a challenger of the other: how many became champion, were
+    significantly more often right, or would be champion as *more right than every rival*; all outcomes, the checks that
+    were violated, and the share of rows on which the decisions of a pair differ (mean, least, most)."""
 
     pairs: int
     promoted: int
@@ -55,21 +89,37 @@ class Pairs:
     differing: tuple[float, float, float]
 
 
-def judge_pairs(bench: Bench, base: list[Prediction], pairs: Sequence[tuple[list[Prediction], ...]]) -> Pairs:
+@dataclass(frozen=True)
+class Truth:
+    """What further rows say about the promotions of one adapter over another: the share of right decisions of the
+    adapters (least, most), the mean gain of promoted ones, how many of them have no gain, and so for *more right*."""
+
+    rows: int
+    accuracy: tuple[float, float]
+    gain: float
+    false: int
+    old_rule_false: int
+
+
+def judge(bench: Bench, base: Answers, pairs: Sequence[Pair]) -> list[Judged]:
     """Judge each first as a challenger of the second."""
-    evidence = [
+    found = [
         bench.evidence({"base": base, "champion": champion, "candidate": candidate}) for candidate, champion in pairs
     ]
-    verdicts = [decide(found, bench.config) for found in evidence]
-    differing = [_differing(found) for found in evidence]
-    outcomes = Counter(verdict.outcome for verdict in verdicts)
+    return [Judged(evidence, decide(evidence, bench.config)) for evidence in found]
+
+
+def count(judged: Sequence[Judged]) -> Pairs:
+    """The counts over judged pairs."""
+    differing = [_differing(found.evidence) for found in judged]
+    checks = [check for found in judged for check in found.verdict.checks]
     return Pairs(
-        pairs=len(pairs),
-        promoted=outcomes[BECOMES_CHAMPION],
-        significant=sum(_is_better(verdict) for verdict in verdicts),
-        old_rule=sum(map(old_rule, evidence)),
-        outcomes=dict(outcomes),
-        violated=dict(Counter(check.name for v in verdicts for check in v.checks if check.state == VIOLATED)),
+        pairs=len(judged),
+        promoted=sum(found.promoted for found in judged),
+        significant=sum(found.significant for found in judged),
+        old_rule=sum(old_rule(found.evidence) for found in judged),
+        outcomes=dict(Counter(found.verdict.outcome for found in judged)),
+        violated=dict(Counter(check.name for check in checks if check.state == VIOLATED)),
         differing=(fmean(differing), min(differing), max(differing)),
     )
 
@@ -79,29 +129,55 @@ def _differing(evidence: Evidence) -> float:
     return float((candidate != champion).mean())
 
 
-def _is_better(verdict: Verdict) -> bool:
-    return any(check.name == f"better than {CHAMPION}" and check.state == HOLDS for check in verdict.checks)
+def exchanged(pairs: Sequence[Pair]) -> list[Pair]:
+    """The same pairs, each row's two answers exchanged or not by the toss of a coin."""
+    rng = np.random.default_rng(0)
+    found = []
+    for one, other in pairs:
+        coins = rng.random(len(one)) < 0.5
+        rows = [(a, b) if coin else (b, a) for a, b, coin in zip(one, other, coins, strict=True)]
+        found.append(([first for first, _ in rows], [second for _, second in rows]))
+    return found
+
+
+def truth(judged: Sequence[Judged], right: Sequence[Sequence[bool]]) -> Truth:
+    """Whether promotions were true; ``judged`` are all ordered pairs of the adapters that ``right`` is about."""
+    shares = [fmean(found) for found in right]
+    gains = [own - other for own, other in permutations(shares, 2)]
+    promoted = [gain for gain, found in zip(gains, judged, strict=True) if found.promoted]
+    old = [gain for gain, found in zip(gains, judged, strict=True) if old_rule(found.evidence)]
+    false, old_false = (sum(gain <= 0 for gain in some) for some in (promoted, old))
+    mean = fmean(promoted) if promoted else 0.0
+    return Truth(len(right[0]), (min(shares), max(shares)), mean, false, old_false)
 
 
 def measure(bench: Bench, adapters: int) -> dict[str, Any]:
     """Train, judge all pairs and a truly better adapter, and plant the defects; the results as they are written."""
-    base = base_answers(bench)
+    base, fresh = base_answers(bench), fresh_rows(bench)
     equal = [_trained(bench, seed=seed) for seed in range(1, adapters + 1)]
-    better = _trained(bench, **BETTER)
+    better = _trained(bench, seed=1, **BETTER)
     answers = [found.answers for found in equal]
-    shares = [_accuracy(found) for found in answers]
+    pairs: list[Pair] = list(permutations(answers, 2))
+    judged = judge(bench, base, pairs)
     rivals = Rivals(better.adapter, better.answers, answers[0], base)
     return {
         "about": _about(bench, [*equal, better]),
-        "accuracy": {
-            "base": _accuracy(base),
-            "lookup table": _accuracy(bench.baselines["lookup table"]),
-            "equal": [fmean(shares), min(shares), max(shares), stdev(shares)],
-            "better": _accuracy(better.answers),
-        },
-        "equal": asdict(judge_pairs(bench, base, list(permutations(answers, 2)))),
-        "better": asdict(judge_pairs(bench, base, [(better.answers, champion) for champion in answers])),
+        "accuracy": _accuracies(bench, base, answers, better.answers),
+        "seeds": asdict(count(judged)),
+        "truth": asdict(truth(judged, [decides_right(bench, found.adapter, fresh) for found in equal])),
+        "exchanged": asdict(count(judge(bench, base, exchanged(pairs)))),
+        "better": asdict(count(judge(bench, base, [(better.answers, champion) for champion in answers]))),
         "planted": [asdict(found) for found in plant_all(bench, rivals, Path(bench.config.output_dir) / "planted")],
+    }
+
+
+def _accuracies(bench: Bench, base: Answers, answers: Sequence[Answers], better: Answers) -> dict[str, Any]:
+    shares = [_accuracy(found) for found in answers]
+    return {
+        "base": _accuracy(base),
+        "lookup table": _accuracy(bench.baselines["lookup table"]),
+        "seeds": [fmean(shares), min(shares), max(shares), stdev(shares)],
+        "better": _accuracy(better),
     }
 
 
@@ -139,35 +215,60 @@ def section(results: dict[str, Any]) -> str:
 
 
 def _pairs_text(results: dict[str, Any]) -> list[str]:
-    about, equal, better, accuracy = (results[name] for name in ("about", "equal", "better", "accuracy"))
-    rows, seconds, mean = about["rows"], about["cpu_seconds"], accuracy["equal"]
-    differ, least, most = equal["differing"]
-    outcomes = ", ".join(f"{outcome} {count}" for outcome, count in sorted(equal["outcomes"].items()))
+    about, accuracy, better = (results[name] for name in ("about", "accuracy", "better"))
+    rows, (mean, least, most, _) = about["rows"], accuracy["seeds"]
     return [
         f"**Real adapters.** {about['adapters']} adapters of the tiny base, alike in all but their `seed`: "
         f"{about['settings']['max_steps']} steps on {rows['trained']} sample rows of the {rows['policy']} policy, "
-        f"{rows['held_out']} held-out rows. They are right on {mean[0]:.1%} of them in the mean ({mean[1]:.1%} to "
-        f"{mean[2]:.1%}; base {accuracy['base']:.1%}, lookup table {accuracy['lookup table']:.1%}), and two of them "
-        f"decide {differ:.1%} of the rows differently ({least:.1%} to {most:.1%}). Each was judged as a challenger of "
-        f"each other, {equal['pairs']} pairs:",
+        f"{rows['held_out']} held-out rows. They are right on {mean:.1%} of them in the mean ({least:.1%} to "
+        f"{most:.1%}; base {accuracy['base']:.1%}, lookup table {accuracy['lookup table']:.1%}). Each was judged as a "
+        "challenger of each other:",
         "",
-        "| | pairs | became champion | significantly more right | *more right than every rival* |",
-        "|---|--:|--:|--:|--:|",
-        _pairs_row("equal adapters: every promotion is false", equal),
+        "| challenger and champion | pairs | decide differently | became champion | significantly more right | *more "
+        "right than every rival* |",
+        "|---|--:|--:|--:|--:|--:|",
+        _pairs_row("two seeds", results["seeds"]),
+        _pairs_row("the same, equal in truth: each row's two answers exchanged at random", results["exchanged"]),
         _pairs_row(
-            f"{about['better_settings']['max_steps']} steps, {accuracy['better']:.1%} right, against each", better
+            f"{about['better_settings']['max_steps']} steps, {accuracy['better']:.1%} right, and a seed", better
         ),
         "",
-        f"Outcomes of the equal pairs: {outcomes}. {seconds['training']:,} CPU seconds of training and "
-        f"{seconds['evaluation']:,} of evaluation, {about['date']}, "
-        f"{', '.join(f'{name} {number}' for name, number in about['versions'].items())}.",
+        *_truth_text(results["seeds"], Truth(**results["truth"])),
+        f"Outcomes of two seeds: {_counts(results['seeds']['outcomes'])}; equal in truth: "
+        f"{_counts(results['exchanged']['outcomes'])}.",
+        "",
+        _cost_text(about),
         "",
     ]
 
 
+def _truth_text(seeds: dict[str, Any], truth: Truth) -> list[str]:
+    pairs = seeds["pairs"]
+    return [
+        f"Adapters of two seeds are not equal after so few steps: on {truth.rows} further rows they are right on "
+        f"{truth.accuracy[0]:.1%} to {truth.accuracy[1]:.1%}. There the {seeds['promoted']} that became champion are "
+        f"better than the adapter they replaced by {100 * truth.gain:.1f} points in the mean, and {truth.false} "
+        f"({truth.false / pairs:.1%} of all pairs) are not better: false promotions. By *more right than every rival* "
+        f"{truth.old_rule_false} ({truth.old_rule_false / pairs:.1%}) would be false.",
+        "",
+    ]
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in sorted(counts.items()))
+
+
+def _cost_text(about: dict[str, Any]) -> str:
+    seconds, versions = about["cpu_seconds"], about["versions"]
+    return (
+        f"{seconds['training']:,} CPU seconds of training, {seconds['evaluation']:,} of evaluation, {about['date']}, "
+        f"{', '.join(f'{name} {number}' for name, number in versions.items())}."
+    )
+
+
 def _pairs_row(name: str, pairs: dict[str, Any]) -> str:
     counts = [f"{pairs[key]} ({pairs[key] / pairs['pairs']:.1%})" for key in ("promoted", "significant", "old_rule")]
-    return f"| {name} | {pairs['pairs']} | {' | '.join(counts)} |"
+    return f"| {name} | {pairs['pairs']} | {pairs['differing'][0]:.1%} | {' | '.join(counts)} |"
 
 
 def _planted_text(planted: Sequence[Caught]) -> list[str]:

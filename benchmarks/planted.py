@@ -184,8 +184,8 @@ def plant_all(bench: Bench, rivals: Rivals, kept: Path) -> Iterator[Caught]:
 
 def plant_in_answers(bench: Bench, rivals: Rivals) -> Iterator[Caught]:
     """The defects that are edits of answers."""
-    both = (edited(bench, found, _limit_known) for found in (rivals.candidate, rivals.champion))
-    knowing = replace(rivals, **dict(zip(("candidate", "champion"), both, strict=True)))
+    candidate, champion = (edited(bench, found, _limit_known) for found in (rivals.candidate, rivals.champion))
+    knowing = replace(rivals, candidate=candidate, champion=champion)
     for own, defects in ((rivals, ANSWERS), (knowing, LIMITS)):
         for name, (edit, every, check) in defects.items():
             yield _caught(bench, own, name, "answers", edited(bench, own.candidate, edit, every), check)
