@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import faults, gate
+from benchmarks import faults, gate, gate_adapters
 from benchmarks import report as speed
 from benchmarks.measurements import Measurements
 from deployments.topology import ROWS_UPDATED, deployments, pools
@@ -87,6 +87,11 @@ def test_reliability_page_shows_the_last_measurement() -> None:
 def test_evaluation_page_shows_the_last_simulation() -> None:
     written = read_section(gate.PAGE, gate.SECTION)
     assert written == gate.section(*gate.load()), "run `python -m benchmarks.gate --render`"
+
+
+def test_evaluation_page_shows_the_last_adapters() -> None:
+    written = read_section(gate_adapters.PAGE, gate_adapters.SECTION)
+    assert written == gate_adapters.section(gate_adapters.load()), "run `python -m benchmarks.gate_adapters --render`"
 
 
 def test_evaluation_page_explains_every_column() -> None:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
     "training_core": set(),
     "samples": {"training_core"},
-    "benchmarks": {"training_core", "samples", "flows", "deployments"},
+    "benchmarks": {"training_core", "samples", "tasks", "flows", "deployments"},
     "tasks": {"training_core"},
     "flows": {"training_core", "samples", "tasks"},
     "deployments": {"training_core", "samples", "tasks", "flows"},

@@ -10,7 +10,7 @@ import numpy as np
 from training_core.config import RunConfig
 from training_core.dataset.evaluation_findings import same_decision
 from training_core.dataset.power import detectable_gain, rows_needed
-from training_core.evaluation.evidence import GROUP, POLICY, Evidence
+from training_core.evaluation.evidence import GROUP, POLICY, Evidence, ModelAnswers
 from training_core.evaluation.paired_tests import LEVEL, PairedTest, compare_paired, holm, lower_mean_p
 
 BECOMES_CHAMPION: Final = "becomes champion"
@@ -25,6 +25,7 @@ OPEN: Final = "not shown"
 CANDIDATE, CHAMPION, LOOKUP_TABLE = "candidate", "champion", "lookup table"
 SMALLEST_SLICE = 25
 TEXT_MARGIN = 0.02  # texts worse by less are as good: on many rows the smallest difference is significant
+UNRELATED = 0.2  # no text of an answer agrees better with the expected one: gibberish, or an answer to another case
 MOST_JUDGED = 20  # versions that one set of held-out rows can judge before it should be replaced
 
 # The settings that a verdict depends on besides the evidence, for keys of caches.
@@ -157,21 +158,25 @@ def check_usable(evidence: Evidence, config: RunConfig) -> Check:
 
 
 def check_texts(evidence: Evidence) -> Check:
-    """In no field texts that are significantly worse than the reference's, by more than 2 points (Holm over fields).
+    """In no field texts that are significantly worse than the reference's, by more than 2 points, and not
+    significantly more answers in which no text fits (Holm over fields and that).
 
-    Compared on the rows where both decisions are right: elsewhere the texts belong to different decisions.
+    Compared on the rows where both decisions are right: elsewhere the texts belong to different decisions. Better
+    texts in most answers do not make up for gibberish in some, so those are counted.
     """
     tests = text_tests(evidence)
     if not tests:
         return Check("texts", HOLDS, "There are no texts to compare with those of the " + reference_of(evidence) + ".")
-    adjusted = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
+    unrelated = unrelated_test(evidence)
+    adjusted = holm([*(test.p for test in tests.values()), unrelated.p])
     shares = ", ".join(f"{name} {test.own:.0%} ({test.other:.0%})" for name, test in tests.items())
-    worse = ", ".join(f"{name} (p = {_p(p)})" for name, p in adjusted.items() if p < LEVEL)
+    named = zip([*tests, f"no text fits in {unrelated.wins} answers more"], adjusted, strict=True)
+    worse = ", ".join(f"{name} (p = {_p(p)})" for name, p in named if p < LEVEL)
     sentence = (
         f"Where its decision and that of the {reference_of(evidence)} (in brackets) are right, texts agree with the "
         f"expected ones to: {shares} (chrF or equality). Worse by more than {_points(TEXT_MARGIN)}: {worse or 'none'}."
     )
-    return Check("texts", VIOLATED if worse else HOLDS, sentence, min(adjusted.values()))
+    return Check("texts", VIOLATED if worse else HOLDS, sentence, min(adjusted))
 
 
 def check_audit(evidence: Evidence) -> Check:
@@ -236,6 +241,19 @@ def text_tests(evidence: Evidence) -> dict[str, TextTest]:
             ties = np.unique(evidence.ties[rows], return_inverse=True)[1]
             found[name] = TextTest(float(own.mean()), float(other.mean()), lower_mean_p(own + TEXT_MARGIN, other, ties))
     return dict(sorted(found.items()))
+
+
+def unrelated_test(evidence: Evidence) -> PairedTest:
+    """Candidate against reference: answers in which every text agrees with the expected one by less than 20%."""
+    rows = evidence.right(CANDIDATE) & evidence.right(reference_of(evidence))
+    own, other = (_unrelated(evidence.models[name])[rows] for name in _pair(evidence))
+    return compare_paired(own, other, np.unique(evidence.ties[rows], return_inverse=True)[1])
+
+
+def _unrelated(answers: ModelAnswers) -> np.ndarray:
+    scores = np.stack(list(answers.text_scores.values()))
+    has_texts = ~np.isnan(scores).all(axis=0)
+    return has_texts & (np.nan_to_num(scores, nan=0.0).max(axis=0) < UNRELATED)
 
 
 def slice_tests(evidence: Evidence, config: RunConfig) -> Iterator[tuple[str, PairedTest]]:

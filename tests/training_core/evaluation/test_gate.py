@@ -206,6 +206,17 @@ def test_promotion_guard_catches_texts_without_a_champion(harm: str, rivals: dic
     assert guard in violated(found)
 
 
+def test_better_texts_do_not_make_up_for_gibberish(rivals: dict[str, list[Prediction]]) -> None:
+    texts = ("reason", "customer_response", "next_action")
+    halved = [own | {name: own[name][: len(own[name]) // 2] for name in texts} for own in answers(0.6, seed=1)]
+    worse = rivals | {"champion": predictions(halved)}
+    best = answers(0.95, seed=8)
+    assert verdict(worse, best).outcome == BECOMES_CHAMPION
+    some = [own | dict.fromkeys(texts, "qw zx vk") if place % 20 == 0 else own for place, own in enumerate(best)]
+    found = verdict(worse, some)
+    assert violated(found) == ["texts"] and "no text fits in 1" in found.reason
+
+
 def test_promotion_allows_a_small_loss_in_the_texts(rivals: dict[str, list[Prediction]]) -> None:
     """A letter less in every text is no harm, although every row shows it."""
     best = answers(0.95, seed=8)
