@@ -17,6 +17,8 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from training_core.packing.deltanet import is_delta_net, share_states
+
 ATTENTION_NAME = "shared_prefix"
 
 
@@ -35,20 +37,24 @@ def use_shared_prefix_attention(model: PreTrainedModel | PeftModel) -> None:
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if others := other_attention(base):
         raise ValueError(
-            f"packing needs full attention in every layer, but {type(base).__name__} has {', '.join(others)}: "
-            "choose a model with full attention (Qwen2.5, Qwen3), or train without packing"
+            f"packing needs full attention or gated DeltaNet in every layer, but {type(base).__name__} has "
+            f"{', '.join(others)}: choose Qwen2.5, Qwen3 or Qwen3.5, or train without packing"
         )
     if base.config._attn_implementation == ATTENTION_NAME:
         return
     register_shared_prefix_attention()
     base.set_attn_implementation(ATTENTION_NAME)
+    share_states(base.modules())
     base.base_model.register_forward_pre_hook(_replace_mask, with_kwargs=True)
     base.base_model.register_forward_hook(_keep_label_positions, with_kwargs=True)
 
 
 def other_attention(model: PreTrainedModel) -> list[str]:
-    """The types of layers in `model` that cannot share a prefix: sliding windows, linear attention, unknown."""
-    return sorted(set(model.config.to_dict().get("layer_types") or ["unknown"]) - {"full_attention"})
+    """The types of layers in `model` that cannot share a prefix: sliding windows, other linear attention, unknown."""
+    shareable = {"full_attention"}
+    if any(map(is_delta_net, model.modules())):
+        shareable.add("linear_attention")
+    return sorted(set(model.config.to_dict().get("layer_types") or ["unknown"]) - shareable)
 
 
 def _replace_mask(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
@@ -58,7 +64,8 @@ def _replace_mask(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         return None
     tokens = kwargs["position_ids"].shape[1]
     mask = _block_mask(segments, tokens) if segments.is_cuda else segments[None, None]
-    return args, kwargs | {"attention_mask": mask}
+    # Nothing continues a pack: its cache would hold the keys of all rows, and no usable state.
+    return args, kwargs | {"attention_mask": mask, "use_cache": False}
 
 
 def _keep_label_positions(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:

@@ -1,0 +1,106 @@
+"""Gated DeltaNet of packed rows: the state that a prefix leaves is computed once, and every suffix continues it.
+
+The layers of Qwen3-Next and Qwen3.5 that are no attention see earlier tokens only through a recurrent state and the
+last inputs of a short convolution (Yang et al. 2024, arXiv:2412.06464). So a copy of both is all that a suffix needs.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable
+from functools import partial, wraps
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+CHUNK = 64  # tokens that the chunked rule computes together, by default, in transformers and flash-linear-attention
+
+Function = Callable[..., Any]
+
+
+def is_delta_net(module: nn.Module) -> bool:
+    """Whether `module` is a layer whose convolution and delta rule can be told where segments begin."""
+    return _replaced().keys() <= set(inspect.unwrap(type(module).forward).__code__.co_names)
+
+
+def share_states(modules: Iterable[nn.Module]) -> None:
+    """Let the gated DeltaNets among `modules` keep the segments of a pack apart; other inputs pass as before.
+
+    transformers offers no interface for it. A layer looks up its convolution and its delta rule by name, and passes
+    `segments` on to both; so these layers, and no others, get their own forward with two names replaced. It keeps the
+    kernels that transformers found, and repeats none of the layer's formulas.
+    """
+    for module in modules:
+        if is_delta_net(module) and "forward" not in vars(module):
+            module.forward = _with_segments(inspect.unwrap(type(module).forward)).__get__(module)
+
+
+def _replaced() -> dict[str, Function]:
+    return {"causal_conv1d_fn": convolve_segments, "torch_chunk_gated_delta_rule": apply_delta_rule}
+
+
+def _with_segments(forward: Function) -> FunctionType:
+    names = forward.__globals__
+    ours = {name: wraps(names[name])(partial(function, names[name])) for name, function in _replaced().items()}
+    return FunctionType(forward.__code__, names | ours, forward.__name__, forward.__defaults__, forward.__closure__)
+
+
+def convolve_segments(
+    convolve: Function, inputs: Tensor, weight: Tensor, *args: Any, segments: Tensor | None = None, **kwargs: Any
+) -> Tensor:
+    """The causal convolution of a pack: `inputs` [1, channels, T] -> the same; `weight` [channels, width].
+
+    Before each segment are the last inputs of its prefix, or zeros.
+    """
+    if segments is None:
+        return convolve(inputs, weight, *args, **kwargs)
+    lengths, prefixes = segments.T.tolist()
+    width = weight.shape[-1] - 1
+    parts = inputs.split(lengths, dim=2)
+    nothing = inputs.new_zeros(*inputs.shape[:2], width)
+    befores = [pad(parts[prefix], (width, 0))[..., -width:] if prefix >= 0 else nothing for prefix in prefixes]
+    extended = torch.cat([tensor for pair in zip(befores, parts, strict=True) for tensor in pair], dim=2)
+    outputs = convolve(extended, weight, *args, **kwargs).split([width + length for length in lengths], dim=2)
+    return torch.cat([output[..., width:] for output in outputs], dim=2)
+
+
+def apply_delta_rule(
+    rule: Function, *inputs: Tensor, segments: Tensor | None = None, g: Tensor, beta: Tensor, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """The gated delta rule of a pack: `inputs` are queries, keys, values [1, T, heads, d] -> [1, T, heads, d], state.
+
+    First all segments without a prefix, then those that continue one. Segments with as many chunks are one batch. A
+    padded token has beta 0 and no decay, and leaves the state as it is.
+    """
+    if segments is None:
+        return rule(*inputs, g=g, beta=beta, **kwargs)
+    lengths, prefixes = segments.T.tolist()
+    parts = list(zip(*(tensor[0].split(lengths) for tensor in (*inputs, g, beta)), strict=True))
+    outputs: dict[int, Tensor] = {}
+    states: dict[int, Tensor] = {}
+    for members in _batches(lengths, prefixes):
+        size = -(-lengths[members[0]] // CHUNK) * CHUNK
+        *batch, decay, rate = (
+            torch.stack([_pad_end(tensor, size) for tensor in tensors])
+            for tensors in zip(*(parts[member] for member in members), strict=True)
+        )
+        continued = prefixes[members[0]] >= 0
+        kwargs["initial_state"] = torch.stack([states[prefixes[member]] for member in members]) if continued else None
+        kwargs["output_final_state"] = not continued
+        results, ends = rule(*batch, g=decay, beta=rate, **kwargs)
+        outputs |= {member: result[: lengths[member]] for member, result in zip(members, results, strict=True)}
+        states |= dict(zip(members, ends, strict=True)) if not continued else {}
+    return torch.cat([outputs[segment] for segment in range(len(lengths))])[None], None
+
+
+def _batches(lengths: list[int], prefixes: list[int]) -> list[list[int]]:
+    """The segments by prefix or not, then by number of chunks."""
+    batches: dict[tuple[bool, int], list[int]] = {}
+    for segment, (length, prefix) in enumerate(zip(lengths, prefixes, strict=True)):
+        batches.setdefault((prefix >= 0, -(-length // CHUNK)), []).append(segment)
+    return [batches[key] for key in sorted(batches)]
+
+
+def _pad_end(tensor: Tensor, size: int) -> Tensor:
+    return pad(tensor, (0, 0) * (tensor.ndim - 1) + (0, size - len(tensor)))
