@@ -23,7 +23,7 @@ from training_core.training.memory import estimate_memory, memory_fix
 GPU_MEMORY = "SFT_FLOW_GPU_GIB"
 
 _GIB = 2**30
-_BYTES_ON_A_GPU = 2  # a value in bf16 or fp16
+_BYTES_ON_A_GPU = {"fp32": 4}  # of a value; two in bf16 and fp16
 
 
 @task(task_run_name="check servers, disk and memory", **NETWORK)
@@ -67,7 +67,7 @@ def _memory_problems(config: RunConfig, dataset: DatasetRef) -> list[str]:
     data = load_training_data(open_folder(dataset.folder, config))
     heaviest = make_batches(data.train, data.held_out, config).train.heaviest_size()
     base = fetch_tokenizer(config.model_name, config.cache_dir)
-    needed = estimate_memory(base, config, heaviest, _BYTES_ON_A_GPU).total
+    needed = estimate_memory(base, config, heaviest, _BYTES_ON_A_GPU.get(config.precision, 2)).total
     get_run_logger().info("The training needs at least %.1f of a GPU's %s GiB memory", needed, room)
     if needed <= float(room):
         return []

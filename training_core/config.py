@@ -151,6 +151,11 @@ class RunConfig:
     optim: Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"] = Field(
         "adamw_torch_fused", description="Optimiser; the 8-bit and paged ones save GPU memory."
     )
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
+        "auto",
+        description="Number format of training and answers; auto: bf16 where the GPU computes in it, else fp16, and "
+        "fp32 without a GPU. The adapter's weights are fp32 in any case.",
+    )
     packing: bool = Field(True, description="Pack rows into sequences without padding; a row never attends to another.")
     gradient_checkpointing: bool = Field(
         True, description="Recompute activations in the backward pass: less memory, about a third more time."

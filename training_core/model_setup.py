@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from bitsandbytes.nn import Linear4bit
 from huggingface_hub import snapshot_download
-from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -21,7 +21,7 @@ from transformers import (
 
 from training_core.base_model import base_folder, target_modules
 from training_core.base_model import default_qwen_target_modules as default_qwen_target_modules  # promised here
-from training_core.config import RunConfig
+from training_core.config import RunConfig, read_settings_file
 from training_core.utils import Precision, pick_precision, set_seed, setup_cache
 
 logger = logging.getLogger(__name__)
@@ -67,9 +67,11 @@ def load_tokenizer(base: Path) -> PreTrainedTokenizerFast:
 
 
 def load_quantised_base(base: Path, precision: Precision) -> PreTrainedModel:
-    """The base model in NF4 with double quantisation, computing in the run's precision, norms and head in fp32.
+    """The base model, frozen, in NF4 with double quantisation; all other weights have the run's precision.
 
-    Training and evaluation both load it with this function, so that both compute the same.
+    So has everything that it computes, from the embeddings to the logits. peft's ``prepare_model_for_kbit_training``
+    would make embeddings, norms and head fp32, and with them the states between the layers: twice the memory, and on
+    a GPU attention in fp32. Training and evaluation both load it with this function, so that both compute the same.
 
     Source: Dettmers et al. 2023, https://arxiv.org/abs/2305.14314, section 3.
     """
@@ -87,7 +89,7 @@ def load_quantised_base(base: Path, precision: Precision) -> PreTrainedModel:
     # A base has its own sampling defaults (Qwen2.5: repetition_penalty 1.05), which would change greedy completions.
     ends = {name: getattr(model.generation_config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model.generation_config = GenerationConfig(**ends)
-    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # the trainer enables it
+    return model.requires_grad_(False)
 
 
 def _nf4(precision: Precision) -> BitsAndBytesConfig:
@@ -112,9 +114,9 @@ def load_model_and_tokenizer(config: RunConfig) -> LoadedModel:
     """The four-bit base with a fresh adapter, ready to train, and its tokenizer.
 
     The adapter's weights are always fp32: bf16 adapters do not resume exactly. Expects settings that ``validate_args``
-    has checked.
+    has checked. Raises ``SettingsError`` where this machine does not compute in the settings' ``precision``.
     """
-    precision = pick_precision()
+    precision = pick_precision(config.precision)
     logger.info("Precision: %s", precision.reason)
     set_seed(config.seed)  # for the initial weights of the adapter
     base = fetch_base_model(config.model_name, config.cache_dir)
@@ -134,7 +136,8 @@ def load_model_and_tokenizer(config: RunConfig) -> LoadedModel:
 
 
 def load_adapted_model(base: Path, adapter: Path) -> LoadedModel:
-    """A trained adapter on its four-bit base, ready to generate."""
-    precision = pick_precision()
+    """A trained adapter on its four-bit base, ready to generate, in the precision of its own settings."""
+    # Not RunConfig.load: an adapter of an older version may have settings that are gone.
+    precision = pick_precision(read_settings_file(adapter).get("precision", "auto"))
     model: PeftModel = PeftModel.from_pretrained(load_quantised_base(base, precision), adapter)
     return LoadedModel(model.eval(), load_tokenizer(base), precision)

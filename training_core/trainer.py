@@ -143,7 +143,17 @@ def _train(loaded: LoadedModel, batches: Batches, config: RunConfig, run_dir: Pa
     share_left = 1 - _steps_done(checkpoint) / batches.steps.total
     require_memory(measure_heaviest_batch(trainer, batches, config, share_left), config)
     set_seed(config.seed + PartialState().process_index)  # each device draws its own dropout masks
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        _remove_autocast(trainer)
+
+
+def _remove_autocast(trainer: SFTTrainer) -> None:
+    """Let the trained model compute as a loaded one does: accelerate leaves its ``forward`` in autocast."""
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    # Else accelerate takes it for wrapped already, and another training would compute without autocast.
+    vars(model).pop("_is_accelerate_prepared", None)
 
 
 def _steps_done(checkpoint: Path | None) -> int:

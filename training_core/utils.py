@@ -67,14 +67,30 @@ def setup_cache(cache_dir: str | None) -> Path | None:
     return folder
 
 
-def pick_precision() -> Precision:
-    """Choose the number format that runs on this machine compute in."""
+def pick_precision(wanted: Literal["auto", "bf16", "fp16", "fp32"] = "auto") -> Precision:
+    """The number format of the setting ``precision`` on this machine.
+
+    Raises ``SettingsError`` where the machine does not compute in it.
+    """
     if not torch.cuda.is_available():
-        return Precision("fp32", "fp32: no GPU, and most CPUs emulate shorter formats at a fraction of the speed")
-    card, capability = torch.cuda.get_device_name(), "{}.{}".format(*torch.cuda.get_device_capability())
-    if torch.cuda.is_bf16_supported(including_emulation=False):
-        return Precision("bf16", f"bf16: {card} supports it (compute capability {capability})")
-    return Precision("fp16", f"fp16: {card} does not support bf16 (compute capability {capability})")
+        return _precision_of_cpu(wanted)
+    card = "{} (compute capability {}.{})".format(torch.cuda.get_device_name(), *torch.cuda.get_device_capability())
+    supported = torch.cuda.is_bf16_supported(including_emulation=False)
+    if wanted == "bf16" and not supported:
+        raise SettingsError([f"precision: {card} does not compute in bf16; set precision auto"])
+    if wanted != "auto":
+        return Precision(wanted, f"{wanted}: the setting precision names it, on {card}")
+    if supported:
+        return Precision("bf16", f"bf16: {card} supports it")
+    return Precision("fp16", f"fp16: {card} does not support bf16")
+
+
+def _precision_of_cpu(wanted: Literal["auto", "bf16", "fp16", "fp32"]) -> Precision:
+    if wanted == "fp16":
+        raise SettingsError(["precision: fp16 needs a GPU, found none; set precision auto"])
+    if wanted != "auto":
+        return Precision(wanted, f"{wanted}: the setting precision names it, on a CPU")
+    return Precision("fp32", "fp32: no GPU, and most CPUs emulate shorter formats at a fraction of the speed")
 
 
 def validate_args(config: RunConfig) -> None:

@@ -100,9 +100,9 @@ def written(sample: dict[str, Any], folder: Path) -> Path:
     return folder / "parity_sample.json"
 
 
-def packaged(tiny_base: Path, kind: str, folder: Path) -> tuple[dict[str, Any], Dataset]:
+def packaged(tiny_base: Path, kind: str, folder: Path, **settings: Any) -> tuple[dict[str, Any], Dataset]:
     """A parity sample and its rows; the package is in ``folder / "model"``."""
-    config = RunConfig(model_name=str(tiny_base), eval_max_new_tokens=6, eval_batch_size=4)
+    config = RunConfig(model_name=str(tiny_base), eval_max_new_tokens=6, eval_batch_size=4, **settings)
     loaded = load_model_and_tokenizer(config)
     rows = held_out(kind, loaded.tokenizer, folder).select(range(4))
     write_adapter(loaded.model, loaded.tokenizer, config, np.array([7], np.uint64), folder / "adapter")
@@ -141,7 +141,7 @@ def test_served_answers_equal_the_evaluated_ones(
     with pytest.raises(ValueError, match="1 of 4 answers differ"):
         check_parity(str(tmp_path / "model"), written(sample | {"answers": [[1], *answers[1:]]}, tmp_path))
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(model_setup, "pick_precision", lambda: Precision("bf16", "bf16: another machine has it"))
+        elsewhere.setattr(model_setup, "pick_precision", lambda _: Precision("bf16", "bf16: another machine has it"))
         rounded = load_adapted_model(tiny_base, tmp_path / "adapter")
         config = RunConfig(eval_max_new_tokens=6, eval_batch_size=4)
         theirs = generate(rounded, [prompt_of(row) for row in rows], config)
@@ -155,6 +155,13 @@ def test_served_answers_equal_the_evaluated_ones(
         [as_input(json.loads(rows[0]["record"])), {"instruction": "x", "input": '{"policy_document": "y"}'}]
     )
     assert served.predict(mixed)["token_ids"][0] == answers[0]
+
+
+@pytest.mark.slow
+def test_served_answers_in_bf16_equal_the_evaluated_ones(tiny_base: Path, tmp_path: Path) -> None:
+    sample, _ = packaged(tiny_base, "native", tmp_path, precision="bf16")
+    assert sample["precision"].startswith("bf16")
+    assert check_parity(str(tmp_path / "model"), written(sample, tmp_path)) == "the same tokens"
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "tokenizer.json", "manifest.json"])

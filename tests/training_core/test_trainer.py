@@ -15,10 +15,13 @@ from training_core.config import RunConfig
 from training_core.data_loader import prepare_data
 from training_core.dataset.store import load_training_data
 from training_core.evaluation.comparison import EvaluatedModel, compare_models
+from training_core.evaluation.generation import cached_prefix, generate
+from training_core.evaluation.scores import prompt_of
 from training_core.folders import seal_digest
-from training_core.model_setup import LoadedModel, load_model_and_tokenizer
+from training_core.model_setup import LoadedModel, load_adapted_model, load_model_and_tokenizer
 from training_core.packing.batches import Steps, tokens_per_step
 from training_core.trainer import Cadence, create_training_arguments, train_model
+from training_core.training.adapter import write_adapter
 from training_core.training.callbacks import KeepJournal
 from training_core.training.journal import read_journal
 from training_core.utils import Precision
@@ -122,6 +125,55 @@ def test_training_after_an_evaluation_gives_the_same_weights(config: RunConfig, 
         train_model(loaded, data, config, tmp_path / folder)
     expected = weights(fresh, trained=True)
     assert all(torch.equal(weight, expected[name]) for name, weight in weights(used, trained=True).items())
+
+
+@pytest.fixture(scope="module")
+def in_bf16(
+    tiny_base: Path, sample_rows: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[LoadedModel, Path, list[list[int]], set[torch.dtype]]:
+    """A model trained in bf16, as on a GPU, the folder of its adapter, prompts, and the formats it trained in."""
+    folder = tmp_path_factory.mktemp("bf16")
+    config = tiny_training(tiny_base, sample_rows, folder, max_steps=2, precision="bf16", max_eval_rows=4)
+    data = load_training_data(prepare_data(config, tiny_base))
+    loaded = load_model_and_tokenizer(config)
+    seen: set[torch.dtype] = set()
+    hooks = [
+        module.register_forward_hook(lambda _module, _inputs, output: seen.add(output.dtype))
+        for name, module in loaded.model.named_modules()
+        if name.endswith(("embed_tokens", "norm", "layernorm", "q_proj", "k_proj", "v_proj", "o_proj", "down_proj"))
+    ]
+    train_model(loaded, data, config, folder / "run")
+    for hook in hooks:
+        hook.remove()
+    write_adapter(loaded.model, loaded.tokenizer, config, data.leakage_keys, folder / "adapter")
+    return loaded, folder / "adapter", [prompt_of(row) for row in data.held_out.select(range(4))], seen
+
+
+@pytest.mark.slow
+def test_training_in_bf16_keeps_only_the_adapter_in_fp32(
+    in_bf16: tuple[LoadedModel, Path, list[list[int]], set[torch.dtype]],
+) -> None:
+    loaded, _, _, seen = in_bf16
+    assert seen == {torch.bfloat16}
+    formats = {(weight.requires_grad, weight.dtype) for weight in loaded.model.parameters()}
+    assert formats == {(True, torch.float32), (False, torch.bfloat16), (False, torch.uint8)}
+
+
+@pytest.mark.slow
+def test_trained_model_computes_as_the_reloaded_one_in_bf16(
+    in_bf16: tuple[LoadedModel, Path, list[list[int]], set[torch.dtype]], tiny_base: Path
+) -> None:
+    loaded, adapter, prompts, _ = in_bf16
+    reloaded = load_adapted_model(tiny_base, adapter)
+    assert reloaded.precision.name == "bf16"
+    ours, theirs = (
+        [layer.keys for prompt in prompts for layer in cached_prefix(model.model.eval(), prompt).layers]
+        for model in (loaded, reloaded)
+    )
+    assert {keys.dtype for keys in ours} == {torch.bfloat16}
+    assert all(torch.equal(*keys) for keys in zip(ours, theirs, strict=True))
+    config = RunConfig(eval_max_new_tokens=8)
+    assert generate(loaded, prompts, config) == generate(reloaded, prompts, config)
 
 
 def test_journal_has_the_cost_of_steps_with_losses(tmp_path: Path) -> None:

@@ -216,6 +216,29 @@ def test_precision_says_why_it_was_chosen() -> None:
         assert precision.name == "fp32"
 
 
+def use_card(monkeypatch: pytest.MonkeyPatch, *, bf16: bool) -> None:
+    """Let torch describe a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "T4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+
+
+def test_precision_of_the_settings_wins_over_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as machine:
+        machine.setattr(torch.cuda, "is_available", lambda: False)
+        assert [pick_precision(wanted).name for wanted in ("auto", "bf16", "fp32")] == ["fp32", "bf16", "fp32"]
+        with pytest.raises(SettingsError, match="precision: fp16 needs a GPU"):
+            pick_precision("fp16")
+    use_card(monkeypatch, bf16=True)
+    assert [pick_precision(wanted).name for wanted in ("auto", "fp16", "fp32")] == ["bf16", "fp16", "fp32"]
+    assert "T4" in pick_precision("fp16").reason
+    use_card(monkeypatch, bf16=False)
+    assert pick_precision().name == "fp16"
+    with pytest.raises(SettingsError, match=r"T4 .* does not compute in bf16; set precision auto"):
+        pick_precision("bf16")
+
+
 def test_system_facts_hold_the_versions_of_libraries() -> None:
     facts = log_system_info()
     assert json.loads(json.dumps(facts)) == facts

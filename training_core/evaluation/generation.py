@@ -49,7 +49,7 @@ def generate(loaded: LoadedModel, prompts: Sequence[list[int]], config: RunConfi
     for batch in _batches(_in_order(model, prompts), config.eval_batch_size):
         shared = [prompt.shared for prompt in batch if prompt.shared]
         caches = {tokens: cache for tokens, cache in caches.items() if tokens in shared}  # frees memory first
-        caches |= {tokens: _compute_cache(model, tokens) for tokens in dict.fromkeys(shared) if tokens not in caches}
+        caches |= {tokens: cached_prefix(model, tokens) for tokens in dict.fromkeys(shared) if tokens not in caches}
         prefixes = [CachedPrefix(len(list(same)), caches[tokens]) for tokens, same in groupby(shared)]
         inputs = _pad_left(batch, end_of_turn, model.device)
         with continue_prefixes(model, prefixes):
@@ -102,7 +102,8 @@ def _fits(prompt: _Prompt, first: _Prompt) -> bool:
     return bool(prompt.shared) == bool(first.shared) and len(prompt.rest) <= 2 * len(first.rest)
 
 
-def _compute_cache(model: PeftModel, tokens: Sequence[int]) -> DynamicCache:
+@torch.inference_mode()
+def cached_prefix(model: PeftModel, tokens: Sequence[int]) -> DynamicCache:
     """The keys and values of a prefix."""
     inputs = torch.tensor([tokens], device=model.device)
     output = model(input_ids=inputs, use_cache=True, logits_to_keep=1)

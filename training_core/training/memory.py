@@ -59,7 +59,7 @@ def estimate_memory(base: Path, config: RunConfig, batch: BatchSize, compute_byt
     trained = adapter_parameters(config, base)
     gib = {
         "quantised_weights": quantised * _NF4,
-        "other_weights": others * _FP32,
+        "other_weights": others * compute_bytes,
         "adapter": trained * _FP32,
         "gradients": trained * _FP32,
         "optimiser": trained * _optimiser_bytes(config),

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -92,10 +92,13 @@ def test_memory_estimate_counts_eight_bit_moments_as_a_quarter(estimate: Callabl
     assert estimate(optim="paged_adamw_8bit").optimiser == pytest.approx(estimate().optimiser / 4)
 
 
-def test_memory_estimate_of_weights_is_that_of_loaded_ones(config: RunConfig) -> None:
+@pytest.mark.parametrize(("precision", "size"), [("fp32", 4), ("bf16", 2)])
+def test_memory_estimate_of_weights_is_that_of_loaded_ones(
+    config: RunConfig, precision: Literal["fp32", "bf16"], size: int
+) -> None:
     """Within a hundredth for NF4; without the constants of double quantisation it would be 3% short."""
-    estimated = estimate_memory(Path(config.model_name), config, BATCH, 4)
-    base = load_quantised_base(Path(config.model_name), pick_precision())
+    estimated = estimate_memory(Path(config.model_name), config, BATCH, size)
+    base = load_quantised_base(Path(config.model_name), pick_precision(precision))
     others = [weight for weight in base.parameters() if weight.dtype != torch.uint8]
     assert estimated.other_weights * 2**30 == pytest.approx(sum(weight.nbytes for weight in others))
     quantised = [module.weight for module in base.modules() if hasattr(module, "quant_state")]
