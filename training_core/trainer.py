@@ -102,6 +102,7 @@ def create_training_arguments(config: RunConfig, precision: Precision, steps: St
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,  # every batch reaches every weight of the adapter, fillers too
         **checkpointing_arguments(enabled=config.gradient_checkpointing),
     )
 

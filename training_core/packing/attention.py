@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from training_core.packing.blocks import Heads, attend_in_blocks, block_mask, pad_to_blocks, runs_in_blocks
 from training_core.packing.deltanet import is_delta_net, share_states
 
 ATTENTION_NAME = "shared_prefix"
@@ -57,15 +57,19 @@ def other_attention(model: PreTrainedModel) -> list[str]:
     return sorted(set(model.config.to_dict().get("layer_types") or ["unknown"]) - shareable)
 
 
-def _replace_mask(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
-    """Build the attention mask once for all layers; transformers does not change 4-D masks."""
+def _replace_mask(
+    backbone: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Build the attention mask once for all layers; transformers takes masks by type of layer as they are."""
     segments = kwargs.get("segments")
     if segments is None:
         return None
-    tokens = kwargs["position_ids"].shape[1]
-    mask = _block_mask(segments, tokens) if segments.is_cuda else segments[None, None]
-    # Nothing continues a pack: its cache would hold the keys of all rows, and no usable state.
-    return args, kwargs | {"attention_mask": mask, "use_cache": False}
+    inputs, mask = kwargs, segments[None, None]
+    if runs_in_blocks(backbone, segments, attend_in_segments):
+        inputs = pad_to_blocks(kwargs, Heads.of(backbone.config))
+        mask = block_mask(inputs["segments"], inputs["position_ids"].shape[1])
+    # Nothing continues a pack: a cache would keep the keys of all its rows, and no state that is of use.
+    return args, inputs | {"attention_mask": {"full_attention": mask, "linear_attention": None}, "use_cache": False}
 
 
 def _keep_label_positions(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -80,20 +84,26 @@ def shared_prefix_attention(
 ) -> tuple[Tensor, None]:
     """Attention of a pack: `query` [1, heads, T, d], `key`, `value` [1, fewer, T, d] -> [1, T, heads, d].
 
-    On the CPU one SDPA call per segment: a dense mask would compute every pair of tokens and discard most. On CUDA
-    flex_attention, which skips blocks without a visible pair; tests without a GPU do not reach that path.
+    A `BlockMask` is computed with flex_attention, on GPUs that can; all else with one SDPA call per segment.
     """
     segments = kwargs.get("segments")
     if segments is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     if isinstance(attention_mask, BlockMask):
-        return flex_attention_forward(module, query, key, value, attention_mask, scaling=kwargs["scaling"])
+        output = attend_in_blocks(query, key, value, attention_mask, scaling=kwargs["scaling"])
+    else:
+        output = attend_in_segments(query, key, value, segments, scaling=kwargs["scaling"], dropout=kwargs["dropout"])
+    return output.transpose(1, 2).contiguous(), None
+
+
+def attend_in_segments(
+    query: Tensor, key: Tensor, value: Tensor, segments: Tensor, *, scaling: float, dropout: float = 0.0
+) -> Tensor:
+    """One SDPA call per segment: a dense mask would compute every pair of tokens and discard most."""
     lengths, prefixes = segments.T.tolist()
     # Not slices: the gradient of each slice would be as large as the pack.
     queries, keys, values = (states.split(lengths, dim=2) for states in (query, key, value))
-    attend = partial(
-        scaled_dot_product_attention, scale=kwargs["scaling"], dropout_p=kwargs["dropout"], enable_gqa=True
-    )
+    attend = partial(scaled_dot_product_attention, scale=scaling, dropout_p=dropout, enable_gqa=True)
     outputs = []
     for own, prefix in enumerate(prefixes):
         if prefix < 0:
@@ -103,17 +113,4 @@ def shared_prefix_attention(
         seen_values = torch.cat([values[prefix], values[own]], dim=2)
         mask = query.new_ones(lengths[own], seen_keys.shape[2], dtype=torch.bool).tril(lengths[prefix])
         outputs.append(attend(queries[own], seen_keys, seen_values, attn_mask=mask))
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
-
-
-def _block_mask(segments: Tensor, tokens: int) -> BlockMask:
-    """The same mask for flex_attention, from each token's segment and that segment's prefix."""
-    lengths, prefixes = segments.unbind(1)
-    numbers = torch.arange(len(segments), device=segments.device)
-    segment_of = numbers.repeat_interleave(lengths, output_size=tokens)
-
-    def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        mine, other = segment_of[query], segment_of[key]
-        return ((other == mine) & (key <= query)) | (other == prefixes[mine])
-
-    return create_block_mask(visible, None, None, tokens, tokens, device=segments.device)
+    return torch.cat(outputs, dim=2)

@@ -3,24 +3,32 @@
 import copy
 import itertools
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, concatenate_datasets
-from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from tiny_models import ARCHITECTURES, SIZES, tiny_model
+from packed_training import (
+    VOCABULARY,
+    adapted,
+    build,
+    largest_difference,
+    packed,
+    planned,
+    random_rows,
+    relative_error,
+    train_apart,
+    train_packed,
+)
+from peft import PeftModel, prepare_model_for_kbit_training
+from tiny_models import ARCHITECTURES, SIZES
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from torch.nn.attention.flex_attention import create_mask
-from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     Lfm2Config,
     Lfm2ForCausalLM,
-    PreTrainedModel,
     PreTrainedTokenizerFast,
     TrainerCallback,
     TrainerControl,
@@ -29,97 +37,18 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from training_core.packing import attention
 from training_core.packing.attention import use_shared_prefix_attention
 from training_core.packing.plan import (
-    PackingPlan,
     collate_pack,
     packed_dataset,
     plan_packing,
 )
 from training_core.training.activation_checkpointing import checkpointing_arguments, enable_checkpointing
 
-VOCABULARY = 96
-
-
-def build(architecture: str, **settings: Any) -> PreTrainedModel:
-    return tiny_model(architecture, vocab_size=VOCABULARY, **settings)
-
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def random_rows(seed: int, policies: int = 3, cases: int = 4, policy_tokens: int = 60) -> Dataset:
-    """A random tree: a system text, policies, sometimes a shared opening of the cases, then case and
-    answer."""
-    random = np.random.default_rng(seed)
-
-    def text(low: int, high: int) -> list[int]:
-        return random.integers(0, VOCABULARY, random.integers(low, high)).tolist()
-
-    rows = []
-    system = text(0, 40)
-    for policy in (text(policy_tokens // 2, policy_tokens) for _ in range(policies)):
-        opening = text(0, 50) if random.random() < 0.5 else []
-        for _ in range(random.integers(1, cases + 1)):
-            prompt = system + policy + (opening if random.random() < 0.7 else []) + text(1, 20)
-            answer = text(1, 12)
-            rows.append({"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer})
-    return Dataset.from_list([rows[i] for i in random.permutation(len(rows))])
-
-
-def adapted(model: PreTrainedModel, seed: int = 0) -> PeftModel:
-    """A LoRA on every linear layer with random weights, so that every gradient is non-zero."""
-    torch.manual_seed(seed)
-    return get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
-
-
-def gradients(model: PeftModel) -> dict[str, torch.Tensor]:
-    found = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.requires_grad}
-    model.zero_grad()
-    assert found
-    return found
-
-
-def train_apart(model: PeftModel, rows: Dataset) -> tuple[float, dict[str, torch.Tensor]]:
-    """Summed loss and gradients of rows that pass through the model one by one."""
-    total = 0.0
-    for row in rows:
-        logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1]
-        loss = cross_entropy(logits.float(), torch.tensor(row["labels"][1:]), reduction="sum")
-        loss.backward()
-        total += loss.item()
-    return total, gradients(model)
-
-
-def train_packed(model: PeftModel, packs: Dataset) -> tuple[float, dict[str, torch.Tensor]]:
-    use_shared_prefix_attention(model)
-    total = 0.0
-    for pack in packs:
-        inputs = collate_pack([pack])
-        inputs.pop("labels")
-        logits = model(**inputs).logits[0]
-        loss = cross_entropy(logits.float(), inputs["shift_labels"][0], reduction="sum")
-        loss.backward()
-        total += loss.item()
-    return total, gradients(model)
-
-
-def largest_difference(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
-    """The largest relative error of a weight's gradient, in the Euclidean norm."""
-    assert ours.keys() == theirs.keys()
-    return max(((ours[n] - theirs[n]).norm() / theirs[n].norm()).item() for n in theirs)
-
-
-def packed(rows: Dataset, **settings: int) -> Dataset:
-    return packed_dataset(rows, planned(rows, **settings))
-
-
-def planned(rows: Dataset, **settings: int) -> PackingPlan:
-    defaults = {"token_budget": 400, "rows_per_step": 8, "seed": 0}
-    return plan_packing(rows, **(defaults | settings))
 
 
 def assert_same_gradients(model: PeftModel, rows: Dataset, packs: Dataset) -> None:
@@ -179,27 +108,6 @@ def test_packing_in_bf16_errs_no_more_than_rows(architecture: str, seed: int) ->
     assert loss_apart == pytest.approx(loss, rel=1e-3)
     assert loss_packed == pytest.approx(loss, rel=1e-3)
     assert relative_error(together, exact) < 1.2 * relative_error(apart, exact)
-
-
-def relative_error(found: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]) -> float:
-    """Of all gradients taken as one vector, in the Euclidean norm."""
-    difference = torch.cat([(found[name].float() - exact[name]).flatten() for name in exact])
-    return (difference.norm() / torch.cat([gradient.flatten() for gradient in exact.values()]).norm()).item()
-
-
-def test_mask_for_cuda_follows_the_segments() -> None:
-    """flex_attention itself needs a GPU; its mask does not."""
-    segments = collate_pack([packed(random_rows(2))[0]])["segments"]
-    lengths = segments[:, 0].tolist()
-    starts = [0, *itertools.accumulate(lengths)]
-    tokens = starts.pop()
-    expected = torch.zeros(tokens, tokens, dtype=torch.bool)
-    for start, length, prefix in zip(starts, lengths, segments[:, 1].tolist(), strict=True):
-        expected[start : start + length, start : start + length] = torch.ones(length, length).tril().bool()
-        if prefix >= 0:
-            expected[start : start + length, starts[prefix] : starts[prefix] + lengths[prefix]] = True
-    block_mask = attention._block_mask(segments, tokens)
-    assert torch.equal(create_mask(block_mask.mask_mod, 1, 1, tokens, tokens, device="cpu")[0, 0], expected)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
