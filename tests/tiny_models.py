@@ -1,5 +1,6 @@
 """Random models of a few thousand parameters, of the architectures that are trained here, and tiny trainings."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,14 @@ def _with_memory(model: PreTrainedModel) -> PreTrainedModel:
     for name, weight in model.named_parameters():
         if name.endswith("A_log"):
             torch.nn.init.uniform_(weight, 0.001, 0.1).data.log_()
+    return model
+
+
+def write_base(model: PreTrainedModel, tokenizer_of: Path, folder: Path) -> PreTrainedModel:
+    """A base with the weights of a model and the tokenizer of another base."""
+    shutil.copytree(tokenizer_of, folder, ignore=shutil.ignore_patterns("*config.json", "*.safetensors"))
+    shutil.copy(tokenizer_of / "tokenizer_config.json", folder)
+    model.save_pretrained(folder)
     return model
 
 

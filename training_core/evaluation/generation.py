@@ -10,10 +10,10 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
+from training_core.base_support import other_attention
 from training_core.config import RunConfig
 from training_core.evaluation.prefix_cache import CachedPrefix, continue_prefixes
 from training_core.model_setup import LoadedModel
-from training_core.packing.attention import other_attention
 from training_core.packing.plan import Group, group_by_prefix
 from training_core.prompts.chat_encoding import ChatEncoder
 

@@ -16,8 +16,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from training_core.base_support import other_attention, packing_problem
 from training_core.packing.blocks import Heads, attend_in_blocks, block_mask, pad_to_blocks, runs_in_blocks
-from training_core.packing.deltanet import is_delta_net, share_states
+from training_core.packing.deltanet import share_states
 
 ATTENTION_NAME = "shared_prefix"
 
@@ -36,10 +37,7 @@ def use_shared_prefix_attention(model: PreTrainedModel | PeftModel) -> None:
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if others := other_attention(base):
-        raise ValueError(
-            f"packing needs full attention or gated DeltaNet in every layer, but {type(base).__name__} has "
-            f"{', '.join(others)}: choose Qwen2.5, Qwen3 or Qwen3.5, or train without packing"
-        )
+        raise ValueError(packing_problem(base, others))
     if base.config._attn_implementation == ATTENTION_NAME:
         return
     register_shared_prefix_attention()
@@ -47,14 +45,6 @@ def use_shared_prefix_attention(model: PreTrainedModel | PeftModel) -> None:
     share_states(base.modules())
     base.base_model.register_forward_pre_hook(_replace_mask, with_kwargs=True)
     base.base_model.register_forward_hook(_keep_label_positions, with_kwargs=True)
-
-
-def other_attention(model: PreTrainedModel) -> list[str]:
-    """The types of layers in `model` that cannot share a prefix: sliding windows, other linear attention, unknown."""
-    shareable = {"full_attention"}
-    if any(map(is_delta_net, model.modules())):
-        shareable.add("linear_attention")
-    return sorted(set(model.config.to_dict().get("layer_types") or ["unknown"]) - shareable)
 
 
 def _replace_mask(

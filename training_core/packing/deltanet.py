@@ -6,7 +6,7 @@ last inputs of a short convolution (Yang et al. 2024, arXiv:2412.06464). So a co
 
 import inspect
 from collections.abc import Callable, Iterable
-from functools import partial, wraps
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -14,14 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from training_core.base_support import DELTA_FUNCTIONS, is_delta_net
+
 CHUNK = 64  # tokens that the chunked rule computes together, by default, in transformers and flash-linear-attention
 
 Function = Callable[..., Any]
-
-
-def is_delta_net(module: nn.Module) -> bool:
-    """Whether `module` is a layer whose convolution and delta rule can be told where segments begin."""
-    return _replaced().keys() <= set(inspect.unwrap(type(module).forward).__code__.co_names)
 
 
 def share_states(modules: Iterable[nn.Module]) -> None:
@@ -36,14 +33,12 @@ def share_states(modules: Iterable[nn.Module]) -> None:
             module.forward = _with_segments(inspect.unwrap(type(module).forward)).__get__(module)
 
 
-def _replaced() -> dict[str, Function]:
-    return {"causal_conv1d_fn": convolve_segments, "torch_chunk_gated_delta_rule": apply_delta_rule}
-
-
 def _with_segments(forward: Function) -> FunctionType:
     names = forward.__globals__
-    ours = {name: wraps(names[name])(partial(function, names[name])) for name, function in _replaced().items()}
-    return FunctionType(forward.__code__, names | ours, forward.__name__, forward.__defaults__, forward.__closure__)
+    convolve, rule = (names[name] for name in DELTA_FUNCTIONS)
+    ours = (partial(convolve_segments, convolve), partial(apply_delta_rule, rule))
+    changed = names | dict(zip(DELTA_FUNCTIONS, ours, strict=True))
+    return FunctionType(forward.__code__, changed, forward.__name__, forward.__defaults__, forward.__closure__)
 
 
 def convolve_segments(

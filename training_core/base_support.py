@@ -1,0 +1,99 @@
+"""What can be done with a base model, told from its ``config.json`` before anything starts."""
+
+import copy
+import inspect
+from pathlib import Path
+
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from training_core.base_model import adapted_layers, load_skeleton, target_modules
+from training_core.config import RunConfig, SettingsError
+
+DELTA_FUNCTIONS = ("causal_conv1d_fn", "torch_chunk_gated_delta_rule")
+
+
+def support_problems(config: RunConfig, base: Path) -> list[str]:
+    """Why a run with these settings cannot train this base, each with what can be done instead."""
+    try:
+        adapted = adapted_layers(config, base)
+    except SettingsError as error:
+        return error.problems
+    model = load_skeleton(base)
+    return [
+        *_quantised(config, model),
+        *(_experts(config, model) or [*_missed_by_peft(config, base, set(adapted)), *_packing(config, model)]),
+        *_positions(config, model),
+    ]
+
+
+def _quantised(config: RunConfig, model: PreTrainedModel) -> list[str]:
+    found = model.config.to_dict().get("quantization_config")
+    if not found:
+        return []
+    method = found.get("quant_method", "unknown")
+    what = f"{config.model_name!r} is quantised already ({method}), and its weights cannot be quantised to NF4 again"
+    return [f"model_name: {what}; give the same model as released in 16 bits"]
+
+
+def _experts(config: RunConfig, model: PreTrainedModel) -> list[str]:
+    """Experts are tensors of three dimensions, which are no linear layers."""
+    weights = {
+        name: weight
+        for module in model.modules()
+        if not isinstance(module, nn.Conv1d)
+        for name, weight in module.named_parameters(recurse=False)
+        if weight.ndim == 3
+    }
+    if not weights:
+        return []
+    what = f"{config.model_name!r} is a mixture of experts, and neither four bits nor the adapter reach their weights"
+    return [f"model_name: {what} ({', '.join(sorted(weights))}); give a dense model"]
+
+
+def _missed_by_peft(config: RunConfig, base: Path, adapted: set[str]) -> list[str]:
+    """peft takes some names for those of experts, by the type of a model, and then adapts no layer of these names."""
+    model = get_peft_model(copy.deepcopy(load_skeleton(base)), LoraConfig(target_modules=target_modules(config, base)))
+    reached = {name.removeprefix("base_model.model.") for name in model.targeted_module_names}
+    if not (missed := {name.rpartition(".")[2] for name in adapted - reached}):
+        return []
+    others = ",".join(sorted({name.rpartition(".")[2] for name in reached}))
+    what = f"peft adapts no {', '.join(sorted(missed))} of a {load_skeleton(base).config.model_type} model"
+    return [f"target_modules: {what}; set it to {others}"]
+
+
+def _packing(config: RunConfig, model: PreTrainedModel) -> list[str]:
+    if not config.packing or not (others := other_attention(model)):
+        return []
+    return [f"packing: {packing_problem(model, others)}"]
+
+
+def packing_problem(model: PreTrainedModel, others: list[str]) -> str:
+    """The sentence on a model with ``others``, layers through which rows cannot share a prefix."""
+    what = f"rows share a prefix through full attention and gated DeltaNet, but {type(model).__name__} has"
+    fix = "set packing false, which computes every row whole, or choose Qwen2.5, Qwen3 or Qwen3.5"
+    return f"{what} {', '.join(others)}; {fix}"
+
+
+def other_attention(model: PreTrainedModel) -> list[str]:
+    """The types of layers in ``model`` through which rows cannot share a prefix: sliding windows, others, unknown."""
+    shared = {"full_attention", *(["linear_attention"] if any(map(is_delta_net, model.modules())) else [])}
+    return sorted(set(model.config.to_dict().get("layer_types") or ["unknown"]) - shared)
+
+
+def is_delta_net(module: nn.Module) -> bool:
+    """Whether a layer computes by transformers' functions for gated DeltaNet, which can be told of segments."""
+    return set(DELTA_FUNCTIONS) <= set(inspect.unwrap(type(module).forward).__code__.co_names)
+
+
+def _positions(config: RunConfig, model: PreTrainedModel) -> list[str]:
+    """A rotation that was scaled (YaRN) reaches further than the positions that the base was trained on."""
+    facts = model.config.to_dict()
+    rotation = facts.get("rope_parameters") or {}
+    scaled = rotation.get("factor", 1) * rotation.get("original_max_position_embeddings", 0)
+    positions = int(max(facts.get("max_position_embeddings") or 0, scaled))
+    if not positions or config.max_seq_length <= positions:
+        return []
+    what = f"{config.max_seq_length:,} is more than the {positions:,} positions of {config.model_name!r}"
+    return [f"max_seq_length: {what}; set it to {positions} (overlong decides on longer rows)"]
