@@ -87,6 +87,11 @@ def is_delta_net(module: nn.Module) -> bool:
     return set(DELTA_FUNCTIONS) <= set(inspect.unwrap(type(module).forward).__code__.co_names)
 
 
+def tokens_of_a_state(model: PreTrainedModel) -> int:
+    """The last tokens that a layer keeps for the next one: those of a convolution, else one."""
+    return int(model.config.to_dict().get("linear_conv_kernel_dim", 1))
+
+
 def _positions(config: RunConfig, model: PreTrainedModel) -> list[str]:
     """A rotation that was scaled (YaRN) reaches further than the positions that the base was trained on."""
     facts = model.config.to_dict()

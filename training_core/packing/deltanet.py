@@ -1,18 +1,20 @@
-"""Gated DeltaNet of packed rows: the state that a prefix leaves is computed once, and every suffix continues it.
+"""Gated DeltaNet of rows that share a prefix: the state that it leaves is computed once, and every row continues it.
 
 The layers of Qwen3-Next and Qwen3.5 that are no attention see earlier tokens only through a recurrent state and the
-last inputs of a short convolution (Yang et al. 2024, arXiv:2412.06464). So a copy of both is all that a suffix needs.
+last inputs of a short convolution (Yang et al. 2024, arXiv:2412.06464). So a copy of both is all that a row needs: that
+of a pack in training, or that of a batch which continues cached prefixes.
 """
 
 import inspect
 from collections.abc import Callable, Iterable
 from functools import partial
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
+from transformers import DynamicCache
 
 from training_core.base_support import DELTA_FUNCTIONS, is_delta_net
 
@@ -21,55 +23,91 @@ CHUNK = 64  # tokens that the chunked rule computes together, by default, in tra
 Function = Callable[..., Any]
 
 
+class Continued(NamedTuple):
+    """For each row of a left-padded batch the cache, of one row, that it continues, and the padded tokens before it."""
+
+    caches: list[DynamicCache]
+    gaps: Tensor
+
+
 def share_states(modules: Iterable[nn.Module]) -> None:
-    """Let the gated DeltaNets among `modules` keep the segments of a pack apart; other inputs pass as before.
+    """Let the gated DeltaNets among `modules` take `segments` of a pack or `continued` caches; else nothing changes.
 
     transformers offers no interface for it. A layer looks up its convolution and its delta rule by name, and passes
-    `segments` on to both; so these layers, and no others, get their own forward with two names replaced. It keeps the
-    kernels that transformers found, and repeats none of the layer's formulas.
+    these keywords on to both; so these layers, and no others, get their own forward with two names replaced. It keeps
+    the kernels that transformers found, and repeats none of the layer's formulas.
     """
     for module in modules:
-        if is_delta_net(module) and "forward" not in vars(module):
-            module.forward = _with_segments(inspect.unwrap(type(module).forward)).__get__(module)
+        if "forward" not in vars(module) and is_delta_net(module):
+            module.forward = _sharing(inspect.unwrap(type(module).forward), module.layer_idx).__get__(module)
 
 
-def _with_segments(forward: Function) -> FunctionType:
+def _sharing(forward: Function, layer: int) -> FunctionType:
     names = forward.__globals__
     convolve, rule = (names[name] for name in DELTA_FUNCTIONS)
-    ours = (partial(convolve_segments, convolve), partial(apply_delta_rule, rule))
+    ours = (partial(_convolve, convolve, layer), partial(_apply_delta_rule, rule, layer))
     changed = names | dict(zip(DELTA_FUNCTIONS, ours, strict=True))
     return FunctionType(forward.__code__, changed, forward.__name__, forward.__defaults__, forward.__closure__)
 
 
-def convolve_segments(
-    convolve: Function, inputs: Tensor, weight: Tensor, *args: Any, segments: Tensor | None = None, **kwargs: Any
+def _convolve(
+    convolve: Function,
+    layer: int,
+    inputs: Tensor,
+    weight: Tensor,
+    *args: Any,
+    segments: Tensor | None = None,
+    continued: Continued | None = None,
+    **kwargs: Any,
 ) -> Tensor:
+    own = partial(convolve, **kwargs)
+    if segments is not None:
+        return convolve_segments(own, segments, inputs, weight, *args)
+    if continued is not None:
+        tails = torch.cat([cache.layers[layer].conv_states[0] for cache in continued.caches])
+        return continue_convolution(own, tails, continued.gaps, inputs, weight, *args)
+    return own(inputs, weight, *args)
+
+
+def _apply_delta_rule(
+    rule: Function,
+    layer: int,
+    *inputs: Tensor,
+    segments: Tensor | None = None,
+    continued: Continued | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    if segments is not None:
+        return apply_to_segments(rule, segments, *inputs, **kwargs)
+    if continued is not None:
+        states = torch.cat([cache.layers[layer].recurrent_states[0] for cache in continued.caches])
+        return continue_delta_rule(rule, states, continued.gaps, *inputs, **kwargs)
+    return rule(*inputs, **kwargs)
+
+
+def convolve_segments(convolve: Function, segments: Tensor, inputs: Tensor, weight: Tensor, *args: Any) -> Tensor:
     """The causal convolution of a pack: `inputs` [1, channels, T] -> the same; `weight` [channels, width].
 
     Before each segment are the last inputs of its prefix, or zeros.
     """
-    if segments is None:
-        return convolve(inputs, weight, *args, **kwargs)
     lengths, prefixes = segments.T.tolist()
     width = weight.shape[-1] - 1
     parts = inputs.split(lengths, dim=2)
     nothing = inputs.new_zeros(*inputs.shape[:2], width)
     befores = [pad(parts[prefix], (width, 0))[..., -width:] if prefix >= 0 else nothing for prefix in prefixes]
     extended = torch.cat([tensor for pair in zip(befores, parts, strict=True) for tensor in pair], dim=2)
-    outputs = convolve(extended, weight, *args, **kwargs).split([width + length for length in lengths], dim=2)
+    outputs = convolve(extended, weight, *args).split([width + length for length in lengths], dim=2)
     return torch.cat([output[..., width:] for output in outputs], dim=2)
 
 
-def apply_delta_rule(
-    rule: Function, *inputs: Tensor, segments: Tensor | None = None, g: Tensor, beta: Tensor, **kwargs: Any
-) -> tuple[Tensor, Tensor | None]:
-    """The gated delta rule of a pack: `inputs` are queries, keys, values [1, T, heads, d] -> [1, T, heads, d], state.
+def apply_to_segments(
+    rule: Function, segments: Tensor, *inputs: Tensor, g: Tensor, beta: Tensor, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """The gated delta rule of a pack: `inputs` are queries, keys, values [1, T, heads, d] -> [1, T, heads, d].
 
     First all segments without a prefix, then those that continue one. Segments with as many chunks are one batch. A
     padded token has beta 0 and no decay, and leaves the state as it is.
     """
-    if segments is None:
-        return rule(*inputs, g=g, beta=beta, **kwargs)
     lengths, prefixes = segments.T.tolist()
     parts = list(zip(*(tensor[0].split(lengths) for tensor in (*inputs, g, beta)), strict=True))
     outputs: dict[int, Tensor] = {}
@@ -99,3 +137,26 @@ def _batches(lengths: list[int], prefixes: list[int]) -> list[list[int]]:
 
 def _pad_end(tensor: Tensor, size: int) -> Tensor:
     return pad(tensor, (0, 0) * (tensor.ndim - 1) + (0, size - len(tensor)))
+
+
+def continue_convolution(
+    convolve: Function, tails: Tensor, gaps: Tensor, inputs: Tensor, weight: Tensor, *args: Any
+) -> Tensor:
+    """The causal convolution of rows: `inputs` [B, channels, t] -> the same; `tails` [B, channels, at least width - 1].
+
+    Each row's tail moves over the padding to the row's first token.
+    """
+    width = weight.shape[-1] - 1
+    extended = torch.cat([tails[..., -width:], inputs], dim=2)
+    columns, gaps = torch.arange(extended.shape[2], device=inputs.device), gaps[:, None]
+    sources = torch.where(columns < gaps + width, (columns - gaps).clamp(min=0), columns)
+    moved = extended.gather(2, sources[:, None].expand_as(extended))
+    return convolve(moved, weight, *args)[..., width:]
+
+
+def continue_delta_rule(
+    rule: Function, states: Tensor, gaps: Tensor, *inputs: Tensor, g: Tensor, beta: Tensor, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """The gated delta rule of rows that continue `states` [B, heads, d, d]; padding leaves them as they are."""
+    real = (torch.arange(g.shape[1], device=g.device) >= gaps[:, None])[..., None]
+    return rule(*inputs, g=g * real, beta=beta * real, **kwargs | {"initial_state": states})
