@@ -1,14 +1,13 @@
 """What can be done with a base model, told from its ``config.json`` before anything starts."""
 
-import copy
 import inspect
+from collections.abc import Iterable
 from pathlib import Path
 
-from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from training_core.base_model import adapted_layers, load_skeleton, target_modules
+from training_core.base_model import adapted_layers, load_skeleton
 from training_core.config import RunConfig, SettingsError
 
 DELTA_FUNCTIONS = ("causal_conv1d_fn", "torch_chunk_gated_delta_rule")
@@ -17,13 +16,13 @@ DELTA_FUNCTIONS = ("causal_conv1d_fn", "torch_chunk_gated_delta_rule")
 def support_problems(config: RunConfig, base: Path) -> list[str]:
     """Why a run with these settings cannot train this base, each with what can be done instead."""
     try:
-        adapted = adapted_layers(config, base)
+        adapted_layers(config, base)
     except SettingsError as error:
         return error.problems
     model = load_skeleton(base)
     return [
         *_quantised(config, model),
-        *(_experts(config, model) or [*_missed_by_peft(config, base, set(adapted)), *_packing(config, model)]),
+        *(_experts(config, model) or _packing(config, model)),
         *_positions(config, model),
     ]
 
@@ -38,29 +37,21 @@ def _quantised(config: RunConfig, model: PreTrainedModel) -> list[str]:
 
 
 def _experts(config: RunConfig, model: PreTrainedModel) -> list[str]:
-    """Experts are tensors of three dimensions, which are no linear layers."""
-    weights = {
-        name: weight
-        for module in model.modules()
-        if not isinstance(module, nn.Conv1d)
-        for name, weight in module.named_parameters(recurse=False)
-        if weight.ndim == 3
-    }
-    if not weights:
+    """Experts are tensors of three dimensions, which are no linear layers.
+
+    peft and TRL go by the type of a model: they also take a Qwen3-Next without experts for a mixture, so that its
+    feed-forward layers get no adapter and its loss is not computed.
+    """
+    tensors = (weight for module in model.modules() if not isinstance(module, nn.Conv1d) for weight in _own(module))
+    if "num_experts" not in model.config.to_dict() and not any(weight.ndim == 3 for weight in tensors):
         return []
-    what = f"{config.model_name!r} is a mixture of experts, and neither four bits nor the adapter reach their weights"
-    return [f"model_name: {what} ({', '.join(sorted(weights))}); give a dense model"]
+    kind = model.config.model_type
+    what = f"{config.model_name!r} is a mixture of experts or taken for one ({kind}), which four bits and adapters miss"
+    return [f"model_name: {what}; give a dense model: Qwen2.5, Qwen3 or Qwen3.5"]
 
 
-def _missed_by_peft(config: RunConfig, base: Path, adapted: set[str]) -> list[str]:
-    """peft takes some names for those of experts, by the type of a model, and then adapts no layer of these names."""
-    model = get_peft_model(copy.deepcopy(load_skeleton(base)), LoraConfig(target_modules=target_modules(config, base)))
-    reached = {name.removeprefix("base_model.model.") for name in model.targeted_module_names}
-    if not (missed := {name.rpartition(".")[2] for name in adapted - reached}):
-        return []
-    others = ",".join(sorted({name.rpartition(".")[2] for name in reached}))
-    what = f"peft adapts no {', '.join(sorted(missed))} of a {load_skeleton(base).config.model_type} model"
-    return [f"target_modules: {what}; set it to {others}"]
+def _own(module: nn.Module) -> Iterable[nn.Parameter]:
+    return module.parameters(recurse=False)
 
 
 def _packing(config: RunConfig, model: PreTrainedModel) -> list[str]:

@@ -39,10 +39,11 @@ def share_states(modules: Iterable[nn.Module]) -> None:
     """
     for module in modules:
         if "forward" not in vars(module) and is_delta_net(module):
-            module.forward = _sharing(inspect.unwrap(type(module).forward), module.layer_idx).__get__(module)
+            module.forward = _sharing(module).__get__(module)
 
 
-def _sharing(forward: Function, layer: int) -> FunctionType:
+def _sharing(module: nn.Module) -> FunctionType:
+    forward, layer = inspect.unwrap(type(module).forward), module.layer_idx
     names = forward.__globals__
     convolve, rule = (names[name] for name in DELTA_FUNCTIONS)
     ours = (partial(_convolve, convolve, layer), partial(_apply_delta_rule, rule, layer))
@@ -52,7 +53,7 @@ def _sharing(forward: Function, layer: int) -> FunctionType:
 
 def _convolve(
     convolve: Function,
-    layer: int,
+    layer: Any,
     inputs: Tensor,
     weight: Tensor,
     *args: Any,
@@ -71,7 +72,7 @@ def _convolve(
 
 def _apply_delta_rule(
     rule: Function,
-    layer: int,
+    layer: Any,
     *inputs: Tensor,
     segments: Tensor | None = None,
     continued: Continued | None = None,
