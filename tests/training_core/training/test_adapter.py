@@ -1,18 +1,21 @@
 """An adapter folder is complete and reloads bit by bit; its leakage keys are next to it."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from released_templates import released_template
 from tiny_models import tiny_multimodal_model, write_base
 
 from training_core.base_model import adapted_layers
 from training_core.config import RunConfig, SettingsError
 from training_core.dataset.encoding import SECRET
 from training_core.folders import MANIFEST, seal_digest
-from training_core.model_setup import LoadedModel, load_adapted_model, load_model_and_tokenizer
+from training_core.model_setup import LoadedModel, load_adapted_model, load_model_and_tokenizer, load_tokenizer
+from training_core.prompts.chat_encoding import ChatEncoder
 from training_core.training.adapter import LEAKAGE_KEYS_FILE, load_leakage_keys, write_adapter
 
 
@@ -76,6 +79,19 @@ def test_adapter_of_a_multimodal_base_names_layers_as_released(tiny_base: Path, 
     for name, value in expected.items():
         assert torch.equal(again.model.get_parameter(name), value)
         assert torch.equal(served.get_parameter(name.replace(".model.model.", ".model.model.language_model.")), value)
+
+
+def test_adapter_asks_as_in_training_where_nobody_says_so(loaded: LoadedModel, tmp_path: Path) -> None:
+    tokenizer = copy.copy(loaded.tokenizer)
+    tokenizer.chat_template = released_template("qwen3_5_think")
+    config = RunConfig(model_name=str(loaded.model.get_base_model().name_or_path))
+    write_adapter(loaded.model, tokenizer, config, LEAKAGE_KEYS, tmp_path / "adapter")
+    question = [{"role": "system", "content": "Decide."}, {"role": "user", "content": "Case 1"}]
+    served = load_tokenizer(tmp_path / "adapter").apply_chat_template(
+        question, add_generation_prompt=True, return_dict=False
+    )
+    assert served == ChatEncoder.of(tokenizer).encode_prompt(question)
+    assert tokenizer.chat_template == released_template("qwen3_5_think")
 
 
 def test_write_adapter_replaces_the_whole_folder(loaded: LoadedModel, tmp_path: Path) -> None:
