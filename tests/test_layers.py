@@ -25,6 +25,8 @@ ORDER = (
         "child_processes",
         "folders",
         "base_model",
+        "base_support",
+        "base_weights",
         "grid",
         "code_digest",
         "rows",

@@ -30,18 +30,24 @@ def base_folder(model_name: str) -> Path | None:
     return next((place.resolve() for place in places if os.path.isdir(place)), None)  # noqa: PTH112
 
 
-def default_qwen_target_modules() -> list[str]:
-    """All linear layers of a Qwen2/Qwen3 block: QLoRA needs adapters on every one of them to match full fine-tuning.
+def default_qwen_target_modules(base: Path | None = None) -> list[str]:
+    """What ``auto`` means for a base: every linear layer but the output head; without one, those of Qwen2 and Qwen3.
 
-    Source: Dettmers et al. 2023, https://arxiv.org/abs/2305.14314, section 4.
+    QLoRA needs adapters on all of them to match full fine-tuning (Dettmers et al. 2023, arXiv:2305.14314, section 4).
+    So they are read from the model: in Qwen3.5 and Qwen3-Next three of four layers are gated DeltaNet, whose five (two
+    and one) projections have names of their own, and a fixed list would leave them without an adapter. The small ones,
+    of decay and learning rate, are included: Megatron-Bridge adapts them too, and SGLang serves such adapters
+    (sgl-project/sglang#30499). Rotations, norms and the convolution are no linear layers.
     """
-    return ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    if base is None:
+        return ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    return sorted({name.rpartition(".")[2] for name in linear_layers(base)})
 
 
-def target_modules(config: RunConfig) -> list[str]:
+def target_modules(config: RunConfig, base: Path) -> list[str]:
     """The names in ``target_modules``, as in peft: a layer's full name or the end of it."""
     if config.target_modules == "auto":
-        return default_qwen_target_modules()
+        return default_qwen_target_modules(base)
     return [name.strip() for name in config.target_modules.split(",") if name.strip()]
 
 
@@ -86,20 +92,18 @@ def adapted_layers(config: RunConfig, base: Path) -> dict[str, nn.Linear]:
         q_proj,layers.0.mlp.up_proj
         → model.layers.0.self_attn.q_proj, model.layers.0.mlp.up_proj, model.layers.1.self_attn.q_proj, …
 
-    Raises ``SettingsError`` with a line for each name that matches no layer, or one that is not in ``linear_layers``;
-    ``auto`` must find at least one of its layers.
+    Raises ``SettingsError`` with a line for each name that matches no layer, or one that is not in ``linear_layers``,
+    and when there is none.
     """
     linear, modules = linear_layers(base), dict(load_skeleton(base).named_modules())
-    matches = {name: _matching(name, modules) for name in target_modules(config)}
-    adapted = {layer: linear[layer] for layers in matches.values() for layer in layers if layer in linear}
+    if not linear:
+        raise SettingsError([f"model_name: {config.model_name!r} has no linear layer that could have an adapter"])
+    matches = {name: _matching(name, modules) for name in target_modules(config, base)}
     bad = {name: found for name, found in matches.items() if not found or not linear.keys() >= set(found)}
-    if bad and not (adapted and config.target_modules == "auto"):
-        choices = ", ".join(sorted({layer.rpartition(".")[2] for layer in linear})) or "none"
-        of_base = f"of {config.model_name!r}; its linear layers: {choices}"
-        if config.target_modules == "auto":
-            raise SettingsError([f"target_modules: auto, which is {', '.join(bad)}, matches no layer {of_base}"])
+    if bad:
+        of_base = f"of {config.model_name!r}; its linear layers: {', '.join(default_qwen_target_modules(base))}"
         raise SettingsError([f"target_modules: {name!r} {_why(found, base)} {of_base}" for name, found in bad.items()])
-    return adapted
+    return {layer: linear[layer] for layers in matches.values() for layer in layers}
 
 
 def _matching(name: str, modules: dict[str, nn.Module]) -> list[str]:

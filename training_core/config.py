@@ -126,7 +126,7 @@ class RunConfig:
     lora_alpha: int = Field(32, ge=1, description="Scale of the adapter: lora_alpha / lora_r multiplies its output.")
     lora_dropout: float = Field(0.05, ge=0, lt=1, description="Dropout before the adapter matrices.")
     target_modules: str = Field(
-        "auto", min_length=1, description="Linear layers that get an adapter: auto, or names separated by commas."
+        "auto", min_length=1, description="Linear layers that get an adapter: auto (all), or names separated by commas."
     )
 
     # Training

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import hashlib
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ from transformers import (
 
 from training_core.base_model import base_folder, target_modules
 from training_core.base_model import default_qwen_target_modules as default_qwen_target_modules  # promised here
+from training_core.base_weights import text_prefix
 from training_core.config import RunConfig, read_settings_file
 from training_core.utils import Precision, pick_precision, set_seed, setup_cache
 
@@ -130,7 +132,7 @@ def load_model_and_tokenizer(config: RunConfig) -> LoadedModel:
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
-        target_modules=target_modules(config),
+        target_modules=target_modules(config, base),
     )
     adapted = get_peft_model(model, lora)
     trained, total = adapted.get_nb_trainable_parameters()
@@ -143,7 +145,8 @@ def load_adapted_model(base: Path, adapter: Path) -> LoadedModel:
     """A trained adapter on its four-bit base, ready to generate, in the precision of its own settings."""
     # Not RunConfig.load: an adapter of an older version may have settings that are gone.
     precision = pick_precision(read_settings_file(adapter).get("precision", "auto"))
-    model: PeftModel = PeftModel.from_pretrained(load_quantised_base(base, precision), adapter)
+    names = {f"^{re.escape(text_prefix(base))}": "model."}
+    model: PeftModel = PeftModel.from_pretrained(load_quantised_base(base, precision), adapter, key_mapping=names)
     return LoadedModel(model.eval(), load_tokenizer(base), precision)
 
 

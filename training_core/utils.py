@@ -16,7 +16,9 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-from training_core.base_model import adapted_layers, base_folder
+from training_core.base_model import base_folder
+from training_core.base_support import support_problems
+from training_core.base_weights import file_problems
 from training_core.config import RunConfig, SettingsError
 from training_core.rows.files import client_errors_as_os_errors
 from training_core.rows.locate import find_files
@@ -145,7 +147,7 @@ def _audit_problems(name: str, value: str | None) -> list[str]:
 def _base_model_problems(config: RunConfig) -> list[str]:
     folder = base_folder(config.model_name)
     if folder:
-        return _base_folder_problems(config, folder) or _adapter_problems(config, folder)
+        return _base_folder_problems(config, folder) or support_problems(config, folder)
     try:
         downloaded = hf_hub_download(config.model_name, "config.json", cache_dir=config.cache_dir)
     except LocalEntryNotFoundError:
@@ -153,7 +155,7 @@ def _base_model_problems(config: RunConfig) -> list[str]:
     except (HFValidationError, OSError) as error:
         cause = f"the hub does not give it ({str(error).splitlines()[0]})"
     else:
-        return _adapter_problems(config, Path(downloaded).parent)
+        return support_problems(config, Path(downloaded).parent)
     fix = "give --model_name the folder of a base model"
     return [f"model_name: {config.model_name!r} is not a folder on this machine, and {cause}; {fix}"]
 
@@ -163,6 +165,8 @@ def _base_folder_problems(config: RunConfig, folder: Path) -> list[str]:
     missing = [pattern for pattern in expected if not any(folder.glob(pattern))]
     if missing:
         return [f"model_name: {config.model_name!r} lacks {name}; give a complete base model" for name in missing]
+    if damaged := file_problems(folder):
+        return damaged
     try:
         tokenizer = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     except ValueError as error:
@@ -170,14 +174,6 @@ def _base_folder_problems(config: RunConfig, folder: Path) -> list[str]:
     if (folder / "chat_template.jinja").is_file() or "chat_template" in tokenizer:
         return []
     return [f"model_name: {config.model_name!r} has no chat template; use an instruct model"]
-
-
-def _adapter_problems(config: RunConfig, folder: Path) -> list[str]:
-    try:
-        adapted_layers(config, folder)
-    except SettingsError as error:
-        return error.problems
-    return []
 
 
 def _output_among_rows(config: RunConfig) -> list[str]:

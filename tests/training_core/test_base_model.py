@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 from peft import LoraConfig, PeftModel, get_peft_model
-from tiny_models import tiny_model
+from tiny_models import ARCHITECTURES, tiny_model, tiny_multimodal_model
+from torch import nn
 
 from training_core.base_model import adapted_layers, linear_layers, load_skeleton
 from training_core.config import RunConfig, SettingsError
@@ -44,9 +45,30 @@ def test_adapted_layers_are_those_that_peft_adapts(base: Path, names: str) -> No
     assert adapter_parameters(config, base) == model.get_nb_trainable_parameters()[0]
 
 
-def test_linear_layers_are_those_of_all_linear_in_peft(base: Path) -> None:
-    model = get_peft_model(tiny_model("qwen2", vocab_size=64), LoraConfig(target_modules="all-linear"))
-    assert linear_layers(base).keys() == peft_layers(model)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_auto_adapts_every_linear_layer(architecture: str, tmp_path: Path) -> None:
+    model = tiny_model(architecture, vocab_size=64)
+    model.config.save_pretrained(tmp_path)
+    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    assert adapted_layers(RunConfig(), tmp_path).keys() == linear_layers(tmp_path).keys() == linear - {"lm_head"}
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "qwen3_5"])
+def test_linear_layers_are_those_of_all_linear_in_peft(architecture: str, tmp_path: Path) -> None:
+    model = tiny_model(architecture, vocab_size=64)
+    model.config.save_pretrained(tmp_path)
+    adapted = get_peft_model(model, LoraConfig(target_modules="all-linear"))
+    assert linear_layers(tmp_path).keys() == peft_layers(adapted)
+
+
+def test_auto_adapts_every_projection_of_gated_delta_nets(tmp_path: Path) -> None:
+    tiny_multimodal_model(vocab_size=64).config.save_pretrained(tmp_path)
+    adapted = adapted_layers(RunConfig(), tmp_path)
+    assert {name for name in adapted if "linear_attn" in name} == {
+        f"model.layers.0.linear_attn.{name}"
+        for name in ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj")
+    }
+    assert not any("visual" in name for name in adapted)
 
 
 def test_adapted_layers_of_a_loaded_base_are_the_same(tiny_base: Path) -> None:
@@ -84,11 +106,9 @@ def test_target_modules_get_one_problem_for_each_bad_name(base: Path) -> None:
     assert [problem.split("'")[1] for problem in problems] == ["nothing", "mlp", "embed_tokens"]
 
 
-def test_auto_is_rejected_where_none_of_its_layers_exists(base: Path) -> None:
+def test_base_without_linear_layers_is_rejected(base: Path) -> None:
     (base / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_layer": 1, "n_embd": 8, "n_head": 2}))
-    (problem,) = problems_of(base, "auto")
-    assert "auto, which is q_proj, k_proj" in problem
-    assert problem.endswith("matches no layer of 'some/base'; its linear layers: none")
+    assert problems_of(base, "auto") == ["model_name: 'some/base' has no linear layer that could have an adapter"]
 
 
 @pytest.mark.parametrize(

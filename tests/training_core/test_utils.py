@@ -89,6 +89,19 @@ def test_base_model_that_is_incomplete_names_the_missing_file(
     assert (lost if lost.endswith("json") else "safetensors") in problem
 
 
+def test_base_model_with_cut_weights_is_rejected(usable: dict[str, Any], tiny_base: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_base, tmp_path / "base")
+    weights = tmp_path / "base" / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size - 1)
+    (problem,) = problems_of(usable | {"model_name": str(tmp_path / "base")})
+    assert problem.startswith("model_name: expected ")
+
+
+def test_settings_that_the_base_cannot_follow_are_rejected(usable: dict[str, Any]) -> None:
+    (problem,) = problems_of(usable | {"max_seq_length": 10**6})
+    assert problem.startswith("max_seq_length: 1,000,000 is more than ")
+
+
 @pytest.mark.parametrize("name", ["nobody/no-such-model", "./no/such/folder", "a b c", "x" * 300, "/etc/hostname"])
 def test_base_model_that_does_not_exist_is_one_problem(usable: dict[str, Any], name: str) -> None:
     (problem,) = problems_of(usable | {"model_name": name})

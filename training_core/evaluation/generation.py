@@ -10,10 +10,10 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
+from training_core.base_support import other_attention, tokens_of_a_state
 from training_core.config import RunConfig
 from training_core.evaluation.prefix_cache import CachedPrefix, continue_prefixes
 from training_core.model_setup import LoadedModel
-from training_core.packing.attention import other_attention
 from training_core.packing.pieces import Group
 from training_core.packing.plan import group_by_prefix
 from training_core.prompts.chat_encoding import ChatEncoder
@@ -75,7 +75,8 @@ def logit_gap(loaded: LoadedModel, prompt: list[int], completion: list[int]) -> 
 def _in_order(model: PeftModel, prompts: Sequence[list[int]]) -> list[_Prompt]:
     """Prompts with the same prefix one after the other, shorter rests first; prompts without a prefix last."""
     # The last token is never shared: its logits give the first token of the completion.
-    shareable = [np.array(prompt[:-1], np.int32).tobytes() for prompt in prompts]
+    own = tokens_of_a_state(model.get_base_model())
+    shareable = [np.array(prompt[:-own], np.int32).tobytes() for prompt in prompts]
     most_rows = 1 if other_attention(model.get_base_model()) else len(prompts)
     groups, alone = group_by_prefix(shareable, most_rows)
     sharing = sorted((_split(prompts, group) for group in groups), key=lambda found: len(found[-1].rest))

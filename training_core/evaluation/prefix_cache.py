@@ -1,7 +1,7 @@
-"""The attention of completions that continue cached prefixes: one copy of a prefix serves all rows that share it.
+"""Completions that continue cached prefixes: one copy of a prefix's keys, values and states serves all of its rows.
 
-It is registered through transformers' public interfaces and changes no model code. Source of the method: Hydragen
-(arXiv:2402.05099).
+The attention is registered through transformers' public interfaces; gated DeltaNets continue a copy of their states.
+Source of the method: Hydragen (arXiv:2402.05099).
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,11 +16,13 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import sdpa_mask
 
+from training_core.packing.deltanet import Continued, share_states
+
 ATTENTION_NAME = "cached_prefix"
 
 
 class CachedPrefix(NamedTuple):
-    """The prefix of the next `rows` rows of a batch; `cache` holds its keys and values, as a batch of one."""
+    """The prefix of the next `rows` rows of a batch; `cache` holds its keys, values and states, as a batch of one."""
 
     rows: int
     cache: DynamicCache
@@ -35,10 +37,16 @@ def continue_prefixes(model: PeftModel, prefixes: Sequence[CachedPrefix]) -> Ite
     AttentionInterface.register(ATTENTION_NAME, cached_prefix_attention)
     AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
 
+    caches = [prefix.cache for prefix in prefixes for _ in range(prefix.rows)]
+    no_gaps = torch.zeros(len(caches), dtype=torch.long, device=model.device)
+
     def add_prefixes(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-        return args, kwargs | {"prefixes": prefixes}
+        mask = kwargs["attention_mask"]
+        gaps = no_gaps if mask is None else (mask == 0).sum(1)
+        return args, kwargs | {"prefixes": prefixes, "continued": Continued(caches, gaps)}
 
     base = model.get_base_model()
+    share_states(base.modules())
     before = base.config._attn_implementation
     base.set_attn_implementation(ATTENTION_NAME)
     try:

@@ -16,7 +16,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from training_core.base_support import other_attention, packing_problem
 from training_core.packing.blocks import Heads, attend_in_blocks, block_mask, pad_to_blocks, runs_in_blocks
+from training_core.packing.deltanet import share_states
 
 ATTENTION_NAME = "shared_prefix"
 
@@ -35,34 +37,29 @@ def use_shared_prefix_attention(model: PreTrainedModel | PeftModel) -> None:
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if others := other_attention(base):
-        raise ValueError(
-            f"packing needs full attention in every layer, but {type(base).__name__} has {', '.join(others)}: "
-            "choose a model with full attention (Qwen2.5, Qwen3), or train without packing"
-        )
+        raise ValueError(packing_problem(base, others))
     if base.config._attn_implementation == ATTENTION_NAME:
         return
     register_shared_prefix_attention()
     base.set_attn_implementation(ATTENTION_NAME)
+    share_states(base.modules())
     base.base_model.register_forward_pre_hook(_replace_mask, with_kwargs=True)
     base.base_model.register_forward_hook(_keep_label_positions, with_kwargs=True)
-
-
-def other_attention(model: PreTrainedModel) -> list[str]:
-    """The types of layers in `model` that cannot share a prefix: sliding windows, linear attention, unknown."""
-    return sorted(set(model.config.to_dict().get("layer_types") or ["unknown"]) - {"full_attention"})
 
 
 def _replace_mask(
     backbone: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Build the attention mask once for all layers; transformers does not change 4-D masks."""
+    """Build the attention mask once for all layers; transformers takes masks by type of layer as they are."""
     segments = kwargs.get("segments")
     if segments is None:
         return None
-    if not runs_in_blocks(backbone, segments, attend_in_segments):
-        return args, kwargs | {"attention_mask": segments[None, None]}
-    padded = pad_to_blocks(kwargs, Heads.of(backbone.config))
-    return args, padded | {"attention_mask": block_mask(padded["segments"], padded["position_ids"].shape[1])}
+    inputs, mask = kwargs, segments[None, None]
+    if runs_in_blocks(backbone, segments, attend_in_segments):
+        inputs = pad_to_blocks(kwargs, Heads.of(backbone.config))
+        mask = block_mask(inputs["segments"], inputs["position_ids"].shape[1])
+    # Nothing continues a pack: a cache would keep the keys of all its rows, and no state that is of use.
+    return args, inputs | {"attention_mask": {"full_attention": mask, "linear_attention": None}, "use_cache": False}
 
 
 def _keep_label_positions(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from training_core.prompts.chat_templates import end_of_turn, placeholder, render, require_usable_template
+
 Message = dict[str, str]
 TokenIds = NDArray[np.int32]
 
@@ -39,10 +41,8 @@ class ChatEncoder:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerFast) -> "ChatEncoder":
-        """The encoder of a tokenizer; raises ``ValueError`` if it has no chat template."""
-        if not tokenizer.chat_template:
-            name = tokenizer.name_or_path
-            raise ValueError(f"expected a tokenizer with a chat template, got that of {name}; use an instruct model")
+        """The encoder of a tokenizer; raises ``SettingsError`` if its chat template cannot be used."""
+        require_usable_template(tokenizer)
         without_control_tokens = json.loads(tokenizer.backend_tokenizer.to_str()) | {"added_tokens": []}
         plain_text = Tokenizer.from_str(json.dumps(without_control_tokens))
 
@@ -54,9 +54,9 @@ class ChatEncoder:
         def piece_ids(text: str) -> TokenIds:
             return np.array(plain_text.encode(text, add_special_tokens=False).ids, np.int32)
 
-        turn = _render(tokenizer, ("user", "assistant"), ask=False)
-        end_of_turn = tokenizer.encode(turn.split(_placeholder(1))[1], add_special_tokens=False)[0]
-        return cls(tokenizer, plain_text, end_of_turn, template_ids, piece_ids)
+        end = end_of_turn(tokenizer)
+        assert end is not None, "a usable template ends an answer"
+        return cls(tokenizer, plain_text, end, template_ids, piece_ids)
 
     def encode_prompts(self, conversations: Sequence[Sequence[Message]]) -> list[TokenIds]:
         """Token ids of each conversation, including the generation prompt, encoded on all cores."""
@@ -110,20 +110,9 @@ def _split(text: str) -> list[str]:
 
 def _encode_template(tokenizer: PreTrainedTokenizerFast, roles: tuple[str, ...]) -> list[TokenIds]:
     """Tokens of the template before the first message, between messages, and after the last (generation prompt)."""
-    text = _render(tokenizer, roles, ask=True)
+    text = render(tokenizer, roles, ask=True)
     parts = []
     for index in range(len(roles)):
-        before, text = text.split(_placeholder(index), 1)
+        before, text = text.split(placeholder(index), 1)
         parts.append(before)
     return [np.array(tokenizer.encode(part, add_special_tokens=False), np.int32) for part in (*parts, text)]
-
-
-def _placeholder(index: int) -> str:
-    return f"\ue000{index}\ue001"
-
-
-def _render(tokenizer: PreTrainedTokenizerFast, roles: Sequence[str], *, ask: bool) -> str:
-    messages = [{"role": role, "content": _placeholder(index)} for index, role in enumerate(roles)]
-    return str(
-        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask, enable_thinking=False)
-    )

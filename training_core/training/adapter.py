@@ -1,16 +1,21 @@
 """The folder of a trained adapter: all that is needed to use and to evaluate it."""
 
+import copy
 import json
 import logging
 from pathlib import Path
 
 import numpy as np
 from peft import PeftModel
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
+from training_core.base_weights import text_prefix
 from training_core.config import RunConfig, SettingsError
 from training_core.dataset.encoding import SECRET, keyed
 from training_core.folders import complete_file, complete_folder
+from training_core.prompts.chat_templates import served_template
 from training_core.utils import log_system_info
 
 logger = logging.getLogger(__name__)
@@ -23,19 +28,31 @@ def write_adapter(
 ) -> None:
     """Write a folder with everything that is needed to use the adapter; it exists only when it is complete.
 
-    Files: the adapter and its configuration, the tokenizer, ``run_config.json``, ``system.json``, ``manifest.json``.
-    What it was trained on is not shipped with it: the leakage keys (of ``TrainingData``) are written next to the
-    folder, as ``leakage_keys.npz``.
+    Files: the adapter, its layers named as in the released base, and its configuration; the tokenizer, with a chat
+    template that asks as in training; ``run_config.json``, ``system.json``, ``manifest.json``. What it was trained on
+    is not shipped with it: the leakage keys (of ``TrainingData``) are written next to the folder, as
+    ``leakage_keys.npz``.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with complete_file(folder.parent / LEAKAGE_KEYS_FILE) as keys_draft, keys_draft.open("wb") as file:
         np.savez(file, keys=leakage_keys, secret=_digest_of_secret())
     with complete_folder(folder) as draft:
         model.save_pretrained(draft)
+        _name_as_released(draft / SAFETENSORS_WEIGHTS_NAME, Path(model.get_base_model().name_or_path))
         (draft / "README.md").unlink(missing_ok=True)  # peft's empty model card
-        tokenizer.save_pretrained(draft)
+        served = copy.copy(tokenizer)
+        served.chat_template = served_template(tokenizer)
+        served.save_pretrained(draft)
         config.save(draft)
         (draft / "system.json").write_text(json.dumps(log_system_info(), indent=2) + "\n", encoding="utf-8")
+
+
+def _name_as_released(weights: Path, base: Path) -> None:
+    """Call layers as the released base does, so that what serves it finds them: other names are ignored in silence."""
+    prefix = text_prefix(base)
+    if prefix != "model.":
+        released = {name.replace(".model.model.", f".model.{prefix}", 1): w for name, w in load_file(weights).items()}
+        save_file(released, weights, metadata={"format": "pt"})
 
 
 def load_leakage_keys(run_dir: Path) -> np.ndarray:

@@ -106,8 +106,8 @@ def test_cached_prefix_gives_the_logits_of_whole_rows(loaded: LoadedModel) -> No
         assert torch.allclose(found, expected, atol=1e-5 * expected.abs().max().item())
 
 
-def test_generation_computes_a_prefix_once_in_small_batches(tiny_base: Path) -> None:
-    loaded, shapes = build(tiny_base), []
+def test_generation_computes_a_prefix_once_in_small_batches(loaded: LoadedModel) -> None:
+    shapes: list[tuple[int, ...]] = []
     loaded.model.get_base_model().register_forward_pre_hook(
         lambda _module, _args, inputs: shapes.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
     )

@@ -27,9 +27,9 @@ from tokenizers.models import WordLevel
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     PreTrainedTokenizerFast,
-    Qwen3NextConfig,
-    Qwen3NextForCausalLM,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -111,14 +111,15 @@ def test_packing_in_bf16_errs_no_more_than_rows(architecture: str, seed: int) ->
     assert relative_error(together, exact) < 1.2 * relative_error(apart, exact)
 
 
-def test_packed_row_does_not_see_its_neighbours() -> None:
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_packed_row_does_not_see_its_neighbours(architecture: str) -> None:
     """Change one case: every other row's logits stay equal bit for bit."""
     rows = random_rows(5, policies=1, cases=12)
     plan = planned(rows, rows_per_step=2 * len(rows), token_budget=4000)
     (piece,) = plan.packs[0]
     assert piece.prefix_tokens
     changed = len(piece.rows) // 2
-    model = adapted(build("qwen3")).eval()
+    model = adapted(build(architecture)).eval()
     use_shared_prefix_attention(model)
     inputs = collate_pack([packed_dataset(rows, plan.packs)[0]])
     start, end = inputs["segments"][:, 0].cumsum(0)[changed : changed + 2].tolist()
@@ -232,24 +233,17 @@ def test_packing_rejects_a_model_with_sliding_windows() -> None:
         use_shared_prefix_attention(model)
 
 
-def test_packing_rejects_a_model_with_linear_attention() -> None:
-    config = Qwen3NextConfig(
-        **(SIZES | {"num_hidden_layers": 1}),
-        vocab_size=VOCABULARY,
-        layer_types=["linear_attention"],
-        num_experts=2,
-        moe_intermediate_size=8,
-        shared_expert_intermediate_size=8,
-        linear_num_key_heads=2,
-        linear_num_value_heads=2,
-    )
-    with pytest.raises(ValueError, match="Qwen3NextForCausalLM has linear_attention: choose a model with full"):
-        use_shared_prefix_attention(Qwen3NextForCausalLM(config))
+def test_packing_rejects_a_model_with_other_convolutions() -> None:
+    sizes = {name: size for name, size in SIZES.items() if name != "head_dim"}
+    config = Lfm2Config(**sizes, vocab_size=VOCABULARY, layer_types=["conv", "full_attention"])
+    with pytest.raises(ValueError, match="Lfm2ForCausalLM has conv: choose Qwen"):
+        use_shared_prefix_attention(Lfm2ForCausalLM(config))
 
 
-def test_model_prepared_for_packs_computes_plain_batches_unchanged() -> None:
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_model_prepared_for_packs_computes_plain_batches_unchanged(architecture: str) -> None:
     """Evaluation and generation use the same model: left padding, no segments."""
-    plain = build("qwen3").eval()
+    plain = build(architecture).eval()
     switched = copy.deepcopy(plain)
     use_shared_prefix_attention(switched)
     batch = {

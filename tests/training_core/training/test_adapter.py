@@ -1,21 +1,31 @@
 """An adapter folder is complete and reloads bit by bit; its leakage keys are next to it."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
+from released_templates import released_template
+from tiny_models import tiny_multimodal_model, write_base
 
+from training_core.base_model import adapted_layers
 from training_core.config import RunConfig, SettingsError
 from training_core.dataset.encoding import SECRET
 from training_core.folders import MANIFEST, seal_digest
-from training_core.model_setup import LoadedModel, load_adapted_model, load_model_and_tokenizer
+from training_core.model_setup import LoadedModel, load_adapted_model, load_model_and_tokenizer, load_tokenizer
+from training_core.prompts.chat_encoding import ChatEncoder
 from training_core.training.adapter import LEAKAGE_KEYS_FILE, load_leakage_keys, write_adapter
 
 
 @pytest.fixture(scope="module")
 def loaded(tiny_base: Path) -> LoadedModel:
-    loaded = load_model_and_tokenizer(RunConfig(model_name=str(tiny_base)))
+    return with_effect(load_model_and_tokenizer(RunConfig(model_name=str(tiny_base))))
+
+
+def with_effect(loaded: LoadedModel) -> LoadedModel:
+    """An adapter that changes what its base answers: a fresh one does not."""
     torch.manual_seed(1)
     for name, parameter in loaded.model.named_parameters():
         if "lora_B" in name:
@@ -54,6 +64,34 @@ def test_adapter_reloads_bit_by_bit(loaded: LoadedModel, tiny_base: Path, tmp_pa
     for name, value in before.items():
         assert after[name].dtype == torch.float32
         assert torch.equal(after[name], value), name
+
+
+def test_adapter_of_a_multimodal_base_names_layers_as_released(tiny_base: Path, tmp_path: Path) -> None:
+    """What serves the released base loads every weight of the adapter, and so do we."""
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    released = write_base(tiny_multimodal_model(vocab_size=1000), tiny_base, base)
+    config = RunConfig(model_name=str(base))
+    loaded = with_effect(load_model_and_tokenizer(config))
+    write_adapter(loaded.model, loaded.tokenizer, config, LEAKAGE_KEYS, adapter)
+    served, again = PeftModel.from_pretrained(released, adapter), load_adapted_model(base, adapter)
+    expected = {name: value for name, value in loaded.model.named_parameters() if "lora_" in name}
+    assert len(expected) == 2 * len(adapted_layers(config, base))
+    for name, value in expected.items():
+        assert torch.equal(again.model.get_parameter(name), value)
+        assert torch.equal(served.get_parameter(name.replace(".model.model.", ".model.model.language_model.")), value)
+
+
+def test_adapter_asks_as_in_training_where_nobody_says_so(loaded: LoadedModel, tmp_path: Path) -> None:
+    tokenizer = copy.copy(loaded.tokenizer)
+    tokenizer.chat_template = released_template("qwen3_5_think")
+    config = RunConfig(model_name=str(loaded.model.get_base_model().name_or_path))
+    write_adapter(loaded.model, tokenizer, config, LEAKAGE_KEYS, tmp_path / "adapter")
+    question = [{"role": "system", "content": "Decide."}, {"role": "user", "content": "Case 1"}]
+    served = load_tokenizer(tmp_path / "adapter").apply_chat_template(
+        question, add_generation_prompt=True, return_dict=False
+    )
+    assert served == ChatEncoder.of(tokenizer).encode_prompt(question)
+    assert tokenizer.chat_template == released_template("qwen3_5_think")
 
 
 def test_write_adapter_replaces_the_whole_folder(loaded: LoadedModel, tmp_path: Path) -> None:

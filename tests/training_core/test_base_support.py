@@ -1,0 +1,94 @@
+"""What a base cannot do is said from its config.json, before any weight is loaded."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import SIZES, tiny_model, tiny_multimodal_model
+from transformers import (
+    LlamaConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3_5MoeTextConfig,
+    Qwen3MoeConfig,
+    Qwen3NextConfig,
+)
+
+from training_core.base_support import support_problems
+from training_core.config import RunConfig
+
+MOE: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "vocab_size": 64}
+SHARED: dict[str, Any] = MOE | {"shared_expert_intermediate_size": 8}
+
+
+def problems_of(base: PreTrainedConfig, folder: Path, **settings: Any) -> list[str]:
+    base.save_pretrained(folder)
+    return support_problems(RunConfig(model_name="some/base", **settings), folder)
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "qwen3_5"])
+def test_dense_qwen_with_full_attention_or_deltanet_is_supported(architecture: str, tmp_path: Path) -> None:
+    assert problems_of(tiny_model(architecture, vocab_size=64).config, tmp_path) == []
+
+
+def test_text_part_of_a_multimodal_qwen_is_supported(tmp_path: Path) -> None:
+    assert problems_of(tiny_multimodal_model(vocab_size=64).config, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "base",
+    [Qwen3MoeConfig(**SIZES, **MOE), Qwen3NextConfig(**SIZES, **SHARED), Qwen3_5MoeTextConfig(**SIZES, **SHARED)],
+)
+def test_mixtures_of_experts_are_rejected(base: PreTrainedConfig, tmp_path: Path) -> None:
+    (problem,) = problems_of(base, tmp_path)
+    assert problem.startswith("model_name: 'some/base' is a mixture of experts")
+    assert problem.endswith("give a dense model: Qwen2.5, Qwen3 or Qwen3.5")
+
+
+def test_dense_model_that_libraries_take_for_a_mixture_is_rejected(tmp_path: Path) -> None:
+    (problem,) = problems_of(tiny_model("qwen3_next", vocab_size=64).config, tmp_path)
+    assert "is a mixture of experts or taken for one (qwen3_next)" in problem
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "bitsandbytes"])
+def test_quantised_bases_are_rejected(method: str, tmp_path: Path) -> None:
+    base = tiny_model("qwen3", vocab_size=64).config
+    base.quantization_config = {"quant_method": method, "bits": 4}
+    (problem,) = problems_of(base, tmp_path)
+    assert problem.startswith(f"model_name: 'some/base' is quantised already ({method})")
+
+
+@pytest.mark.parametrize(
+    ("base", "found"),
+    [
+        (Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=8, max_window_layers=1), "sliding_attention"),
+        (LlamaConfig(**SIZES), "unknown"),
+    ],
+)
+def test_other_attention_trains_without_packing_only(base: PreTrainedConfig, found: str, tmp_path: Path) -> None:
+    (problem,) = problems_of(base, tmp_path)
+    assert problem.startswith("packing: rows share a prefix through full attention and gated DeltaNet, but ")
+    assert f"has {found}; set packing false" in problem
+    assert problems_of(base, tmp_path, packing=False) == []
+
+
+def test_rows_longer_than_the_positions_are_rejected(tmp_path: Path) -> None:
+    base = tiny_model("qwen2", vocab_size=64, max_position_embeddings=512).config
+    (problem,) = problems_of(base, tmp_path, max_seq_length=1024)
+    assert problem.startswith("max_seq_length: 1,024 is more than the 512 positions of 'some/base'; set it to 512")
+    assert problems_of(base, tmp_path, max_seq_length=512) == []
+
+
+def test_scaled_rotation_counts_its_scaled_positions(tmp_path: Path) -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512, "rope_theta": 1e6}
+    base = tiny_model("qwen2", vocab_size=64, max_position_embeddings=512, rope_parameters=yarn).config
+    assert problems_of(base, tmp_path, max_seq_length=2048) == []
+    assert len(problems_of(base, tmp_path, max_seq_length=2049)) == 1
+
+
+def test_all_problems_of_a_base_are_told_at_once(tmp_path: Path) -> None:
+    base = Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=8, max_window_layers=1)
+    base.max_position_embeddings = 256
+    base.quantization_config = {"quant_method": "gptq", "bits": 4}
+    found = [problem.partition(":")[0] for problem in problems_of(base, tmp_path)]
+    assert found == ["model_name", "packing", "max_seq_length"]

@@ -1,0 +1,95 @@
+"""What can be done with a base model, told from its ``config.json`` before anything starts."""
+
+import inspect
+from collections.abc import Iterable
+from pathlib import Path
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from training_core.base_model import adapted_layers, load_skeleton
+from training_core.config import RunConfig, SettingsError
+
+DELTA_FUNCTIONS = ("causal_conv1d_fn", "torch_chunk_gated_delta_rule")
+
+
+def support_problems(config: RunConfig, base: Path) -> list[str]:
+    """Why a run with these settings cannot train this base, each with what can be done instead."""
+    try:
+        adapted_layers(config, base)
+    except SettingsError as error:
+        return error.problems
+    model = load_skeleton(base)
+    return [
+        *_quantised(config, model),
+        *(_experts(config, model) or _packing(config, model)),
+        *_positions(config, model),
+    ]
+
+
+def _quantised(config: RunConfig, model: PreTrainedModel) -> list[str]:
+    found = model.config.to_dict().get("quantization_config")
+    if not found:
+        return []
+    method = found.get("quant_method", "unknown")
+    what = f"{config.model_name!r} is quantised already ({method}), and its weights cannot be quantised to NF4 again"
+    return [f"model_name: {what}; give the same model as released in 16 bits"]
+
+
+def _experts(config: RunConfig, model: PreTrainedModel) -> list[str]:
+    """Experts are tensors of three dimensions, which are no linear layers.
+
+    peft and TRL go by the type of a model: they also take a Qwen3-Next without experts for a mixture, so that its
+    feed-forward layers get no adapter and its loss is not computed.
+    """
+    tensors = (weight for module in model.modules() if not isinstance(module, nn.Conv1d) for weight in _own(module))
+    if "num_experts" not in model.config.to_dict() and not any(weight.ndim == 3 for weight in tensors):
+        return []
+    kind = model.config.model_type
+    what = f"{config.model_name!r} is a mixture of experts or taken for one ({kind}), which four bits and adapters miss"
+    return [f"model_name: {what}; give a dense model: Qwen2.5, Qwen3 or Qwen3.5"]
+
+
+def _own(module: nn.Module) -> Iterable[nn.Parameter]:
+    return module.parameters(recurse=False)
+
+
+def _packing(config: RunConfig, model: PreTrainedModel) -> list[str]:
+    if not config.packing or not (others := other_attention(model)):
+        return []
+    return [f"packing: {packing_problem(model, others)}"]
+
+
+def packing_problem(model: PreTrainedModel, others: list[str]) -> str:
+    """The sentence on a model with ``others``, layers through which rows cannot share a prefix."""
+    what = f"rows share a prefix through full attention and gated DeltaNet, but {type(model).__name__} has"
+    fix = "set packing false, which computes every row whole, or choose Qwen2.5, Qwen3 or Qwen3.5"
+    return f"{what} {', '.join(others)}; {fix}"
+
+
+def other_attention(model: PreTrainedModel) -> list[str]:
+    """The types of layers in ``model`` through which rows cannot share a prefix: sliding windows, others, unknown."""
+    shared = {"full_attention", *(["linear_attention"] if any(map(is_delta_net, model.modules())) else [])}
+    return sorted(set(model.config.to_dict().get("layer_types") or ["unknown"]) - shared)
+
+
+def is_delta_net(module: nn.Module) -> bool:
+    """Whether a layer computes by transformers' functions for gated DeltaNet, which can be told of segments."""
+    return set(DELTA_FUNCTIONS) <= set(inspect.unwrap(type(module).forward).__code__.co_names)
+
+
+def tokens_of_a_state(model: PreTrainedModel) -> int:
+    """The last tokens that a layer keeps for the next one: those of a convolution, else one."""
+    return int(model.config.to_dict().get("linear_conv_kernel_dim", 1))
+
+
+def _positions(config: RunConfig, model: PreTrainedModel) -> list[str]:
+    """A rotation that was scaled (YaRN) reaches further than the positions that the base was trained on."""
+    facts = model.config.to_dict()
+    rotation = facts.get("rope_parameters") or {}
+    scaled = rotation.get("factor", 1) * rotation.get("original_max_position_embeddings", 0)
+    positions = int(max(facts.get("max_position_embeddings") or 0, scaled))
+    if not positions or config.max_seq_length <= positions:
+        return []
+    what = f"{config.max_seq_length:,} is more than the {positions:,} positions of {config.model_name!r}"
+    return [f"max_seq_length: {what}; set it to {positions} (overlong decides on longer rows)"]
