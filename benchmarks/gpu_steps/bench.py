@@ -51,7 +51,7 @@ TINY_SHAPES = {
     "num_key_value_heads": 2,
 }
 TOKENIZER = PROJECT / "samples" / "tiny_qwen"
-NO_REPORT = DataReport([], [], Lengths(0, {}, [], []), 0, "", [], [], [])
+NO_REPORT = DataReport([], [], Lengths(0, {}, [], []), 0, "", [], [], [], [])
 
 
 @dataclass(frozen=True)
