@@ -41,6 +41,22 @@ ARCHITECTURES: dict[str, Architecture] = {
         "num_key_value_heads": 4,
     },
 }
+# Qwen3.5's layers at the widths of 1.5B: three of four are gated DeltaNets.
+ARCHITECTURES["hybrid, 4 layers"] = {
+    "model_type": "qwen3_5_text",
+    "num_hidden_layers": 4,
+    "layer_types": ["linear_attention"] * 3 + ["full_attention"],
+    "vocab_size": 151_936,
+    "hidden_size": 1_536,
+    "intermediate_size": 8_960,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 2,
+    "head_dim": 128,
+    "linear_num_key_heads": 12,
+    "linear_num_value_heads": 12,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 32_768,
+}
 ARCHITECTURES["1.5B, 4 layers"] = ARCHITECTURES["1.5B"] | {"num_hidden_layers": 4}
 TINY_SHAPES = {
     "num_hidden_layers": 2,
@@ -66,7 +82,9 @@ class Bench:
         return "cuda" if torch.cuda.is_available() else "cpu"
 
     def architecture(self, name: str) -> Architecture:
-        return ARCHITECTURES[name] | (TINY_SHAPES if self.tiny else {})
+        found = ARCHITECTURES[name]
+        tiny = TINY_SHAPES | ({"num_hidden_layers": 4} if "layer_types" in found else {})
+        return found | (tiny if self.tiny else {})
 
     def base(self, name: str) -> Path:
         """The folder of a random base with the shapes of this name, written when it is first asked for."""

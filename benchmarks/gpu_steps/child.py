@@ -1,12 +1,14 @@
 """What a step lets another process do: train, maybe until it kills itself, or answer with a saved adapter."""
 
 import argparse
+import hashlib
 import json
 import os
 import signal
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from benchmarks.gpu_steps.bench import training_data
@@ -14,7 +16,7 @@ from benchmarks.rows import RowSet
 from training_core.child_processes import child_process
 from training_core.config import RunConfig
 from training_core.evaluation.generation import generate
-from training_core.model_setup import load_adapted_model, load_model_and_tokenizer
+from training_core.model_setup import LoadedModel, load_adapted_model, load_model_and_tokenizer
 from training_core.trainer import TrainingSummary, train_model
 
 
@@ -30,6 +32,16 @@ def train(config: RunConfig, rows: RowSet, vocabulary: int, run_dir: Path) -> Tr
     summary = train_model(loaded, training_data(data, data), config, run_dir)
     loaded.model.save_pretrained(run_dir / "adapter")
     return summary
+
+
+def answers_and_logits(loaded: LoadedModel, prompts: list[list[int]], config: RunConfig) -> dict[str, Any]:
+    """Greedy answers, and the SHA-256 of the logits that each prompt ends with: near ties hide in equal answers."""
+    answers, digest = generate(loaded, prompts, config), hashlib.sha256()
+    with torch.no_grad():
+        for prompt in prompts:
+            logits = loaded.model(torch.tensor([prompt], device=loaded.model.device)).logits[0, -1]
+            digest.update(logits.float().cpu().numpy().tobytes())
+    return {"answers": answers, "logits": digest.hexdigest()}
 
 
 def die_in_step(last: int) -> None:
@@ -57,8 +69,8 @@ def main() -> None:
         train(config, RowSet(**json.loads(second)), int(third), Path(fourth))
     else:
         loaded = load_adapted_model(Path(config.model_name), Path(second))
-        answers = generate(loaded, json.loads(Path(third).read_text(encoding="utf-8")), config)
-        Path(fourth).write_text(json.dumps(answers), encoding="utf-8")
+        found = answers_and_logits(loaded, json.loads(Path(third).read_text(encoding="utf-8")), config)
+        Path(fourth).write_text(json.dumps(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -16,20 +16,16 @@ from training_core.trainer import train_model
 SMALL = {"num_hidden_layers": 2, "vocab_size": 4_096, "hidden_size": 512, "intermediate_size": 1_024}
 SMALL |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 128}
 HYBRID = {"layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2, "linear_num_value_heads": 4}
-KINDS: dict[str, tuple[dict[str, Any], bool]] = {  # and whether its rows can be packed
-    "qwen2": ({}, True),
-    "qwen3": ({}, True),
-    "qwen3_5_text": (HYBRID, False),
-}
+KINDS: dict[str, dict[str, Any]] = {"qwen2": {}, "qwen3": {}, "qwen3_5_text": HYBRID}
 
 
 def dtypes(bench: Bench) -> Iterator[Check]:
     """In which dtypes models of each architecture train and answer, by the product's path."""
-    for kind, (changes, packing) in KINDS.items():
+    for kind, changes in KINDS.items():
         shapes = {"model_type": kind} | SMALL | changes
         base = bench.base_of(kind, shapes | ({"vocab_size": TINY_SHAPES["vocab_size"]} if bench.tiny else {}))
         rows = bench.rows(200, 2, 2).make(TINY_SHAPES["vocab_size"])
-        config = settings(base, max_steps=1, packing=packing, eval_max_new_tokens=8)
+        config = settings(base, max_steps=1, eval_max_new_tokens=8)
         loaded = load_model_and_tokenizer(config)
         expected = str(loaded.precision.dtype)
         with watch_dtypes(loaded.model) as training:

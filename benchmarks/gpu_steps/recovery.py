@@ -9,9 +9,8 @@ from pathlib import Path
 
 from benchmarks.gpu_steps.bench import Bench, settings, training_data
 from benchmarks.gpu_steps.checks import Check, figure, holds
-from benchmarks.gpu_steps.child import in_child, train
+from benchmarks.gpu_steps.child import answers_and_logits, in_child, train
 from training_core.config import RunConfig
-from training_core.evaluation.generation import generate
 from training_core.model_setup import load_model_and_tokenizer
 from training_core.trainer import train_model
 from training_core.training.adapter import write_adapter
@@ -68,13 +67,14 @@ def parity(bench: Bench) -> Iterator[Check]:
     loaded, data = load_model_and_tokenizer(config), training_data(rows, rows)
     train_model(loaded, data, config, run_dir)
     prompts = [row[:-40] for row in rows["input_ids"]]
-    answers = generate(loaded, prompts, config)
+    found = answers_and_logits(loaded, prompts, config)
     write_adapter(loaded.model, loaded.tokenizer, config, data.leakage_keys, run_dir / "adapter")
     asked, answered = run_dir / "prompts.json", run_dir / "answers.json"
     asked.write_text(json.dumps(prompts), encoding="utf-8")
     code = in_child("answer", config.save(run_dir), run_dir / "adapter", asked, answered)
     yield holds("exit code of the process that answers", code, 0)
     reloaded = json.loads(answered.read_text(encoding="utf-8"))
-    yield figure("different tokens in the answers", len({token for answer in answers for token in answer}))
-    same = sum(mine == theirs for mine, theirs in zip(answers, reloaded, strict=True))
+    yield figure("different tokens in the answers", len({token for answer in found["answers"] for token in answer}))
+    same = sum(mine == theirs for mine, theirs in zip(found["answers"], reloaded["answers"], strict=True))
     yield holds("equal answers", same, len(prompts))
+    yield holds("equal logits after every prompt, to the bit", reloaded["logits"] == found["logits"], True)

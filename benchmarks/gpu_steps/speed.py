@@ -94,8 +94,14 @@ def utilisation(tokens: float, seconds: float, architecture: Architecture, peak_
 
 def gradient(bench: Bench) -> Iterator[Check]:
     """Loss and gradient of 8 rows that share a policy in one pack, and of the same rows one by one."""
+    for base in ("1.5B", "hybrid, 4 layers"):
+        release()
+        yield from _compare_gradients(bench, base)
+
+
+def _compare_gradients(bench: Bench, base: str) -> Iterator[Check]:
     rows = bench.rows(800, 8, 1).make(_vocabulary(bench))
-    config = settings(bench.base("1.5B"), max_steps=1, gradient_accumulation_steps=4)
+    config = settings(bench.base(base), max_steps=1, gradient_accumulation_steps=4)
     loaded = load_model_and_tokenizer(config)
     _move_adapter(loaded)
     apart = _gradient_apart(loaded, rows)
@@ -103,10 +109,11 @@ def gradient(bench: Bench) -> Iterator[Check]:
     if bench.device == "cuda":
         backbone = loaded.model.get_base_model().base_model
         segments = torch.tensor([[256, -1]], device=bench.device)
-        yield holds("packs run in blocks", runs_in_blocks(backbone, segments, attend_in_segments), True)
-    yield figure("loss, apart", apart[0])
-    yield below("difference of the loss", abs(apart[0] - together[0]), 2e-3)
-    yield above("cosine of the gradients", float(cosine_similarity(apart[1], together[1], dim=0)), 0.999)
+        yield holds(f"{base}: packs run in blocks", runs_in_blocks(backbone, segments, attend_in_segments), True)
+    yield figure(f"{base}: loss, apart", apart[0])
+    yield below(f"{base}: difference of the loss", abs(apart[0] - together[0]), 2e-3)
+    cosine = float(cosine_similarity(apart[1], together[1], dim=0))
+    yield above(f"{base}: cosine of the gradients", cosine, 0.999)
 
 
 def _move_adapter(loaded: LoadedModel) -> None:
