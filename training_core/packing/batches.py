@@ -140,15 +140,18 @@ def make_batches(
     rows, accumulation = config.per_device_train_batch_size, config.gradient_accumulation_steps
     if not config.packing:
         steps = Steps.of(config, len(train), rows, accumulation, devices)
-        return Batches(
-            _single(train, rows), _single(held_out, config.per_device_eval_batch_size), steps, config.seed, tokens
-        )
-    budget, rows_per_step = pack_limits(config)
-    plan = plan_packing(train, budget, rows_per_step, config.seed)
-    held_out_plan = plan_packing(held_out, budget, len(held_out), config.seed)
+        examples, others = _single(train, rows), _single(held_out, config.per_device_eval_batch_size)
+        return Batches(examples, others, steps, config.seed, tokens)
+    plan, held_out_plan = _plans(train, held_out, config)
     examples = packed(train, plan, divide(plan, devices, batch_tokens))
     steps = Steps.of(config, len(plan.packs), 1, plan.packs_per_step, devices, parts=examples.units[0].size)
     return Batches(examples, packed(held_out, held_out_plan), steps, config.seed, tokens, plan.sharing_rows)
+
+
+def _plans(train: Dataset, held_out: Dataset, config: RunConfig) -> tuple[PackingPlan, PackingPlan]:
+    budget, rows_per_step = pack_limits(config)
+    plan = plan_packing(train, budget, rows_per_step, config.seed)
+    return plan, plan_packing(held_out, budget, len(held_out), config.seed)
 
 
 def tokens_per_step(rows: Dataset, config: RunConfig) -> float:

@@ -89,12 +89,16 @@ def _activation_values(base: Path, config: RunConfig) -> float:
 
 @dataclass(frozen=True)
 class Forecast:
-    """GiB at the peak of a training, GiB that the process can have; seconds of the training and of this measurement."""
+    """GiB at the peak of a training, GiB that the process can have; seconds of the training and of this measurement.
+
+    ``batch_tokens``: tokens of the heaviest batch.
+    """
 
     peak_gib: float
     available_gib: float
     seconds: float
     measured_in_seconds: float
+    batch_tokens: int = 0
 
 
 def measure_heaviest_batch(
@@ -112,8 +116,9 @@ def measure_heaviest_batch(
     try:
         step, evaluation = _measure(trainer, batches, config)
     except torch.OutOfMemoryError as error:
-        needed = f"the heaviest batch, {batches.train.tokens_at_most:,} tokens, does not fit in {available:.1f} GiB"
-        raise SettingsError([f"memory: {needed}: {memory_fix(config)}"]) from error
+        tokens = batches.train.tokens_at_most
+        needed = f"the heaviest batch, {tokens:,} tokens, does not fit in {available:.1f} GiB"
+        raise SettingsError([f"memory: {needed}: {memory_fix(config, tokens)}"]) from error
     rate, held_out_rate = step / batches.train.tokens_at_most, evaluation / batches.held_out.tokens_at_most
     trained = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
     seconds = rate * batches.train_tokens
@@ -124,6 +129,7 @@ def measure_heaviest_batch(
         available_gib=available,
         seconds=share_left * seconds / batches.steps.devices,
         measured_in_seconds=time.monotonic() - started,
+        batch_tokens=batches.train.tokens_at_most,
     )
     logger.info(
         "Expected: %.2f of %.1f GiB at the peak, %s (measured in %.1f s)",
@@ -140,7 +146,7 @@ def _require_estimate(available: float, batches: Batches, config: RunConfig) -> 
     base = fetch_tokenizer(config.model_name, config.cache_dir)
     needed = estimate_memory(base, config, batches.train.heaviest_size(), _FP32).total
     logger.info("The training needs at least %.2f of %.1f GiB", needed, available)
-    require_memory(Forecast(needed, available, 0, 0), config)
+    require_memory(Forecast(needed, available, 0, 0, batches.train.tokens_at_most), config)
 
 
 def _measure(trainer: SFTTrainer, batches: Batches, config: RunConfig) -> tuple[float, float]:
@@ -179,22 +185,26 @@ def _pass(trainer: SFTTrainer, batch: Dataset, *, backward: bool) -> float:
 
 def require_memory(forecast: Forecast, config: RunConfig) -> None:
     """Raise ``SettingsError`` when the training needs more memory than there is."""
-    needed, available = forecast.peak_gib, forecast.available_gib
-    if needed > available:
-        raise SettingsError(
-            [f"memory: the training needs {needed:.1f} GiB, {available:.1f} are free: {memory_fix(config)}"]
-        )
+    if forecast.peak_gib > forecast.available_gib:
+        needed = f"the training needs {forecast.peak_gib:.1f} GiB, {forecast.available_gib:.1f} are free"
+        raise SettingsError([f"memory: {needed}: {memory_fix(config, forecast.batch_tokens)}"])
 
 
-def memory_fix(config: RunConfig) -> str:
-    """The next setting to change for less memory, and its new value; a step keeps its rows as long as possible."""
+def memory_fix(config: RunConfig, batch_tokens: int = 0) -> str:
+    """The next setting to change for less memory, and its new value; a step keeps its rows as long as possible.
+
+    ``batch_tokens``: the tokens of a pack that does not fit. Packs may be smaller than the settings allow.
+    """
     if not config.gradient_checkpointing:
         return "set gradient_checkpointing true"
-    rows, batches = config.per_device_train_batch_size, config.gradient_accumulation_steps
-    if rows > 1:
-        batches = rows * batches // (rows // 2)
-        return f"set per_device_train_batch_size {rows // 2} and gradient_accumulation_steps {batches}"
-    return f"set max_seq_length {config.max_seq_length // 2} (overlong decides on longer rows), or use a smaller base"
+    rows, length = config.per_device_train_batch_size, config.max_seq_length
+    smaller = [rows >> halvings for halvings in range(1, rows.bit_length())]
+    if config.packing and batch_tokens:
+        smaller = [fewer for fewer in smaller if fewer * length < batch_tokens]
+    if smaller:
+        batches = rows * config.gradient_accumulation_steps // smaller[0]
+        return f"set per_device_train_batch_size {smaller[0]} and gradient_accumulation_steps {batches}"
+    return f"set max_seq_length {length // 2} (overlong decides on longer rows), or use a smaller base"
 
 
 def peak_memory_gib() -> float:

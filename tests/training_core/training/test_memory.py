@@ -188,3 +188,10 @@ def test_memory_forecast_above_the_device_is_rejected() -> None:
 def test_memory_fix_keeps_the_rows_of_a_step() -> None:
     assert memory_fix(RunConfig()) == "set per_device_train_batch_size 2 and gradient_accumulation_steps 16"
     assert "max_seq_length 1024" in memory_fix(RunConfig(per_device_train_batch_size=1))
+
+
+def test_memory_fix_makes_packs_smaller_than_they_are() -> None:
+    """By default a pack may have 8,192 tokens; half of them change nothing for one of 3,000."""
+    assert memory_fix(RunConfig(), 3_000) == "set per_device_train_batch_size 1 and gradient_accumulation_steps 32"
+    assert "max_seq_length 1024" in memory_fix(RunConfig(), 1_500)
+    assert "batch_size 2" in memory_fix(RunConfig(packing=False), 1_500)
