@@ -212,9 +212,10 @@ class RunConfig:
     # Results
     registered_model_name: str = Field(
         "sft-flow-qwen",
-        pattern=r"^\w([\w .-]*\w)?$",  # it is a part of addresses such as models:/NAME/3
+        # It is a part of addresses such as models:/NAME/3 and of searches such as name = 'NAME'.
+        pattern=r"""^[^/:?#%\\"'<>\s\x00-\x1f\x7f.-]([^/:?#%\\"'<>\x00-\x1f\x7f]*[^/:?#%\\"'<>\s\x00-\x1f\x7f])?$""",
         max_length=200,
-        description="Name in the model registry: letters, digits, spaces, dots, dashes and underscores.",
+        description="Name in the model registry: no slash, colon, quote, backslash, nor any of ?, #, %, < and >.",
     )
     min_improvement: float = Field(
         0.0,

@@ -127,7 +127,7 @@ def test_model_name_that_an_address_cannot_hold_is_rejected(name: str) -> None:
     assert problem.startswith("registered_model_name: ")
 
 
-@pytest.mark.parametrize("name", ["a", "sft-flow-qwen", "Refunds EU v1.2", "größe_3"])
+@pytest.mark.parametrize("name", ["a", "sft-flow-qwen", "Refunds EU v1.2", "größe_3", "a[2]", "a (eu)", "a+b"])
 def test_model_name_of_letters_digits_and_dashes_is_accepted(name: str) -> None:
     assert read_settings({"registered_model_name": name}).registered_model_name == name
 

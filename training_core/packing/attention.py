@@ -91,6 +91,9 @@ def attend_in_segments(
 ) -> Tensor:
     """One SDPA call per segment: a dense mask would compute every pair of tokens and discard most."""
     lengths, prefixes = segments.T.tolist()
+    if query.is_cuda:
+        # With fewer heads of keys a GPU without flash attention has only the kernel that keeps all scores.
+        key, value = (states.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for states in (key, value))
     # Not slices: the gradient of each slice would be as large as the pack.
     queries, keys, values = (states.split(lengths, dim=2) for states in (query, key, value))
     attend = partial(scaled_dot_product_attention, scale=scaling, dropout_p=dropout, enable_gqa=True)

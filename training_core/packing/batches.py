@@ -1,9 +1,8 @@
 """Which examples make which optimiser step: the same ones in the same order on any number of devices."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -55,11 +54,10 @@ class Steps:
 
 @dataclass(frozen=True)
 class BatchSize:
-    """The size of a batch: tokens computed, tokens with a label, and tokens of the longest row."""
+    """The size of a batch: tokens computed, and tokens with a label."""
 
     tokens: int
     labels: int
-    longest_row: int
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ class Examples:
         """The size of the heaviest batch."""
         batch = list(self.heaviest_batch)
         labels = sum(label != IGNORED_LABEL for example in batch for label in example["labels"])
-        return BatchSize(self.tokens_at_most, labels, max(_longest_row(example) for example in batch))
+        return BatchSize(self.tokens_at_most, labels)
 
 
 @dataclass(frozen=True)
@@ -142,15 +140,18 @@ def make_batches(
     rows, accumulation = config.per_device_train_batch_size, config.gradient_accumulation_steps
     if not config.packing:
         steps = Steps.of(config, len(train), rows, accumulation, devices)
-        return Batches(
-            _single(train, rows), _single(held_out, config.per_device_eval_batch_size), steps, config.seed, tokens
-        )
-    budget, rows_per_step = pack_limits(config)
-    plan = plan_packing(train, budget, rows_per_step, config.seed)
-    held_out_plan = plan_packing(held_out, budget, len(held_out), config.seed)
+        examples, others = _single(train, rows), _single(held_out, config.per_device_eval_batch_size)
+        return Batches(examples, others, steps, config.seed, tokens)
+    plan, held_out_plan = _plans(train, held_out, config)
     examples = packed(train, plan, divide(plan, devices, batch_tokens))
     steps = Steps.of(config, len(plan.packs), 1, plan.packs_per_step, devices, parts=examples.units[0].size)
     return Batches(examples, packed(held_out, held_out_plan), steps, config.seed, tokens, plan.sharing_rows)
+
+
+def _plans(train: Dataset, held_out: Dataset, config: RunConfig) -> tuple[PackingPlan, PackingPlan]:
+    budget, rows_per_step = pack_limits(config)
+    plan = plan_packing(train, budget, rows_per_step, config.seed)
+    return plan, plan_packing(held_out, budget, len(held_out), config.seed)
 
 
 def tokens_per_step(rows: Dataset, config: RunConfig) -> float:
@@ -168,11 +169,6 @@ def packed(rows: Dataset, plan: PackingPlan, units: Sequence[Unit] = ()) -> Exam
     indices = [[[next(numbers) if pack else len(packs) for pack in turn] for turn in unit] for unit in units]
     content = packed_dataset(_with_filler(rows), [*packs, (filler,)])
     return Examples(content, np.array([tokens_of(pack) for pack in packs]), 1, np.array(indices))
-
-
-def _longest_row(example: Mapping[str, Any]) -> int:
-    """The length of a row, or of the longest row in a pack, its prefix included."""
-    return max(example["position_ids"]) + 1 if "position_ids" in example else len(example["input_ids"])
 
 
 def _single(rows: Dataset, batch_size: int) -> Examples:

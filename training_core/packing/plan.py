@@ -9,6 +9,7 @@ samples of one prompt (Prefix Grouper, arXiv:2506.05433; TRL's `TreeRow`); here 
 import heapq
 import logging
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -210,20 +211,16 @@ def _fill(pieces: Sequence[Piece], count: int, token_budget: int) -> list[Pack] 
     groups: list[set[int]] = [set() for _ in range(count)]
     by_rows = {0: [(0, pack) for pack in range(count)]}  # rows in a pack -> heap of (tokens in it, pack)
     for piece in sorted(pieces, key=lambda piece: -piece.tokens):
-        # A row longer than the budget has an empty pack.
-        fitting = (
-            rows
-            for rows in sorted(by_rows)
-            if by_rows[rows] and (not rows or _together(by_rows[rows][0], piece, groups) <= token_budget)
-        )
-        held = next(fitting, None)
-        if held is None:
+        for held in sorted(by_rows):
+            together = _together(by_rows[held][0], piece, groups) if by_rows[held] else math.inf
+            if together <= (token_budget if held else sys.maxsize):  # a row longer than the budget has an empty pack
+                break
+        else:
             return None
-        emptiest = heapq.heappop(by_rows[held])
-        together = _together(emptiest, piece, groups)
-        packs[emptiest[1]].append(piece)
-        groups[emptiest[1]].add(piece.group)
-        heapq.heappush(by_rows.setdefault(held + len(piece.rows), []), (together, emptiest[1]))
+        _, pack = heapq.heappop(by_rows[held])
+        packs[pack].append(piece)
+        groups[pack].add(piece.group)
+        heapq.heappush(by_rows.setdefault(held + len(piece.rows), []), (int(together), pack))
     return [join(pack) for pack in packs if pack]
 
 

@@ -1,7 +1,6 @@
 """The memory of a training: estimated from the base's ``config.json``, then measured with its heaviest batch."""
 
 import logging
-import os
 import resource
 import time
 from dataclasses import asdict, dataclass
@@ -15,9 +14,11 @@ from trl import SFTTrainer
 
 from training_core.base_model import adapted_layers, linear_layers, load_skeleton
 from training_core.config import RunConfig, SettingsError
+from training_core.model_setup import fetch_tokenizer
 from training_core.packing.batches import Batches, BatchSize
 from training_core.training.activation_checkpointing import enable_checkpointing
 from training_core.training.disk_space import adapter_parameters
+from training_core.training.free_memory import memory_to_have_gib
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,6 @@ class MemoryEstimate:
     gradients: float
     optimiser: float
     activations: float
-    attention: float
     logits: float
 
     @property
@@ -48,12 +48,13 @@ def estimate_memory(base: Path, config: RunConfig, batch: BatchSize, compute_byt
     """The memory of a training of a Qwen2 or Qwen3 base with this batch as its heaviest.
 
     Of the base only ``config.json`` is read; no GPU is needed. ``compute_bytes`` is 4 for fp32 and 2 for bf16 and fp16.
-    What the libraries themselves need is not counted. Weights and adapter are exact to a hundredth. The total is a
-    lower bound: on 2026-11-22 trainings of 512 to 2,048 tokens on a CPU needed a quarter to two fifths more where rows
-    were packed, and up to twice as much where they were padded. ``measure_heaviest_batch`` was within 11%.
+    What the libraries themselves need is not counted, nor the scores of attention: its kernels keep none. Weights and
+    adapter are exact to a hundredth. The total is a lower bound: on 2026-11-22 trainings of 512 to 2,048 tokens on a
+    CPU needed a quarter to two fifths more where rows were packed, and up to twice as much where they were padded.
+    ``measure_heaviest_batch`` was within 11%.
     """
     skeleton = load_skeleton(base)
-    architecture = skeleton.config.to_dict()
+    vocabulary = skeleton.config.vocab_size
     quantised = sum(layer.weight.numel() for layer in linear_layers(base).values())
     others = sum(weight.numel() for weight in skeleton.parameters()) - quantised
     trained = adapter_parameters(config, base)
@@ -64,8 +65,7 @@ def estimate_memory(base: Path, config: RunConfig, batch: BatchSize, compute_byt
         "gradients": trained * _FP32,
         "optimiser": trained * _optimiser_bytes(config),
         "activations": _activation_values(base, config) * compute_bytes * batch.tokens,
-        "attention": architecture["num_attention_heads"] * batch.longest_row**2 * compute_bytes,
-        "logits": min(batch.labels, _HEAD_TILE[0]) * min(architecture["vocab_size"], _HEAD_TILE[1]) * 2 * _FP32,
+        "logits": min(batch.labels, _HEAD_TILE[0]) * min(vocabulary, _HEAD_TILE[1]) * 2 * _FP32,
     }
     return MemoryEstimate(**{name: size / 2**30 for name, size in gib.items()})
 
@@ -89,12 +89,16 @@ def _activation_values(base: Path, config: RunConfig) -> float:
 
 @dataclass(frozen=True)
 class Forecast:
-    """GiB at the peak of a training, GiB of the device, seconds of the training, and seconds of this measurement."""
+    """GiB at the peak of a training, GiB that the process can have; seconds of the training and of this measurement.
+
+    ``batch_tokens``: tokens of the heaviest batch.
+    """
 
     peak_gib: float
     available_gib: float
     seconds: float
     measured_in_seconds: float
+    batch_tokens: int = 0
 
 
 def measure_heaviest_batch(
@@ -106,11 +110,15 @@ def measure_heaviest_batch(
     is left to train. Raises ``SettingsError`` when the batch does not fit in the GPU's memory.
     """
     started = time.monotonic()
+    available = memory_to_have_gib()
+    if not torch.cuda.is_available():
+        _require_estimate(available, batches, config)
     try:
         step, evaluation = _measure(trainer, batches, config)
     except torch.OutOfMemoryError as error:
-        needed = f"the heaviest batch, {batches.train.tokens_at_most:,} tokens, does not fit in {_available():.1f} GiB"
-        raise SettingsError([f"memory: {needed}: {memory_fix(config)}"]) from error
+        tokens = batches.train.tokens_at_most
+        needed = f"the heaviest batch, {tokens:,} tokens, does not fit in {available:.1f} GiB"
+        raise SettingsError([f"memory: {needed}: {memory_fix(config, tokens)}"]) from error
     rate, held_out_rate = step / batches.train.tokens_at_most, evaluation / batches.held_out.tokens_at_most
     trained = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
     seconds = rate * batches.train_tokens
@@ -118,9 +126,10 @@ def measure_heaviest_batch(
     forecast = Forecast(
         # At later batches memory also holds the accumulated gradient and the optimiser's moments.
         peak_gib=peak_memory_gib() + trained * (_FP32 + _optimiser_bytes(config)) / 2**30,
-        available_gib=_available(),
+        available_gib=available,
         seconds=share_left * seconds / batches.steps.devices,
         measured_in_seconds=time.monotonic() - started,
+        batch_tokens=batches.train.tokens_at_most,
     )
     logger.info(
         "Expected: %.2f of %.1f GiB at the peak, %s (measured in %.1f s)",
@@ -130,6 +139,14 @@ def measure_heaviest_batch(
         forecast.measured_in_seconds,
     )
     return forecast
+
+
+def _require_estimate(available: float, batches: Batches, config: RunConfig) -> None:
+    """Without a GPU nothing is raised when memory runs out: the system ends the process."""
+    base = fetch_tokenizer(config.model_name, config.cache_dir)
+    needed = estimate_memory(base, config, batches.train.heaviest_size(), _FP32).total
+    logger.info("The training needs at least %.2f of %.1f GiB", needed, available)
+    require_memory(Forecast(needed, available, 0, 0, batches.train.tokens_at_most), config)
 
 
 def _measure(trainer: SFTTrainer, batches: Batches, config: RunConfig) -> tuple[float, float]:
@@ -149,6 +166,12 @@ def _measure(trainer: SFTTrainer, batches: Batches, config: RunConfig) -> tuple[
 
 
 def _seconds(trainer: SFTTrainer, batch: Dataset, *, backward: bool) -> float:
+    """Of the second pass: the first one also compiles kernels and asks for memory."""
+    _pass(trainer, batch, backward=backward)
+    return _pass(trainer, batch, backward=backward)
+
+
+def _pass(trainer: SFTTrainer, batch: Dataset, *, backward: bool) -> float:
     inputs = send_to_device(trainer.data_collator(list(batch)), trainer.accelerator.device)
     started = time.monotonic()
     with trainer.accelerator.autocast():
@@ -161,34 +184,31 @@ def _seconds(trainer: SFTTrainer, batch: Dataset, *, backward: bool) -> float:
 
 
 def require_memory(forecast: Forecast, config: RunConfig) -> None:
-    """Raise ``SettingsError`` when the training needs more memory than the device has."""
-    needed, available = forecast.peak_gib, forecast.available_gib
-    if needed > available:
-        raise SettingsError(
-            [f"memory: the training needs {needed:.1f} GiB, the device has {available:.1f}: {memory_fix(config)}"]
-        )
+    """Raise ``SettingsError`` when the training needs more memory than there is."""
+    if forecast.peak_gib > forecast.available_gib:
+        needed = f"the training needs {forecast.peak_gib:.1f} GiB, {forecast.available_gib:.1f} are free"
+        raise SettingsError([f"memory: {needed}: {memory_fix(config, forecast.batch_tokens)}"])
 
 
-def memory_fix(config: RunConfig) -> str:
-    """The next setting to change for less memory, and its new value; a step keeps its rows as long as possible."""
+def memory_fix(config: RunConfig, batch_tokens: int = 0) -> str:
+    """The next setting to change for less memory, and its new value; a step keeps its rows as long as possible.
+
+    ``batch_tokens``: the tokens of a pack that does not fit. Packs may be smaller than the settings allow.
+    """
     if not config.gradient_checkpointing:
         return "set gradient_checkpointing true"
-    rows, batches = config.per_device_train_batch_size, config.gradient_accumulation_steps
-    if rows > 1:
-        batches = rows * batches // (rows // 2)
-        return f"set per_device_train_batch_size {rows // 2} and gradient_accumulation_steps {batches}"
-    return f"set max_seq_length {config.max_seq_length // 2} (overlong decides on longer rows), or use a smaller base"
+    rows, length = config.per_device_train_batch_size, config.max_seq_length
+    smaller = [rows >> halvings for halvings in range(1, rows.bit_length())]
+    if config.packing and batch_tokens:
+        smaller = [fewer for fewer in smaller if fewer * length < batch_tokens]
+    if smaller:
+        batches = rows * config.gradient_accumulation_steps // smaller[0]
+        return f"set per_device_train_batch_size {smaller[0]} and gradient_accumulation_steps {batches}"
+    return f"set max_seq_length {length // 2} (overlong decides on longer rows), or use a smaller base"
 
 
 def peak_memory_gib() -> float:
-    """The peak memory of this process so far: GPU memory where there is a GPU, else RAM."""
+    """The peak memory of this process so far: GPU memory, with what its allocator keeps, or RAM without a GPU."""
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
+        return torch.cuda.max_memory_reserved() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def _available() -> float:
-    """GiB of this process's GPU, or of RAM without one."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / 2**30
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

@@ -1,9 +1,11 @@
 """The memory of a training is estimated before it starts, and measuring it changes nothing."""
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -16,6 +18,7 @@ from training_core.dataset.store import load_training_data
 from training_core.model_setup import LoadedModel, load_model_and_tokenizer, load_quantised_base
 from training_core.packing.batches import Batches, BatchSize, make_batches
 from training_core.trainer import create_trainer
+from training_core.training import memory
 from training_core.training.memory import (
     Forecast,
     MemoryEstimate,
@@ -35,7 +38,7 @@ QWEN25_7B = {
     "num_attention_heads": 28,
     "num_key_value_heads": 4,
 }
-BATCH = BatchSize(tokens=8_192, labels=400, longest_row=2_048)
+BATCH = BatchSize(tokens=8_192, labels=400)
 
 
 @pytest.fixture
@@ -75,7 +78,6 @@ def estimate(tmp_path: Path) -> Callable[..., MemoryEstimate]:
         ({"lora_r": 32}, {"adapter", "gradients", "optimiser"}),
         ({"batch": dataclasses.replace(BATCH, tokens=16_384)}, {"activations"}),
         ({"batch": dataclasses.replace(BATCH, labels=800)}, {"logits"}),
-        ({"batch": dataclasses.replace(BATCH, longest_row=4_096)}, {"attention"}),
         ({"gradient_checkpointing": False}, {"activations"}),
     ],
 )
@@ -154,12 +156,45 @@ def test_memory_error_in_a_batch_names_the_fix(config: RunConfig, batches: Batch
         measure_heaviest_batch(trainer, batches, config)
 
 
+def test_batch_that_cannot_fit_is_rejected_before_it_runs(
+    config: RunConfig, batches: Batches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU the system would end the process without a word."""
+    loaded = load_model_and_tokenizer(config)
+    trainer = create_trainer(loaded, batches, config, tmp_path)
+    loaded.model.register_forward_pre_hook(lambda *_: pytest.fail("the batch ran"))
+    monkeypatch.setattr(memory, "memory_to_have_gib", lambda: 0.001)
+    with pytest.raises(SettingsError, match=r"GiB, 0\.0 are free: set per_device_train_batch_size 1"):
+        measure_heaviest_batch(trainer, batches, config)
+
+
+def test_time_forecast_leaves_out_a_slow_first_batch(
+    config: RunConfig, batches: Batches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiling kernels comes once; by this clock it takes 1,000 s, and any other batch 1 s."""
+    loaded = load_model_and_tokenizer(config)
+    trainer = create_trainer(loaded, batches, config, tmp_path)
+    passed = [0.0]
+    seconds = itertools.chain([1000.0], itertools.repeat(1.0))
+    loaded.model.register_forward_pre_hook(lambda *_: passed.append(passed[-1] + next(seconds)))
+    monkeypatch.setattr(memory, "time", SimpleNamespace(monotonic=lambda: passed[-1]))
+    forecast = measure_heaviest_batch(trainer, batches, config)
+    assert (forecast.measured_in_seconds, forecast.seconds < 100) == (1003.0, True)
+
+
 def test_memory_forecast_above_the_device_is_rejected() -> None:
     require_memory(Forecast(23.9, 24.0, 1.0, 1.0), RunConfig())
-    with pytest.raises(SettingsError, match=r"needs 30\.0 GiB, the device has 24\.0: set gradient_checkpointing true"):
+    with pytest.raises(SettingsError, match=r"needs 30\.0 GiB, 24\.0 are free: set gradient_checkpointing true"):
         require_memory(Forecast(30.0, 24.0, 1.0, 1.0), RunConfig(gradient_checkpointing=False))
 
 
 def test_memory_fix_keeps_the_rows_of_a_step() -> None:
     assert memory_fix(RunConfig()) == "set per_device_train_batch_size 2 and gradient_accumulation_steps 16"
     assert "max_seq_length 1024" in memory_fix(RunConfig(per_device_train_batch_size=1))
+
+
+def test_memory_fix_makes_packs_smaller_than_they_are() -> None:
+    """By default a pack may have 8,192 tokens; half of them change nothing for one of 3,000."""
+    assert memory_fix(RunConfig(), 3_000) == "set per_device_train_batch_size 1 and gradient_accumulation_steps 32"
+    assert "max_seq_length 1024" in memory_fix(RunConfig(), 1_500)
+    assert "batch_size 2" in memory_fix(RunConfig(packing=False), 1_500)
