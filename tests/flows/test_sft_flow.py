@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from flows import reevaluate_flow, sft_flow
+from flows import reevaluate_flow, sft_flow, train_flow
 from tasks.refs import DatasetRef, EvalReport, FolderRef, ModelVersionRef, RegisteredRef, RunRef, TrainedRef
+from training_core.config import RunConfig
 
 FOLDER = FolderRef("folder", None, "digest")
 DATASET = DatasetRef(FOLDER, "d", 10, 2, "b")
@@ -82,3 +83,19 @@ def test_failing_champion_ends_the_run_in_its_own_state(calls: list[Any], monkey
         assert state.is_completed()
     assert sft_flow.nothing_new(failing).name == "ChampionFailing"
     assert sft_flow.nothing_new(DECIDED).name == "NothingNew"
+
+
+def test_train_flow_checks_the_registered_version_where_it_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check computes answers, which takes a GPU; the waiting flow gets a result that has passed it."""
+    calls: list[str] = []
+
+    def noted(name: str, result: Any = None) -> Callable[..., Any]:
+        return lambda *_: (calls.append(name), result)[1]
+
+    results = {"open_run": RUN, "finetune": None, "publish_adapter": FOLDER, "evaluate": trained("7").report}
+    for name in ("limit_attempts", "setup_logging"):
+        monkeypatch.setattr(train_flow, name, lambda: None)
+    for name in (*results, "register_adapter", "return_result"):
+        monkeypatch.setattr(train_flow, name, noted(name, results.get(name)))
+    assert train_flow.train_flow.fn(RunConfig(), DATASET) == trained("7")
+    assert calls == [*results, "register_adapter", "return_result"]

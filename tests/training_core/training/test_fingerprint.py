@@ -30,6 +30,7 @@ DETERMINES_THE_WEIGHTS = {
     "max_grad_norm": 0.5,
     "optim": "adamw_torch",
     "packing": False,
+    "precision": "bf16",
 }
 ANOTHER_PLACE_OR_EVALUATION = {
     "model_name": "a/copy",
@@ -42,6 +43,7 @@ ANOTHER_PLACE_OR_EVALUATION = {
     "eval_steps": 1,
     "save_total_limit": 2,
     "per_device_eval_batch_size": 1,
+    "on_out_of_memory": "halve",
     "max_eval_rows": 1,
     "eval_batch_size": 1,
     "eval_max_new_tokens": 1,
