@@ -11,6 +11,7 @@ import pytest
 from prefect.logging import disable_run_logger
 
 from tasks import announcements, promotion, tracking, versions
+from tasks.by_hand import reject_by_hand
 from tasks.commands import registry_command
 from tasks.ledger import HAND, ROLLBACK, Entry, read_ledger
 from tasks.refs import DatasetRef, EvalReport, FolderRef, ModelVersionRef
@@ -211,6 +212,20 @@ def test_promotion_of_a_withdrawn_training_registered_again_is_refused(
     assert find_finished(config, prepared) is None
     decided = promote(config, prepared, register(config, fingerprint), evaluated(config))
     assert decided and not decided.champion and "withdrawn by" in decided.verdict
+
+
+def test_promotion_of_a_rejected_training_is_refused(
+    config: RunConfig, prepared: DatasetRef, version: ModelVersionRef, gate: Gate
+) -> None:
+    waiting = dataclasses.replace(config, require_approval=True)
+    promote(waiting, prepared, version, evaluated(config))
+    reject_by_hand(config, version.version, "rude answers")
+    finished = find_finished(waiting, prepared)
+    assert finished and "(rude answers): no run promotes it again" in finished.verdict
+    tracking.connect(config).delete_registered_model(config.registered_model_name)
+    again = register(config, run_fingerprint(config, prepared.digest, prepared.base_digest))
+    decided = promote(config, prepared, again, evaluated(config, rows="new"))
+    assert decided and not decided.champion and "rude answers" in decided.verdict and champion(config) is None
 
 
 def test_withdrawn_version_promoted_by_hand_is_champion(

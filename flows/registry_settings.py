@@ -1,0 +1,31 @@
+"""Settings that find a model registry, from the words of a command line."""
+
+import os
+from pathlib import Path
+
+from tasks.ledger import Ledger
+from tasks.tracking import tracking_problems, tracking_uri
+from tasks.versions import model_names
+from training_core.config import RunConfig, SettingsError, read_settings, settings_info
+
+OUTPUT_DIR = str(settings_info()["output_dir"].default)
+
+
+def registry_settings(name: str, output_dir: str) -> RunConfig:
+    """Settings that find the registry. Raises ``SettingsError`` when there is none; it is never created here."""
+    config = read_settings({"registered_model_name": name, "output_dir": output_dir})
+    store = Path(output_dir) / "mlflow.db"
+    if not os.environ.get("MLFLOW_TRACKING_URI") and not store.is_file():
+        fix = "give the --output_dir of the runs, or set MLFLOW_TRACKING_URI"
+        raise SettingsError([f"output_dir: expected a registry in {str(store)!r}, found none; {fix}"])
+    if problems := tracking_problems(config):
+        raise SettingsError(problems)
+    return config
+
+
+def require_model(config: RunConfig, ledger: Ledger) -> None:
+    """Raise ``SettingsError`` unless the model is registered, or has decisions from a time when it was."""
+    names = model_names(config)
+    if config.registered_model_name not in names and not ledger.entries:
+        known = f"it has {', '.join(names)}" if names else "it has no registered model"
+        raise SettingsError([f"NAME: {tracking_uri(config)} has no model {config.registered_model_name!r}; {known}"])
