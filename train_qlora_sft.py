@@ -3,27 +3,27 @@
 import sys
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from training_core.config import RunConfig, SettingsError, config_from_command_line, read_settings
 from training_core.data_loader import prepare_data
 from training_core.dataset.store import load_training_data, require_known_favourable_decisions
 from training_core.dataset.tables import account_grid
-from training_core.distributed import train_on_devices
+from training_core.distributed import ADAPTER_FOLDER, train_adapter
 from training_core.evaluation.comparison import EvaluatedModel, compare_models, save_comparison
 from training_core.evaluation.report import score_grid
-from training_core.model_setup import digest_base_model, fetch_base_model, fetch_tokenizer, load_model_and_tokenizer
+from training_core.model_setup import digest_base_model, fetch_base_model, fetch_tokenizer, load_adapted_model
 from training_core.rows.strict_json import DataError
-from training_core.trainer import train_model
-from training_core.training.adapter import write_adapter
 from training_core.training.fingerprint import digest_rows, run_fingerprint
+from training_core.training.gpu_check import gpu_problems
 from training_core.utils import log_system_info, setup_logging, validate_args
 
 
 def run(config: RunConfig) -> None:
     """Train and evaluate an adapter in ``output_dir/<run fingerprint>``."""
     validate_args(config)
+    if problems := gpu_problems(gpu_expected=False):
+        raise SettingsError(problems)
     log_system_info()
     rows = prepare_data(config, fetch_tokenizer(config.model_name, config.cache_dir))
     data = load_training_data(rows)
@@ -31,17 +31,15 @@ def run(config: RunConfig) -> None:
     base = fetch_base_model(config.model_name, config.cache_dir)
     fingerprint = run_fingerprint(config, digest_rows(data.train), digest_base_model(base))
     run_dir = Path(config.output_dir).resolve() / fingerprint[:12]
-    train_on_devices(config, rows, run_dir, max(1, torch.cuda.device_count()))
-    loaded = load_model_and_tokenizer(config)
-    summary = train_model(loaded, data, config, run_dir)
-    write_adapter(loaded.model, loaded.tokenizer, config, data.leakage_keys, run_dir / "adapter")
-    comparison = compare_models(EvaluatedModel(loaded, data.leakage_keys), None, data, config)
+    summary = train_adapter(config, rows, run_dir)
+    candidate = EvaluatedModel(load_adapted_model(base, run_dir / ADAPTER_FOLDER), data.leakage_keys)
+    comparison = compare_models(candidate, None, data, config)
     save_comparison(comparison, run_dir, run_dir / "evaluation")
     console = Console()
     console.print(
         account_grid(data.report.accounts).terminal(), score_grid(comparison.scores, comparison.left_out).terminal()
     )
-    console.print(f"{summary.steps} steps in {summary.seconds:.0f} s, adapter: {run_dir / 'adapter'}")
+    console.print(f"{summary.steps} steps in {summary.seconds:.0f} s, adapter: {run_dir / ADAPTER_FOLDER}")
 
 
 def main() -> int:

@@ -1,5 +1,6 @@
 """Our training with the parts of `train_model`, without its evaluations and checkpoints."""
 
+import numpy as np
 from peft import PeftModel
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTTrainer
@@ -9,7 +10,8 @@ from benchmarks.training import LEARNING_RATE, LORA_ALPHA, LORA_DROPOUT, LORA_R,
 from training_core.config import read_settings
 from training_core.model_setup import load_model_and_tokenizer
 from training_core.packing.attention import use_shared_prefix_attention
-from training_core.packing.batches import Steps, lay_out, packed
+from training_core.packing.batches import Steps, order_of_steps, packed
+from training_core.packing.division import divide
 from training_core.packing.plan import collate_pack, plan_packing
 from training_core.trainer import create_training_arguments
 from training_core.training.callbacks import KeepJournal
@@ -46,7 +48,8 @@ def _train(job: Job, rows_per_prefix: int) -> tuple[PeftModel, int]:
     # The longest pack: one policy with all of its rows.
     room = job.rows.policy_tokens + job.rows.rows_per_policy * (CASE_TOKENS[1] + ANSWER_TOKENS)
     plan = plan_packing(rows, room, len(rows), config.seed, rows_per_prefix)
-    steps = Steps.of(config, len(plan.packs), 1, plan.packs_per_step)
+    examples = packed(rows, plan, divide(plan, devices=1))
+    steps = Steps.of(config, len(plan.packs), 1, plan.packs_per_step, parts=examples.units[0].size)
     arguments = create_training_arguments(config, loaded.precision, steps, job.run_dir)
     arguments.save_strategy = arguments.eval_strategy = "no"
     trainer = SFTTrainer(
@@ -54,7 +57,7 @@ def _train(job: Job, rows_per_prefix: int) -> tuple[PeftModel, int]:
         processing_class=loaded.tokenizer,
         args=arguments,
         data_collator=collate_pack,
-        train_dataset=lay_out(packed(rows, plan).content, steps, config.seed),
+        train_dataset=examples.content.select(np.concatenate(order_of_steps(examples, steps, config.seed))),
         callbacks=[KeepJournal(job.run_dir / "journal.jsonl", tokens_per_step=plan.row_tokens)],
     )
     trainer.remove_callback(PrinterCallback)

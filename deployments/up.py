@@ -21,6 +21,7 @@ from tasks.artifact_store import VARIABLE as STORE
 from tasks.tracking import tracking_uri
 from training_core.child_processes import child_process
 from training_core.config import config_from_command_line, read_settings
+from training_core.training.gpu_check import VISIBLE, find_driver
 
 DATABASE = "PREFECT_API_DATABASE_CONNECTION_URL"
 
@@ -47,6 +48,8 @@ class Servers:
             "PREFECT_API_URL": f"{self.prefect.address}/api",
             "MLFLOW_TRACKING_URI": self.mlflow.address,
             STORE: self.store,
+            # On a machine without a GPU the GPU pool trains on the CPU, which has to be said.
+            **({} if find_driver() else {VISIBLE: ""}),
         }
 
 

@@ -15,7 +15,6 @@ from tasks.refs import FinishedRun, TrainedRef
 from tasks.registration import fetch_registered, record_evaluation
 from tasks.reporting import publish_report
 from tasks.run_names import name_by_fingerprint, name_by_model
-from tasks.training import load_model
 from tasks.versions import CANDIDATE
 from training_core.config import RunConfig
 from training_core.utils import setup_logging
@@ -33,10 +32,9 @@ def reevaluate_flow(config: RunConfig, version: Version = CANDIDATE) -> Finished
     dataset = build_dataset(config)
     registered = fetch_registered(config, version, dataset)
     name_by_fingerprint(config, registered.run.fingerprint)
-    loaded = load_model(config, registered.run)
     decided = None
     while decided is None:  # once, unless the champion changes meanwhile
-        report = evaluate(loaded, config, registered.run, registered.adapter, dataset)
+        report = evaluate(config, registered.run, registered.adapter, dataset)
         trained = TrainedRef(registered.run, registered.adapter, report)
         decided = promote(config, dataset, record_evaluation(config, trained), report)
     page = publish_report(config, dataset, trained, decided)

@@ -10,7 +10,7 @@ from tasks.preflight import preflight
 from tasks.promotion import find_finished, promote
 from tasks.recovery import limit_attempts
 from tasks.refs import DatasetRef, FinishedRun, ModelVersionRef, TrainedRef
-from tasks.registration import record_evaluation, register_adapter
+from tasks.registration import record_evaluation
 from tasks.reporting import publish_report
 from tasks.run_names import name_by_fingerprint, name_by_model
 from tasks.train_on_pool import train_on_pool
@@ -38,27 +38,19 @@ def sft_flow(config: RunConfig) -> FinishedRun | State[ModelVersionRef] | State[
     finished = find_finished(config, dataset)
     if finished:
         return nothing_new(finished)
-    trained = _train(config, dataset)
-    version = register_adapter(config, trained)
-    trained, version = _decide(config, dataset, trained, version)
+    trained, version = _train_and_decide(config, dataset)
     page = publish_report(config, dataset, trained, version)
     return ended(FinishedRun(dataset, trained, version, page))
 
 
-def _train(config: RunConfig, dataset: DatasetRef, evaluation: int = 1) -> TrainedRef:
-    return train_on_pool(config, dataset, evaluation) if config.train_on else train_flow(config, dataset)
-
-
-def _decide(
-    config: RunConfig, dataset: DatasetRef, trained: TrainedRef, version: ModelVersionRef
-) -> tuple[TrainedRef, ModelVersionRef]:
-    """Decide on the version; while the champion changes meanwhile, evaluate it against the new one, without training it
-    again. Returns the evaluation that was decided on, too."""
-    evaluation = 1
-    while (decided := promote(config, dataset, version, trained.report)) is None:
+def _train_and_decide(config: RunConfig, dataset: DatasetRef) -> tuple[TrainedRef, ModelVersionRef]:
+    """Train, evaluate and register, then decide on the version; while the champion changes meanwhile, evaluate it
+    against the new one, without training it again. Returns the evaluation that was decided on, too."""
+    decided, evaluation = None, 0
+    while decided is None:
         evaluation += 1
-        trained = _train(config, dataset, evaluation)
-        record_evaluation(config, trained)
+        trained = train_on_pool(config, dataset, evaluation) if config.train_on else train_flow(config, dataset)
+        decided = promote(config, dataset, record_evaluation(config, trained), trained.report)
     return trained, decided
 
 

@@ -177,7 +177,7 @@ def teach_format(model: Qwen2ForCausalLM, rows: Dataset, seed: int, folder: Path
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
-    Trainer(model, arguments, train_dataset=packed_dataset(rows, plan), data_collator=collate_pack).train()
+    Trainer(model, arguments, train_dataset=packed_dataset(rows, plan.packs), data_collator=collate_pack).train()
     model.set_attn_implementation("sdpa")
 
 

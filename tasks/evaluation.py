@@ -10,7 +10,7 @@ from tasks.recovery import SCORING
 from tasks.refs import DatasetRef, EvalReport, FolderRef, RegisteredRef, RunRef
 from tasks.registry import fetch_champion
 from training_core.config import RunConfig
-from training_core.dataset.store import load_training_data
+from training_core.dataset.store import TrainingData, load_training_data
 from training_core.evaluation.comparison import (
     EvaluatedModel,
     compare_models,
@@ -19,15 +19,18 @@ from training_core.evaluation.comparison import (
     save_comparison,
 )
 from training_core.folders import seal_digest
-from training_core.model_setup import LoadedModel, load_adapted_model
+from training_core.model_setup import fetch_base_model, free_models, load_adapted_model
 from training_core.training.adapter import load_leakage_keys
+from training_core.training.out_of_memory import explain_out_of_memory
 
 
 @task(task_run_name="evaluate {run.fingerprint:.6}", cache_policy=NO_CACHE, **SCORING)
-def evaluate(
-    loaded: LoadedModel, config: RunConfig, run: RunRef, adapter: FolderRef, dataset: DatasetRef
-) -> EvalReport:
-    """Score all models on the same rows, unless this comparison exists. Retried once: the champion is downloaded."""
+def evaluate(config: RunConfig, run: RunRef, adapter: FolderRef, dataset: DatasetRef) -> EvalReport:
+    """Score all models on the same rows, unless this comparison exists. Retried once: the champion is downloaded.
+
+    The candidate is loaded from its folder, as every later process loads it, and no model is left in memory. Raises
+    ``SettingsError`` when the answers do not fit in the GPU's memory.
+    """
     data = load_training_data(open_folder(dataset.folder, config))
     champion = fetch_champion(config, but_not=run.fingerprint)
     key = comparison_key(config, data, [adapter.digest, *([champion.adapter.digest] if champion else [])])
@@ -35,10 +38,24 @@ def evaluate(
     if seal_digest(folder):
         get_run_logger().info("Evaluation reused: rows, settings and evaluated models are those of %s", folder)
     else:
-        candidate = EvaluatedModel(loaded, load_leakage_keys(Path(run.path)))
-        comparison = compare_models(candidate, _load(champion) if champion else None, data, config)
-        save_comparison(comparison, Path(run.path), folder)
+        with free_models():
+            _compare(config, run, adapter, champion, data, folder)
     return _report(folder, champion)
+
+
+def _compare(
+    config: RunConfig,
+    run: RunRef,
+    adapter: FolderRef,
+    champion: RegisteredRef | None,
+    data: TrainingData,
+    folder: Path,
+) -> None:
+    with explain_out_of_memory("a batch of answers", f"set eval_batch_size {max(1, config.eval_batch_size // 2)}"):
+        candidate = _load(fetch_base_model(config.model_name, config.cache_dir), adapter, run)
+        other = _load(Path(champion.base), champion.adapter, champion.run) if champion else None
+        comparison = compare_models(candidate, other, data, config)
+    save_comparison(comparison, Path(run.path), folder)
 
 
 def _report(folder: Path, champion: RegisteredRef | None) -> EvalReport:
@@ -52,6 +69,5 @@ def _report(folder: Path, champion: RegisteredRef | None) -> EvalReport:
     )
 
 
-def _load(champion: RegisteredRef) -> EvaluatedModel:
-    loaded = load_adapted_model(Path(champion.base), Path(champion.adapter.path))
-    return EvaluatedModel(loaded, load_leakage_keys(Path(champion.run.path)))
+def _load(base: Path, adapter: FolderRef, run: RunRef) -> EvaluatedModel:
+    return EvaluatedModel(load_adapted_model(base, Path(adapter.path)), load_leakage_keys(Path(run.path)))

@@ -18,6 +18,7 @@ from training_core.dataset.store import load_training_data
 from training_core.model_setup import fetch_tokenizer
 from training_core.packing.batches import make_batches
 from training_core.training.disk_space import bytes_of_a_run
+from training_core.training.gpu_check import gpu_problems
 from training_core.training.memory import estimate_memory, memory_fix
 
 GPU_MEMORY = "SFT_FLOW_GPU_GIB"
@@ -36,6 +37,7 @@ def preflight(config: RunConfig, dataset: DatasetRef) -> None:
         *tracking_problems(config),
         *store_problems(needed=config.train_on is not None),
         *disk_problems(config, trained_here=config.train_on is None),
+        *(gpu_problems(gpu_expected=False) if config.train_on is None else []),
         *(_pool_problems(config.train_on, config.max_queue_hours) if config.train_on else []),
         *_memory_problems(config, dataset),
     ]

@@ -1,9 +1,9 @@
 """Tasks between an evaluated adapter and its version in the model registry, in both directions."""
 
-import dataclasses
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from prefect import get_run_logger, task
@@ -23,19 +23,16 @@ CHECK_TIMEOUT_SECONDS = 1800
 
 
 @task(task_run_name="register adapter", **NETWORK)
-def register_adapter(config: RunConfig, trained: TrainedRef) -> ModelVersionRef:
-    """Register the adapter once, check that it answers in a new process as in memory, and make it candidate.
+def register_adapter(config: RunConfig, trained: TrainedRef) -> None:
+    """Register the adapter once, check that it answers in a new process as it was evaluated, and make it candidate.
 
-    Retried because the registry is reached over the network. Raises ``RuntimeError`` when the registered model does
-    not load or gives other answers than the model in memory, and ``ValueError`` when another run with the same
-    fingerprint has registered its adapter meanwhile.
+    Runs on the machine that trained it, because it computes on the GPU. Retried because the registry is reached over
+    the network. Raises ``RuntimeError`` when the registered model does not load or gives other answers, and
+    ``ValueError`` when another run with the same fingerprint has registered its adapter meanwhile.
     """
-    trained = bring_here(trained, config)
     version = find_or_create_version(config, trained, describe_version(trained))
-    log_results(config, trained.run.tracking_run_id, trained.report)
     check_in_fresh_process(config, version, trained.report)
     point_alias(config, CANDIDATE, version)
-    return ModelVersionRef(config.registered_model_name, version, champion=False, verdict="not decided")
 
 
 @task(task_run_name="download version {name}", **NETWORK)
@@ -60,19 +57,11 @@ def fetch_registered(config: RunConfig, name: str, dataset: DatasetRef) -> Regis
 @task(task_run_name="record evaluation", **NETWORK)
 def record_evaluation(config: RunConfig, trained: TrainedRef) -> ModelVersionRef:
     """Add the scores to the MLflow run of the training; the version keeps the description of its first evaluation."""
+    report = replace(trained.report.folder, path=str(open_folder(trained.report.folder, config)))
+    trained = replace(trained, report=replace(trained.report, folder=report))
     log_results(config, trained.run.tracking_run_id, trained.report)
     version = find_or_create_version(config, trained, describe_version(trained))
     return ModelVersionRef(config.registered_model_name, version, champion=False, verdict="not decided")
-
-
-def bring_here(trained: TrainedRef, config: RunConfig) -> TrainedRef:
-    """The same, with the paths of this machine."""
-    adapter, report = (open_folder(ref, config) for ref in (trained.adapter, trained.report.folder))
-    return dataclasses.replace(
-        trained,
-        adapter=dataclasses.replace(trained.adapter, path=str(adapter)),
-        report=dataclasses.replace(trained.report, folder=dataclasses.replace(trained.report.folder, path=str(report))),
-    )
 
 
 def describe_version(trained: TrainedRef) -> str:
@@ -90,7 +79,7 @@ def describe_version(trained: TrainedRef) -> str:
 
 
 def check_in_fresh_process(config: RunConfig, version: str, report: EvalReport) -> None:
-    """Load the registered version in a new process and compare its answers with those of the model in memory."""
+    """Load the registered version in a new process and compare its answers with those of the evaluation."""
     found = subprocess.run(
         [
             *(sys.executable, "-m", "tasks.check_served"),

@@ -1,9 +1,8 @@
-"""Tasks from a base model to a saved adapter. They run in one process, and the loaded model passes between them."""
+"""Tasks from a base model to a published adapter, on the machine that trains."""
 
 import os
 from pathlib import Path
 
-import torch
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
@@ -18,19 +17,13 @@ from tasks.tracking import log_private_file, open_tracking_run, send_points
 from tasks.versions import ADAPTER_TAG, find_version
 from training_core.config import RunConfig, SettingsError
 from training_core.dataset.store import load_training_data
-from training_core.distributed import train_on_devices
+from training_core.distributed import ADAPTER_FOLDER, train_adapter
 from training_core.evaluation.comparison import unseen_by_all
 from training_core.folders import seal_digest
-from training_core.model_setup import (
-    LoadedModel,
-    digest_base_model,
-    fetch_base_model,
-    load_adapted_model,
-    load_model_and_tokenizer,
-)
-from training_core.trainer import train_model
-from training_core.training.adapter import LEAKAGE_KEYS_FILE, load_leakage_keys, write_adapter
+from training_core.model_setup import digest_base_model, fetch_base_model
+from training_core.training.adapter import LEAKAGE_KEYS_FILE, load_leakage_keys
 from training_core.training.fingerprint import run_fingerprint
+from training_core.training.gpu_check import gpu_problems
 from training_core.training.journal import read_journal
 
 
@@ -61,7 +54,11 @@ def open_run(config: RunConfig, dataset: DatasetRef) -> RunRef:
 
 def _require_worker_setup(config: RunConfig, dataset: DatasetRef) -> None:
     """The checks of preflight that depend on the machine, repeated on the machine that trains."""
-    problems = [*store_problems(needed=True), *disk_problems(config, trained_here=True)]
+    problems = [
+        *store_problems(needed=True),
+        *disk_problems(config, trained_here=True),
+        *gpu_problems(gpu_expected=True),
+    ]
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         problems.append("MLFLOW_TRACKING_URI is not set for this worker; set it to the server that all workers use")
     if digest_base_model(fetch_base_model(config.model_name, config.cache_dir)) != dataset.base_digest:
@@ -79,52 +76,27 @@ def _require_unseen_rows(config: RunConfig, fingerprint: str, rows: Path) -> Non
         unseen_by_all([known], load_training_data(rows).held_out, config)
 
 
-@task(task_run_name="load model", cache_policy=NO_CACHE, persist_result=False)
-def load_model(config: RunConfig, run: RunRef) -> LoadedModel:
-    """The four-bit base model with this run's finished adapter, or with a new adapter to train."""
-    adapter = _adapter_folder(run)
-    if seal_digest(adapter):
-        return load_adapted_model(fetch_base_model(config.model_name, config.cache_dir), adapter)
-    return load_model_and_tokenizer(config)
-
-
-@task(task_run_name="fine-tune on all GPUs", cache_policy=NO_CACHE, persist_result=False)
-def finetune_on_all_gpus(config: RunConfig, run: RunRef, dataset: DatasetRef) -> None:
-    """Train with one process per GPU, up to the last checkpoint, from which ``finetune`` loads the adapter.
-
-    Runs before this process loads a model, which would take the memory that one of these processes needs.
-    """
-    if not seal_digest(_adapter_folder(run)):
-        rows = open_folder(dataset.folder, config)
-        with follow_journal(config, run):
-            train_on_devices(config, rows, Path(run.path), torch.cuda.device_count())
-
-
 @task(task_run_name="fine-tune {run.fingerprint:.6}", cache_policy=NO_CACHE, persist_result=False)
-def finetune(loaded: LoadedModel, config: RunConfig, run: RunRef, dataset: DatasetRef) -> None:
-    """Train from the last complete checkpoint; does nothing when the adapter is finished.
+def finetune(config: RunConfig, run: RunRef, dataset: DatasetRef) -> None:
+    """Train from the last complete checkpoint and write the adapter; does nothing when it is written already.
 
-    Has no retries: a model that failed half-way must be loaded again, so ``train-flow`` is retried as a whole.
+    Has no retries: ``train-flow`` is retried as a whole. On GPUs the training has processes of its own, so that a
+    retry never loads a second model beside one that failed.
     """
-    journal = Path(run.path) / "journal.jsonl"
     if seal_digest(_adapter_folder(run)):
-        send_points(config, run.tracking_run_id, read_journal(journal))
+        send_points(config, run.tracking_run_id, read_journal(Path(run.path) / "journal.jsonl"))
         get_run_logger().info("Adapter reused: %s was trained with the same settings, rows and base model", run.path)
         return
     with follow_journal(config, run):
-        train_model(loaded, load_training_data(open_folder(dataset.folder, config)), config, Path(run.path))
+        train_adapter(config, open_folder(dataset.folder, config), Path(run.path))
 
 
-@task(task_run_name="save adapter", cache_policy=NO_CACHE)
-def save_adapter(loaded: LoadedModel, config: RunConfig, run: RunRef, dataset: DatasetRef) -> FolderRef:
-    """Write the adapter folder, unless it is complete already, and publish it."""
-    folder = _adapter_folder(run)
-    if not seal_digest(folder):
-        data = load_training_data(open_folder(dataset.folder, config))
-        write_adapter(loaded.model, loaded.tokenizer, config, data.leakage_keys, folder)
+@task(task_run_name="publish adapter", cache_policy=NO_CACHE)
+def publish_adapter(config: RunConfig, run: RunRef) -> FolderRef:
+    """Copy the adapter to the artifact store, if there is one, and what it was trained on to the tracking server."""
     log_private_file(config, run, LEAKAGE_KEYS_FILE)
-    return publish(folder)
+    return publish(_adapter_folder(run))
 
 
 def _adapter_folder(run: RunRef) -> Path:
-    return Path(run.path) / "adapter"
+    return Path(run.path) / ADAPTER_FOLDER

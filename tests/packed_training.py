@@ -83,7 +83,7 @@ def largest_difference(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Te
 
 
 def packed(rows: Dataset, **settings: int) -> Dataset:
-    return packed_dataset(rows, planned(rows, **settings))
+    return packed_dataset(rows, planned(rows, **settings).packs)
 
 
 def planned(rows: Dataset, **settings: int) -> PackingPlan:

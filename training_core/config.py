@@ -22,6 +22,8 @@ NOT_OF_TRAINING = frozenset(
         *("overlong", "allowed_decisions", "max_refused_share", "label_audit"),
         # how often a training reports and saves
         *("logging_steps", "save_steps", "eval_steps", "save_total_limit", "per_device_eval_batch_size"),
+        # how a step is divided into batches, when that has to change
+        "on_out_of_memory",
         # how a finished adapter is evaluated
         *("max_eval_rows", "eval_batch_size", "eval_max_new_tokens", "group_by", "favourable_decisions"),
         *("min_eval_rows", "slice_fields", "answer_audit", "min_usable", "min_improvement", "max_favourable_rise"),
@@ -159,6 +161,11 @@ class RunConfig:
     packing: bool = Field(True, description="Pack rows into sequences without padding; a row never attends to another.")
     gradient_checkpointing: bool = Field(
         True, description="Recompute activations in the backward pass: less memory, about a third more time."
+    )
+    on_out_of_memory: Literal["stop", "halve"] = Field(
+        "stop",
+        description="A training that does not fit in the GPU's memory stops and names the setting to change, or goes "
+        "on from its last checkpoint with half the tokens per batch and the same rows per step.",
     )
     logging_steps: int = Field(10, ge=1, description="Maximum steps between two points of the loss curve.")
     save_steps: int = Field(

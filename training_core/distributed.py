@@ -1,5 +1,6 @@
-"""Training on several devices of a machine: one process per device; all of them end with the calling process."""
+"""Training in processes of its own, one per device of the machine; all of them end with the calling process."""
 
+import itertools
 import json
 import logging
 import subprocess
@@ -14,43 +15,78 @@ from accelerate import PartialState
 from transformers.utils.logging import disable_progress_bar
 
 from training_core.child_processes import child_process
-from training_core.config import RunConfig, read_settings
+from training_core.config import RunConfig, SettingsError, read_settings
 from training_core.dataset.store import load_training_data
-from training_core.model_setup import load_model_and_tokenizer
-from training_core.trainer import train_model
+from training_core.folders import complete_file, seal_digest
+from training_core.model_setup import free_models, load_model_and_tokenizer
+from training_core.trainer import TrainingSummary, load_summary, train_model
+from training_core.training.adapter import write_adapter
+from training_core.training.out_of_memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
+ADAPTER_FOLDER = "adapter"
+
+_PROBLEMS_FILE = "problems.json"  # why a process of the training ended, for the process that started it
 _SECONDS_TO_END = 30
 _LINES_KEPT = 100
 
 
-def train_on_devices(config: RunConfig, dataset: Path, run_dir: Path, devices: int) -> None:
-    """Train in ``run_dir`` on all devices; ``train_model`` then loads the checkpoint of the last step from there.
+def train_adapter(config: RunConfig, dataset: Path, run_dir: Path) -> TrainingSummary:
+    """Train and write ``run_dir/adapter``: on GPUs in a process for each of them, on a CPU in this process.
 
-    Does nothing for one device, on which ``train_model`` itself trains. ``dataset`` is a folder of ``prepare_data``.
-    The processes log to the log of this process, and end when it does. Raises ``RuntimeError`` with the last lines of
-    the log when the training fails.
+    A training that failed on a GPU leaves nothing in its memory that way, so that it can be tried again. ``dataset`` is
+    a folder of ``prepare_data``. With ``on_out_of_memory="halve"`` it goes on with half the tokens per batch where they
+    do not fit. Raises what ``train_model`` and ``train_on_devices`` raise.
     """
-    if devices == 1:
+    for halvings in itertools.count():
+        try:
+            _train(config, dataset, run_dir, halvings)
+            break
+        except SettingsError as error:
+            if config.on_out_of_memory == "stop" or not is_out_of_memory(error):
+                raise
+            share = f"1/{2 ** (halvings + 1)}"
+            logger.warning("%s\nThe training goes on with %s of the tokens per batch, same rows a step", error, share)
+    return load_summary(run_dir)
+
+
+def _train(config: RunConfig, dataset: Path, run_dir: Path, halvings: int) -> None:
+    if torch.cuda.is_available():
+        train_on_devices(config, dataset, run_dir, torch.cuda.device_count(), halvings)
         return
-    launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
-    rank = ["training_core.child_processes", "training_core.distributed"]
-    command = [*launcher, "-m", *rank, json.dumps(asdict(config)), str(dataset), str(run_dir)]
+    with free_models():
+        _train_here(config, dataset, run_dir, halvings)
+
+
+def train_on_devices(config: RunConfig, dataset: Path, run_dir: Path, devices: int, halvings: int = 0) -> None:
+    """Train on all devices, one process for each, and write ``run_dir/adapter``; ``halvings`` as in ``train_model``.
+
+    The processes log to the log of this process, and end when it does. Raises ``SettingsError`` when that is what ended
+    the training, and else ``RuntimeError`` with the last lines of the log.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    problems = run_dir / _PROBLEMS_FILE
+    problems.unlink(missing_ok=True)
+    launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={devices}", "-m"] if devices > 1 else []
+    rank = ["training_core.child_processes"] * (devices > 1) + ["training_core.distributed"]
+    command = [*launcher, *rank, json.dumps(asdict(config)), str(dataset), str(run_dir), str(halvings)]
     last_lines: deque[str] = deque(maxlen=_LINES_KEPT)
     with child_process(command, output=subprocess.PIPE, seconds_to_end=_SECONDS_TO_END) as process:
         for line in process.stdout or ():
             last_lines.append(line.decode(errors="replace"))
             logger.info("%s", last_lines[-1].rstrip())
         process.wait()
+    if process.returncode and problems.is_file():
+        raise SettingsError(json.loads(problems.read_text(encoding="utf-8")))
     if process.returncode:
         log = "".join(last_lines)
-        raise RuntimeError(f"training on {devices} devices failed with exit code {process.returncode}:\n{log}")
+        raise RuntimeError(f"training in {devices} processes failed with exit code {process.returncode}:\n{log}")
 
 
 def main() -> None:
     """Run one of the processes of ``train_on_devices``; torch's launcher starts it."""
-    settings, dataset, run_dir = sys.argv[1:]
+    settings, dataset, run_dir, halvings = sys.argv[1:]
     ranks = PartialState(cpu=not torch.cuda.is_available())
     disable_progress_bar()
     logging.basicConfig(format="%(message)s")
@@ -58,9 +94,21 @@ def main() -> None:
     if not ranks.is_main_process:  # the main process logs the same
         logging.disable(logging.WARNING)
         warnings.simplefilter("ignore")
-    config = read_settings(json.loads(settings))
-    train_model(load_model_and_tokenizer(config), load_training_data(Path(dataset)), config, Path(run_dir))
+    try:
+        _train_here(read_settings(json.loads(settings)), Path(dataset), Path(run_dir), int(halvings))
+    except SettingsError as error:
+        with complete_file(Path(run_dir) / _PROBLEMS_FILE) as draft:
+            draft.write_text(json.dumps(error.problems), encoding="utf-8")
+        raise
     ranks.destroy_process_group()
+
+
+def _train_here(config: RunConfig, dataset: Path, run_dir: Path, halvings: int) -> None:
+    """Train in this process, and write the adapter when it is the main one."""
+    data, loaded = load_training_data(dataset), load_model_and_tokenizer(config)
+    train_model(loaded, data, config, run_dir, halvings)
+    if PartialState().is_main_process and not seal_digest(run_dir / ADAPTER_FOLDER):
+        write_adapter(loaded.model, loaded.tokenizer, config, data.leakage_keys, run_dir / ADAPTER_FOLDER)
 
 
 if __name__ == "__main__":

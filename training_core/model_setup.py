@@ -1,9 +1,13 @@
 """The base model in four bits and the adapter on top of it."""
 
+import contextlib
+import gc
 import hashlib
 import logging
 import re
-from collections.abc import Sequence
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,3 +148,20 @@ def load_adapted_model(base: Path, adapter: Path) -> LoadedModel:
     names = {f"^{re.escape(text_prefix(base))}": "model."}
     model: PeftModel = PeftModel.from_pretrained(load_quantised_base(base, precision), adapter, key_mapping=names)
     return LoadedModel(model.eval(), load_tokenizer(base), precision)
+
+
+@contextlib.contextmanager
+def free_models() -> Iterator[None]:
+    """Free the memory of all models that the body has loaded, also when it ends with an exception.
+
+    An exception keeps the variables of every function that it left, and who catches it may keep the exception.
+    """
+    try:
+        yield
+    finally:
+        error = sys.exception()
+        while error:
+            traceback.clear_frames(error.__traceback__)
+            error = error.__cause__ or error.__context__
+        gc.collect()  # models hold themselves, by their hooks and replaced methods
+        torch.cuda.empty_cache()

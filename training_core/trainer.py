@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from datasets import Dataset
 from filelock import FileLock
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
@@ -18,14 +19,16 @@ from training_core.dataset.store import TrainingData
 from training_core.folders import complete_file
 from training_core.model_setup import LoadedModel
 from training_core.packing.attention import use_shared_prefix_attention
-from training_core.packing.batches import Batches, Steps, make_batches
+from training_core.packing.batches import NOTABLY_IDLE, Batches, Steps
 from training_core.packing.plan import collate_pack
 from training_core.training.activation_checkpointing import checkpointing_arguments
 from training_core.training.callbacks import KeepJournal, SealCheckpoints
 from training_core.training.checkpoints import latest_complete_checkpoint, step_of
+from training_core.training.finite import RequireFinite
 from training_core.training.gpu_lock import hold_gpu
 from training_core.training.journal import read_journal
-from training_core.training.memory import measure_heaviest_batch, peak_memory_gib, require_memory
+from training_core.training.memory import measure_heaviest_batch, memory_fix, peak_memory_gib, require_memory
+from training_core.training.out_of_memory import explain_out_of_memory, halved_batches
 from training_core.utils import Precision, set_seed
 
 logger = logging.getLogger(__name__)
@@ -107,13 +110,18 @@ def create_training_arguments(config: RunConfig, precision: Precision, steps: St
     )
 
 
-def train_model(loaded: LoadedModel, data: TrainingData, config: RunConfig, run_dir: Path) -> TrainingSummary:
+def train_model(
+    loaded: LoadedModel, data: TrainingData, config: RunConfig, run_dir: Path, halvings: int = 0
+) -> TrainingSummary:
     """Train the adapter from the last complete checkpoint in ``run_dir``, or from the start.
 
+    ``halvings``: how often the tokens per batch are halved, with the same rows in every step.
+
     Writes ``checkpoints/``, ``journal.jsonl`` and ``training.json``. A training that is killed at any time and started
-    again ends with bit-identical weights. When torch's launcher has started several processes, each trains on its own
-    device, and the first one writes. Raises ``filelock.Timeout`` when another process trains in the same folder,
-    ``RuntimeError`` when another training holds the GPU, and ``SettingsError`` when a step does not fit in memory.
+    again ends with bit-identical weights (tested on a CPU in fp32; not yet on a GPU). When torch's launcher has started
+    several processes, each trains on its own device, and the first one writes. Raises ``filelock.Timeout`` when another
+    process trains in the same folder, ``RuntimeError`` when another training holds the GPU, and ``SettingsError`` when
+    a step does not fit in memory, or a loss, gradient or weight is not finite.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     ranks, summary_file = PartialState(), run_dir / SUMMARY_FILE
@@ -122,15 +130,16 @@ def train_model(loaded: LoadedModel, data: TrainingData, config: RunConfig, run_
             checkpoint = latest_complete_checkpoint(run_dir / "checkpoints")
         resumed_from = _steps_done(checkpoint)
         logger.info("Training starts from %s", f"checkpoint {resumed_from}" if checkpoint else "the beginning")
-        batches = make_batches(data.train, data.held_out, config, ranks.num_processes)
+        config, batches = halved_batches(data, config, ranks.num_processes, halvings)
         started = time.monotonic()
         if checkpoint and resumed_from >= batches.steps.total:
             # The trainer compares with max_steps only after a step, so it would take one step too many.
             loaded.model.load_adapter(str(checkpoint), "default", is_trainable=True)
             if summary_file.is_file():
-                return TrainingSummary(**json.loads(summary_file.read_text(encoding="utf-8")))
+                return load_summary(run_dir)
         else:
-            _train(loaded, batches, config, run_dir, checkpoint)
+            with explain_out_of_memory("a step", memory_fix(config)):
+                _train(loaded, data.train, batches, config, run_dir, checkpoint)
         seconds = time.monotonic() - started
         summary = TrainingSummary(batches.steps.total, resumed_from, _final_loss(run_dir), seconds, peak_memory_gib())
         if ranks.is_main_process:
@@ -139,10 +148,18 @@ def train_model(loaded: LoadedModel, data: TrainingData, config: RunConfig, run_
     return summary
 
 
-def _train(loaded: LoadedModel, batches: Batches, config: RunConfig, run_dir: Path, checkpoint: Path | None) -> None:
+def load_summary(run_dir: Path) -> TrainingSummary:
+    """The summary that ``train_model`` wrote."""
+    return TrainingSummary(**json.loads((run_dir / SUMMARY_FILE).read_text(encoding="utf-8")))
+
+
+def _train(
+    loaded: LoadedModel, rows: Dataset, batches: Batches, config: RunConfig, run_dir: Path, checkpoint: Path | None
+) -> None:
     trainer = create_trainer(loaded, batches, config, run_dir)
     share_left = 1 - _steps_done(checkpoint) / batches.steps.total
     require_memory(measure_heaviest_batch(trainer, batches, config, share_left), config)
+    trainer.add_callback(RequireFinite(trainer.model, rows))
     set_seed(config.seed + PartialState().process_index)  # each device draws its own dropout masks
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -178,9 +195,9 @@ def create_trainer(loaded: LoadedModel, batches: Batches, config: RunConfig, run
         use_shared_prefix_attention(loaded.model)
     if batches.sharing_rows and config.lora_dropout:
         logger.info("Packing: rows that share a prefix share its dropout mask; lora_dropout 0 makes packing exact")
-    if batches.steps.idle:
-        idle, devices = f"{batches.steps.idle:.0%}", ranks.num_processes
-        logger.warning("%d devices are idle for %s of the time: raise gradient_accumulation_steps", devices, idle)
+    if ranks.num_processes > 1 and batches.idle > NOTABLY_IDLE:
+        idle, devices = f"{batches.idle:.0%}", ranks.num_processes
+        logger.warning("%d devices idle for %s of the time: a step's rows are enough for fewer", devices, idle)
     trainer = SFTTrainer(
         model=loaded.model,
         processing_class=loaded.tokenizer,

@@ -75,11 +75,8 @@ def test_team_run_uses_two_workers_and_repeats_nothing(servers: Servers, home: P
     cpu, gpu = home / "cpu" / "runs", home / "gpu" / "runs"
     assert list(cpu.glob("datasets/*/train.arrow"))
     assert not list(gpu.glob("datasets/*"))
-    (adapter,) = adapters_of(gpu.glob("*/adapter"), seed=5)
-    (fetched,) = adapters_of(cpu.glob("fetched/*"), seed=5)
-    assert not list(cpu.glob("*/adapter"))
-    weights = "adapter_model.safetensors"
-    assert (fetched / weights).read_bytes() == (adapter / weights).read_bytes()
+    assert len(adapters_of(gpu.glob("*/adapter"), seed=5)) == 1
+    assert not [*cpu.glob("*/adapter"), *adapters_of(cpu.glob("fetched/*"), seed=5)]
     assert list(gpu.glob("fetched/*/train.arrow"))
     assert list((home / "store").glob("runs/*/checkpoint-8/manifest.json"))
 

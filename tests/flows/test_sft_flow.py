@@ -45,10 +45,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         "train_flow": noted("train_flow", lambda *_: trained(next(champions))),
         "train_on_pool": noted("train_on_pool", lambda *_: trained(next(champions))),
         "evaluate": noted("evaluate", lambda *_: trained(next(champions)).report),
-        "register_adapter": lambda *_: VERSION,
         "record_evaluation": lambda *_: VERSION,
         "fetch_registered": lambda *_: RegisteredRef("2", RUN, FOLDER, "base"),
-        "load_model": lambda *_: "model",
         "promote": promote,
     }
     for module in (sft_flow, reevaluate_flow):

@@ -1,11 +1,13 @@
 """An adapter is evaluated on rows it was not trained on, with whatever seed it was trained."""
 
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from prefect.logging import disable_run_logger
 
 from tasks import evaluation, training
@@ -18,6 +20,7 @@ from training_core.config import RunConfig, SettingsError
 from training_core.data_loader import prepare_data
 from training_core.dataset.encoding import leakage_keys
 from training_core.dataset.store import TrainingData, load_training_data
+from training_core.evaluation.comparison import Comparison, EvaluatedModel, compare_models
 from training_core.evaluation.evidence import load_left_out
 from training_core.model_setup import LoadedModel, load_model_and_tokenizer
 from training_core.training.adapter import write_adapter
@@ -46,11 +49,9 @@ def adapter_of(loaded: LoadedModel, settings: RunConfig, leakage_keys: np.ndarra
     return publish(run / "adapter")
 
 
-def evaluated(
-    loaded: LoadedModel, settings: RunConfig, run: Path, adapter: FolderRef, dataset: DatasetRef
-) -> tuple[EvalReport, int]:
+def evaluated(settings: RunConfig, run: Path, adapter: FolderRef, dataset: DatasetRef) -> tuple[EvalReport, int]:
     with disable_run_logger():
-        report = evaluate.fn(loaded, settings, RunRef(run.name, str(run), "", ""), adapter, dataset)
+        report = evaluate.fn(settings, RunRef(run.name, str(run), "", ""), adapter, dataset)
     return report, load_left_out(Path(report.folder.path))
 
 
@@ -68,7 +69,7 @@ def test_evaluation_leaves_out_rows_that_were_trained_on(
     champion = RegisteredRef("1", RunRef("", str(runs["champion"]), "", ""), adapters["champion"], settings.model_name)
     monkeypatch.setattr(evaluation, "fetch_champion", lambda *_, **__: champion)
     settings = replace(settings, split_seed=43)
-    report, left_out = evaluated(loaded, settings, runs["candidate"], adapters["candidate"], dataset)
+    report, left_out = evaluated(settings, runs["candidate"], adapters["candidate"], dataset)
     both = set(zip(before.held_out["file"], before.held_out["line"], strict=True)) & set(
         zip(now.held_out["file"], now.held_out["line"], strict=True)
     )
@@ -100,5 +101,30 @@ def test_evaluation_scores_all_rows_of_the_same_split(
     adapter = adapter_of(loaded, settings, data.leakage_keys, run)
     champion = RegisteredRef("1", RunRef("", str(run), "", ""), adapter, settings.model_name)
     monkeypatch.setattr(evaluation, "fetch_champion", lambda *_, **__: champion)
-    report, left_out = evaluated(loaded, settings, run, adapter, dataset)
+    report, left_out = evaluated(settings, run, adapter, dataset)
     assert (report.rows, left_out) == (len(data.held_out), 0)
+
+
+@pytest.mark.parametrize("ends", ["well", "out of memory"])
+def test_evaluation_leaves_no_model_in_memory(
+    settings: RunConfig, loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    """Also when the exception is kept, as Prefect keeps it until the retry."""
+    data, dataset = rows_of(settings)
+    adapter = adapter_of(loaded, settings, data.leakage_keys, tmp_path / "run")
+    seen: list[weakref.ref[object]] = []
+
+    def compare(candidate: EvaluatedModel, champion: object, rows: TrainingData, config: RunConfig) -> Comparison:
+        seen.append(weakref.ref(candidate.loaded.model))
+        if ends == "out of memory":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return compare_models(candidate, None, rows, config)
+
+    monkeypatch.setattr(evaluation, "compare_models", compare)
+    if ends == "well":
+        evaluated(settings, tmp_path / "run", adapter, dataset)
+    else:
+        with pytest.raises(SettingsError, match=r"out of memory.*; set eval_batch_size 8") as kept:
+            evaluated(settings, tmp_path / "run", adapter, dataset)
+        assert isinstance(kept.value.__cause__, torch.OutOfMemoryError)
+    assert [model() for model in seen] == [None]

@@ -88,6 +88,15 @@ def test_preflight_shows_how_to_restore_a_deleted_experiment(ready: RunConfig, t
     preflight.fn(own, DATASET)
 
 
+def test_preflight_asks_for_the_gpu_only_where_it_trains(
+    ready: RunConfig, prefect_api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.preflight.gpu_problems", lambda gpu_expected: [f"GPU: expected {gpu_expected}"])
+    assert problems_of(ready) == ["GPU: expected False"]
+    (problem,) = problems_of(dataclasses.replace(ready, train_on="train-flow/missing"))
+    assert problem.startswith("train_on")
+
+
 def test_preflight_warns_about_a_pool_without_a_worker(
     ready: RunConfig, prefect_api: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -47,6 +47,7 @@ def test_later_evaluation_keeps_the_first_description(
 ) -> None:
     tracking.connect(config).update_model_version(config.registered_model_name, number, "46.5%, 127 rows")
     monkeypatch.setattr(registration, "describe_version", lambda trained: "38.5%, 13 rows")
+    monkeypatch.setattr(registration, "open_folder", lambda folder, _: folder.path)
     assert record_evaluation.fn(config, trained).version == number
     found = versions.named_version(config, number)
     assert found and found.description == "46.5%, 127 rows"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from prefect import flow
 
-from tasks import artifact_store, registry, tracking, versions
+from tasks import artifact_store, registry, tracking, training, versions
 from tasks.artifact_store import publish
 from tasks.refs import DatasetRef, RunRef, TrainedRef
 from tasks.training import open_run
@@ -65,8 +65,10 @@ def test_open_run_rejects_a_worker_without_shared_servers(
     config = replace(config, model_name=str(tiny_base))  # its size is read
     for name in (artifact_store.VARIABLE, "MLFLOW_TRACKING_URI"):
         monkeypatch.setenv(name, "")  # counts as unset
+    monkeypatch.setattr(training, "gpu_problems", lambda gpu_expected: [f"GPU: expected {gpu_expected}"])
     with pytest.raises(SettingsError) as rejected:
         open_run.fn(replace(config, train_on="train-flow/gpu"), replace(rows, base_digest="of other files"))
     assert "has other files on this machine" in str(rejected.value)
     assert "MLFLOW_TRACKING_URI is not set" in str(rejected.value)
     assert f"{artifact_store.VARIABLE} is not set" in str(rejected.value)
+    assert "GPU: expected True" in str(rejected.value)

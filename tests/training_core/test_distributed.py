@@ -10,14 +10,14 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_models import tiny_training
 
-from training_core.config import RunConfig
+from training_core import distributed
+from training_core.config import RunConfig, SettingsError
 from training_core.data_loader import prepare_data
-from training_core.dataset.store import load_training_data
-from training_core.distributed import train_on_devices
-from training_core.model_setup import LoadedModel, load_model_and_tokenizer
-from training_core.trainer import TrainingSummary, train_model
+from training_core.distributed import train_adapter, train_on_devices
+from training_core.trainer import TrainingSummary, load_summary
 from training_core.training.checkpoints import latest_complete_checkpoint
 from training_core.training.journal import read_journal
 
@@ -40,11 +40,15 @@ def config(tiny_base: Path, sample_rows: Path, tmp_path: Path) -> RunConfig:
     )
 
 
-def train(config: RunConfig, run_dir: Path, devices: int) -> tuple[LoadedModel, TrainingSummary]:
+def train(config: RunConfig, run_dir: Path, devices: int) -> tuple[torch.Tensor, TrainingSummary]:
+    """The weights of the adapter, and the summary."""
     rows = prepare_data(config, Path(config.model_name))
-    train_on_devices(config, rows, run_dir, devices)
-    loaded = load_model_and_tokenizer(config)
-    return loaded, train_model(loaded, load_training_data(rows), config, run_dir)
+    if devices == 1:
+        train_adapter(config, rows, run_dir)  # in this process
+    else:
+        train_on_devices(config, rows, run_dir, devices)
+    weights = load_file(run_dir / "adapter" / "adapter_model.safetensors")
+    return torch.cat([weights[name].flatten() for name in sorted(weights)]), load_summary(run_dir)
 
 
 def curve(run_dir: Path) -> dict[tuple[int, str], float]:
@@ -59,10 +63,6 @@ def curve(run_dir: Path) -> dict[tuple[int, str], float]:
     }
 
 
-def adapter(loaded: LoadedModel) -> torch.Tensor:
-    return torch.cat([weight.flatten() for weight in loaded.model.parameters() if weight.requires_grad])
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("packing", "batches"), [(True, 7), (False, 3)])
 def test_distributed_training_equals_that_on_one_device(
@@ -74,7 +74,7 @@ def test_distributed_training_equals_that_on_one_device(
     alone, _ = train(config, tmp_path / "one", 1)
     together, summary = train(config, tmp_path / "two", 2)
     assert curve(tmp_path / "two") == pytest.approx(curve(tmp_path / "one"), rel=1e-5)
-    torch.testing.assert_close(adapter(together), adapter(alone), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-4)
     assert (summary.steps, summary.resumed_from_step) == (3, 0)
     assert latest_complete_checkpoint(tmp_path / "two" / "checkpoints") == tmp_path / "two/checkpoints/checkpoint-3"
 
@@ -100,6 +100,32 @@ def test_distributed_training_survives_the_kill_of_any_process(config: RunConfig
     _, summary = train(config, run_dir, 1)
     assert summary.resumed_from_step >= 2
     assert curve(run_dir) == pytest.approx(curve(tmp_path / "one"), rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
+def test_training_in_processes_names_what_stopped_it(config: RunConfig, tmp_path: Path, devices: int) -> None:
+    """Not as the log of a process: as the error that a training in this process raises."""
+    config = RunConfig(**vars(config) | {"learning_rate": 1e30, "warmup_ratio": 0})
+    rows = prepare_data(config, Path(config.model_name))
+    with pytest.raises(SettingsError, match="not finite at step 1 of 3"):
+        train_on_devices(config, rows, tmp_path / "run", devices)
+    assert not (tmp_path / "run" / "adapter").exists()
+
+
+@pytest.mark.slow
+def test_training_on_one_gpu_has_its_own_process(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This process stands in for one that sees a GPU; the one that it starts does not."""
+    train(config, tmp_path / "here", 1)
+    rows = prepare_data(config, Path(config.model_name))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(distributed, "load_model_and_tokenizer", None)  # no model is loaded in this process
+    assert train_adapter(config, rows, tmp_path / "apart").steps == 3
+    here, apart = (tmp_path / run / "adapter/adapter_model.safetensors" for run in ("here", "apart"))
+    assert apart.read_bytes() == here.read_bytes()
 
 
 def start(config: RunConfig, rows: Path, run_dir: Path) -> psutil.Popen:

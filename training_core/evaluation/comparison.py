@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from training_core.evaluation.evidence import (
     write_evidence_rows,
 )
 from training_core.evaluation.evidence import load_predictions as load_predictions
-from training_core.evaluation.generation import generate
+from training_core.evaluation.generation import generate, logit_gap
 from training_core.evaluation.report import draw_confusion, draw_curve
 from training_core.evaluation.scores import (
     GroupScore,
@@ -129,7 +130,10 @@ def _predict_all(
 def _sample_parity(model: LoadedModel, rows: Dataset, config: RunConfig) -> ParitySample:
     first = rows.select(range(min(PARITY_ROWS, len(rows))))
     one_batch = replace(config, eval_batch_size=PARITY_ROWS)  # as the registered model answers so few rows
-    answers = generate(model, [prompt_of(row) for row in first], one_batch)
+    prompts = [prompt_of(row) for row in first]
+    answers = generate(model, prompts, one_batch)
+    if not all(math.isfinite(logit_gap(model, *asked)) for asked in zip(prompts, answers, strict=True)):
+        raise SettingsError(["training: the adapter computes logits that are not finite numbers; lower learning_rate"])
     return ParitySample(first["record"][:], answers, config.eval_max_new_tokens, model.precision.reason)
 
 

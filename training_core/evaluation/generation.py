@@ -14,7 +14,8 @@ from training_core.base_support import other_attention, tokens_of_a_state
 from training_core.config import RunConfig
 from training_core.evaluation.prefix_cache import CachedPrefix, continue_prefixes
 from training_core.model_setup import LoadedModel
-from training_core.packing.plan import Group, group_by_prefix
+from training_core.packing.pieces import Group
+from training_core.packing.plan import group_by_prefix
 from training_core.prompts.chat_encoding import ChatEncoder
 
 

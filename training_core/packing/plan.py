@@ -20,6 +20,7 @@ from torch import Tensor
 
 from training_core.config import RunConfig
 from training_core.dataset.encoding import IGNORED_LABEL
+from training_core.packing.pieces import Group, Pack, Piece, cut, join, tokens_of
 
 logger = logging.getLogger(__name__)
 
@@ -28,30 +29,22 @@ logger = logging.getLogger(__name__)
 MIN_PREFIX_TOKENS = 32
 
 
-class Piece(NamedTuple):
-    """Rows with one copy of their first `prefix_tokens` tokens, `tokens` in all; a single row has no prefix."""
-
-    rows: tuple[int, ...]
-    prefix_tokens: int
-    tokens: int
-
-
-Pack = tuple[Piece, ...]
-
-
 @dataclass(frozen=True)
 class PackingPlan:
     """Which rows are in which pack, how many packs make an optimiser step, and what sharing saves."""
 
     packs: tuple[Pack, ...]
     packs_per_step: int
-    rows: int
-    row_tokens: int
+    lengths: tuple[int, ...]
     reason: str
 
     @property
+    def row_tokens(self) -> int:
+        return sum(self.lengths)
+
+    @property
     def computed_tokens(self) -> int:
-        return sum(piece.tokens for pack in self.packs for piece in pack)
+        return sum(map(tokens_of, self.packs))
 
     @property
     def sharing_rows(self) -> int:
@@ -78,13 +71,6 @@ class _Limits(NamedTuple):
     rows_per_prefix: int
 
 
-class Group(NamedTuple):
-    """Rows whose first `depth` tokens are equal."""
-
-    depth: int
-    rows: list[int]
-
-
 def plan_packing(
     rows: Dataset, token_budget: int, rows_per_step: int, seed: int, rows_per_prefix: int | None = None
 ) -> PackingPlan:
@@ -92,9 +78,10 @@ def plan_packing(
 
     An optimiser step of `plan.packs_per_step` packs has `rows_per_step` rows on average, on all devices together. Packs
     are as large as the budget allows, with about equally many rows, so that steps have equally many too. Rows of one
-    policy have similar gradients, and a step of one policy only would be biased towards it. Hence at most
-    `rows_per_prefix` rows share a copy (by default half the rows of a step; 1: no sharing), and packs are shuffled. A
-    row longer than the budget is a pack of its own. The same rows and seed give the same plan.
+    policy have similar gradients, and a step of one policy only would be biased towards it. Hence packs are shuffled,
+    and at most `rows_per_prefix` rows are kept together (by default half the rows of a step; 1: no sharing); those that
+    meet in one pack share a copy. A row longer than the budget is a pack of its own. The same rows and seed give the
+    same plan.
     """
     limits = _Limits(token_budget, rows_per_step, rows_per_prefix or max(1, rows_per_step // 2))
     lengths, prompts = _read_prompts(rows)
@@ -106,7 +93,7 @@ def plan_packing(
     packs, packs_per_step = _pack([*groups, *(Group(0, [row]) for row in plain)], lengths, limits)
     generator.shuffle(packs)
     reason = _explain(packs, lengths, limits.rows_per_prefix)
-    plan = PackingPlan(tuple(packs), packs_per_step, len(lengths), sum(lengths), reason)
+    plan = PackingPlan(tuple(packs), packs_per_step, tuple(lengths), reason)
     logger.info("Packing: %s; %d packs, %d per step", plan.reason, len(packs), packs_per_step)
     return plan
 
@@ -188,30 +175,24 @@ def _shared_tokens(left: bytes, right: bytes) -> int:
 
 def _pack(groups: Sequence[Group], lengths: Sequence[int], limits: _Limits) -> tuple[list[Pack], int]:
     """The packs, and how many make a step: as few as possible, since larger packs share more."""
-    budget, rows_per_step, most_rows = limits
-    pieces = [piece for group in groups for piece in _cut(group, lengths, most_rows, budget)]
-    fewest = sum(piece.tokens for piece in pieces) * rows_per_step // (len(lengths) * budget)
+    budget, rows_per_step, _ = limits
+    fewest = tokens_of(_cut_all(groups, lengths, rows_per_step, budget)) * rows_per_step // (len(lengths) * budget)
     for packs_per_step in range(max(fewest, 1), rows_per_step):
         most_rows = min(limits.rows_per_prefix, math.ceil(rows_per_step / packs_per_step))
-        pieces = [piece for group in groups for piece in _cut(group, lengths, most_rows, budget)]
+        pieces = _cut_all(groups, lengths, most_rows, budget)
         packs = _fill(pieces, math.ceil(len(lengths) * packs_per_step / rows_per_step), budget)
         if packs and len(lengths) * packs_per_step / len(packs) < 1.1 * rows_per_step:
             return packs, packs_per_step
     return [(Piece((row,), 0, length),) for row, length in enumerate(lengths)], rows_per_step
 
 
-def _cut(group: Group, lengths: Sequence[int], most_rows: int, token_budget: int) -> list[Piece]:
-    """Cut a group into pieces of about equally many rows, as few as both limits allow."""
-    depth, rows = group
-    suffix_tokens = sum(lengths[row] - depth for row in rows)
-    count = math.ceil(max(len(rows) / most_rows, suffix_tokens / max(token_budget - depth, 1)))
-    for pieces in range(min(count, len(rows)), len(rows) + 1):
-        parts = [tuple(rows[first::pieces]) for first in range(pieces)]
-        tokens = [depth + sum(lengths[row] - depth for row in part) for part in parts]
-        if max(tokens) <= token_budget:
-            break
-    sized = zip(parts, tokens, strict=True)
-    return [Piece(part, depth if len(part) > 1 else 0, size) for part, size in sized]
+def _cut_all(groups: Sequence[Group], lengths: Sequence[int], most_rows: int, token_budget: int) -> list[Piece]:
+    numbered = enumerate(groups)
+    return [
+        piece
+        for number, group in numbered
+        for piece in cut(group, number if group.depth else -1, lengths, most_rows, token_budget)
+    ]
 
 
 # pieces of (rows, tokens): (3, 90) (2, 60) (1, 40) (1, 30) (1, 20)
@@ -222,19 +203,34 @@ def _fill(pieces: Sequence[Piece], count: int, token_budget: int) -> list[Pack] 
     """Distribute pieces among at most `count` packs, or return None when they do not fit.
 
     Bin packing in decreasing order (longest first), but not "best fit": each piece goes to the pack with fewest rows
-    that has room, and among those to the one with fewest tokens, so that packs have about equally many rows.
+    that has room, and among those to the one with fewest tokens, so that packs have about equally many rows. Where a
+    pack has the piece's prefix already, the two need one copy.
     """
     packs: list[list[Piece]] = [[] for _ in range(count)]
+    groups: list[set[int]] = [set() for _ in range(count)]
     by_rows = {0: [(0, pack) for pack in range(count)]}  # rows in a pack -> heap of (tokens in it, pack)
     for piece in sorted(pieces, key=lambda piece: -piece.tokens):
-        room = token_budget - piece.tokens
-        held = next((n for n in sorted(by_rows) if by_rows[n] and (n == 0 or by_rows[n][0][0] <= room)), None)
+        # A row longer than the budget has an empty pack.
+        fitting = (
+            rows
+            for rows in sorted(by_rows)
+            if by_rows[rows] and (not rows or _together(by_rows[rows][0], piece, groups) <= token_budget)
+        )
+        held = next(fitting, None)
         if held is None:
             return None
-        tokens, pack = heapq.heappop(by_rows[held])
-        packs[pack].append(piece)
-        heapq.heappush(by_rows.setdefault(held + len(piece.rows), []), (tokens + piece.tokens, pack))
-    return [tuple(pack) for pack in packs if pack]
+        emptiest = heapq.heappop(by_rows[held])
+        together = _together(emptiest, piece, groups)
+        packs[emptiest[1]].append(piece)
+        groups[emptiest[1]].add(piece.group)
+        heapq.heappush(by_rows.setdefault(held + len(piece.rows), []), (together, emptiest[1]))
+    return [join(pack) for pack in packs if pack]
+
+
+def _together(held: tuple[int, int], piece: Piece, groups: Sequence[set[int]]) -> int:
+    """Tokens of a pack with one more piece."""
+    tokens, pack = held
+    return tokens + piece.tokens - (piece.depth if piece.group in groups[pack] else 0)
 
 
 def _explain(packs: Sequence[Pack], lengths: Sequence[int], rows_per_prefix: int) -> str:
@@ -244,29 +240,29 @@ def _explain(packs: Sequence[Pack], lengths: Sequence[int], rows_per_prefix: int
         return f"{'sharing is off' if rows_per_prefix == 1 else why}: plain packing"
     rows = sum(len(piece.rows) for piece in shared)
     mean = sum(piece.prefix_tokens * len(piece.rows) for piece in shared) / rows
-    gain = sum(lengths) / sum(piece.tokens for pack in packs for piece in pack)
+    gain = sum(lengths) / sum(map(tokens_of, packs))
     return (
         f"{rows:,} of {len(lengths):,} rows share {mean:,.0f} tokens on average, "
         f"{rows / len(shared):.1f} rows a copy: {gain:.1f}x fewer tokens"
     )
 
 
-def packed_dataset(rows: Dataset, plan: PackingPlan) -> Dataset:
-    """The plan's packs, each built from `rows` when it is read: no tokens are copied or written before.
+def packed_dataset(rows: Dataset, packs: Sequence[Pack]) -> Dataset:
+    """The packs, each built from `rows` when it is read: no tokens are copied or written before.
 
     A pack of T tokens has `input_ids`, `labels`, `position_ids` [T] and `segments` [n, 2]: of each segment the number
     of tokens, and the index of the segment that is its prefix (-1: none). The trainer needs
     `remove_unused_columns=False`.
     """
     content = rows.select_columns(["input_ids", "labels"]).with_format(None)
-    packs = Dataset.from_dict({"pack": range(len(plan.packs))})
-    return packs.with_transform(_PackReader(content, plan.packs))
+    numbers = Dataset.from_dict({"pack": range(len(packs))})
+    return numbers.with_transform(_PackReader(content, packs))
 
 
 @dataclass(frozen=True)
 class _PackReader:
     rows: Dataset
-    packs: tuple[Pack, ...]
+    packs: Sequence[Pack]
 
     def __call__(self, batch: dict[str, list[int]]) -> dict[str, list[list[Any]]]:
         features = [_read(self.rows, self.packs[pack]) for pack in batch["pack"]]

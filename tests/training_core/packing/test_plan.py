@@ -38,6 +38,7 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from training_core.packing.attention import use_shared_prefix_attention
+from training_core.packing.pieces import tokens_of
 from training_core.packing.plan import (
     collate_pack,
     packed_dataset,
@@ -63,7 +64,7 @@ def assert_same_gradients(model: PeftModel, rows: Dataset, packs: Dataset) -> No
 def test_packing_has_the_gradients_of_separate_rows(architecture: str, seed: int) -> None:
     rows = random_rows(seed)
     plan = planned(rows, seed=seed, token_budget=200 + 100 * seed)
-    packs = packed_dataset(rows, plan)
+    packs = packed_dataset(rows, plan.packs)
     assert plan.gain > 1.1
     assert_same_gradients(adapted(build(architecture), seed), rows, packs)
 
@@ -120,7 +121,7 @@ def test_packed_row_does_not_see_its_neighbours(architecture: str) -> None:
     changed = len(piece.rows) // 2
     model = adapted(build(architecture)).eval()
     use_shared_prefix_attention(model)
-    inputs = collate_pack([packed_dataset(rows, plan)[0]])
+    inputs = collate_pack([packed_dataset(rows, plan.packs)[0]])
     start, end = inputs["segments"][:, 0].cumsum(0)[changed : changed + 2].tolist()
     before = model(**inputs).logits[0]
     inputs["input_ids"][0, start:end] = (inputs["input_ids"][0, start:end] + 1) % VOCABULARY
@@ -137,7 +138,7 @@ def test_prefix_ends_before_the_labels() -> None:
         [{"input_ids": [*ids, last], "labels": [-100] * 50 + [1, 2, 3, last]} for last in range(6)]
     )
     plan = planned(rows)
-    packs = packed_dataset(rows, plan)
+    packs = packed_dataset(rows, plan.packs)
     assert {piece.prefix_tokens for pack in plan.packs for piece in pack} == {49}
     inputs = collate_pack([packs[0]])
     first_tokens = inputs["segments"][:, 0].cumsum(0) - inputs["segments"][:, 0]
@@ -151,14 +152,14 @@ def test_packing_plan_covers_every_row_within_the_budget(seed: int) -> None:
     rows = random_rows(seed, policies=int(random.integers(1, 30)), cases=int(random.integers(1, 12)))
     budget, per_step = int(random.integers(60, 900)), int(random.integers(1, 33))
     plan = plan_packing(rows, budget, per_step, seed)
-    packs = packed_dataset(rows, plan)
+    packs = packed_dataset(rows, plan.packs)
     assert sorted(row for pack in plan.packs for piece in pack for row in piece.rows) == list(range(len(rows)))
     assert plan.row_tokens == sum(map(len, rows["input_ids"]))
     assert plan.computed_tokens == sum(len(pack["input_ids"]) for pack in packs)
     for pack, content in zip(plan.packs, packs, strict=True):
         held = sum(len(piece.rows) for piece in pack)
         assert len(content["input_ids"]) <= budget or held == 1
-        assert all(len(piece.rows) <= max(1, per_step // 2) for piece in pack)
+        assert len({piece.group for piece in pack if piece.depth}) == len([piece for piece in pack if piece.depth])
     if len(rows) > 8 * per_step:
         assert len(rows) / len(plan.packs) * plan.packs_per_step == pytest.approx(per_step, rel=0.12)
 
@@ -168,7 +169,7 @@ def test_pack_may_hold_several_policies_and_single_rows() -> None:
     plan = planned(rows, rows_per_step=2 * len(rows), token_budget=10_000)
     (pack,) = plan.packs
     assert len({piece.prefix_tokens for piece in pack}) > 1
-    assert_same_gradients(adapted(build("qwen3")), rows, packed_dataset(rows, plan))
+    assert_same_gradients(adapted(build("qwen3")), rows, packed_dataset(rows, plan.packs))
 
 
 def test_packing_spreads_rows_of_a_policy_over_steps() -> None:
@@ -179,6 +180,29 @@ def test_packing_spreads_rows_of_a_policy_over_steps() -> None:
     assert plan.packs_per_step == 1
     alone = sum(len({row % len(rows) for piece in pack for row in piece.rows}) == 1 for pack in plan.packs)
     assert alone <= len(plan.packs) // 4
+
+
+def one_policy() -> Dataset:
+    rows = [[*range(90), *range(90), row, row + 1, 5] for row in range(48)]
+    return Dataset.from_list([{"input_ids": ids, "labels": [-100] * 181 + ids[181:]} for ids in rows])
+
+
+def test_pack_has_a_prefix_once() -> None:
+    """One policy: at most half a step's rows are kept together, but all of them are in one pack."""
+    rows = one_policy()
+    plan = planned(rows, rows_per_step=16, token_budget=10_000)
+    assert plan.packs_per_step == 1
+    assert all(len(pack) == 1 and len(pack[0].rows) > 8 for pack in plan.packs)
+    assert_same_gradients(adapted(build("qwen3")), rows, packed_dataset(rows, plan.packs))
+
+
+def test_pack_has_room_for_pieces_that_share_a_prefix() -> None:
+    """Two copies of the prefix would not fit."""
+    rows = one_policy()
+    once = max(tokens_of(pack) for pack in planned(rows, rows_per_step=16, token_budget=10_000).packs)
+    plan = planned(rows, rows_per_step=16, token_budget=once + 20)
+    assert plan.packs_per_step == 1
+    assert plan.computed_tokens == planned(rows, rows_per_step=16, token_budget=10_000).computed_tokens
 
 
 def test_packing_plan_depends_on_the_seed_only() -> None:
@@ -301,7 +325,7 @@ class _StopAt(TrainerCallback):
 def test_packed_training_resumes_bit_identically(tmp_path: Path) -> None:
     rows = random_rows(9, policies=8)
     plan = planned(rows, rows_per_step=4)
-    packs = packed_dataset(rows, plan)
+    packs = packed_dataset(rows, plan.packs)
     start = adapted(build("qwen2"))
     settings = {
         "max_steps": 4,
