@@ -215,7 +215,7 @@ class RunConfig:
         # It is a part of addresses such as models:/NAME/3 and of searches such as name = 'NAME'.
         pattern=r"""^[^/:?#%\\"'<>\s\x00-\x1f\x7f.-]([^/:?#%\\"'<>\x00-\x1f\x7f]*[^/:?#%\\"'<>\s\x00-\x1f\x7f])?$""",
         max_length=200,
-        description="Name in the model registry: no slash, colon, quote, backslash, nor any of ?, #, %, < and >.",
+        description="Name in the model registry: no slash, colon, quote, backslash, percent sign, nor any of ? # < >.",
     )
     min_improvement: float = Field(
         0.0,
