@@ -186,8 +186,20 @@ def order_of_steps(examples: Examples, steps: Steps, seed: int) -> list[np.ndarr
     epochs = range(math.ceil(steps.examples / len(units)))
     order = np.concatenate([np.random.default_rng([seed, number]).permutation(len(units)) for number in epochs])
     parts = np.split(order[: steps.examples], range(steps.per_step, steps.examples, steps.per_step))
-    indices = (units[part].swapaxes(0, 1).ravel() for part in parts)
+    indices = (_balanced(units[part], np.append(examples.tokens, 0)).swapaxes(0, 1).ravel() for part in parts)
     return [_padded(step, steps.batch_size * steps.devices, filler=len(examples.tokens)) for step in indices]
+
+
+def _balanced(units: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """The units of a step; of each, the device with the fewest tokens so far gets the largest packs."""
+    if units.shape[2] == 1:
+        return units
+    loads = np.zeros(units.shape[2])
+    columns = np.zeros(units.shape[::2], dtype=int)
+    for number, weights in enumerate(tokens[units].sum(1)):
+        columns[number, loads.argsort(kind="stable")] = (-weights).argsort(kind="stable")
+        loads += weights[columns[number]]
+    return np.take_along_axis(units, columns[:, None], axis=2)
 
 
 def _padded(indices: np.ndarray, multiple: int, filler: int) -> np.ndarray:

@@ -79,10 +79,11 @@ def share(pack: Pack, lengths: Sequence[int], parts: int) -> list[Pack]:
 
     Of several sizes to cut at, the one with the smallest largest part; of those, the largest.
     """
-    if parts == 1:
-        return [pack]
-    mean = tokens_of(pack) / parts
-    sizes = (math.inf, 3 * mean, 2 * mean, 1.6 * mean, 1.3 * mean, 1.1 * mean, mean)
+    if parts == 1 or not pack:
+        return distribute(pack, parts)
+    largest = max(pack, key=lambda piece: piece.tokens)
+    suffixes = largest.tokens - largest.depth
+    sizes = (math.inf, *(largest.depth + 1.05 * suffixes / count for count in range(2, parts + 1)))
     choices = (distribute([part for piece in pack for part in _smaller(piece, lengths, size)], parts) for size in sizes)
     return min(choices, key=lambda packs: max(map(tokens_of, packs)))
 
