@@ -47,6 +47,7 @@ RUNS = ROOT / "runs" / "gate_adapters"
 PAGE, SECTION = DOCS / "evaluation.md", "adapters"
 
 ADAPTERS = 24
+DRAWS = 4  # exchanges of each pair's answers
 BETTER = {"max_steps": 64}  # of the adapter that is truly better
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "trl")
 
@@ -129,11 +130,11 @@ def _differing(evidence: Evidence) -> float:
     return float((candidate != champion).mean())
 
 
-def exchanged(pairs: Sequence[Pair]) -> list[Pair]:
-    """The same pairs, each row's two answers exchanged or not by the toss of a coin."""
+def exchanged(pairs: Sequence[Pair], draws: int = DRAWS) -> list[Pair]:
+    """The same pairs, several times, each row's two answers exchanged or not by the toss of a coin."""
     rng = np.random.default_rng(0)
     found = []
-    for one, other in pairs:
+    for one, other in [*pairs] * draws:
         coins = rng.random(len(one)) < 0.5
         rows = [(a, b) if coin else (b, a) for a, b, coin in zip(one, other, coins, strict=True)]
         found.append(([first for first, _ in rows], [second for _, second in rows]))
@@ -300,11 +301,13 @@ def main() -> None:
     """Measure; then write results and the page's section."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gate_adapters", description=__doc__)
     parser.add_argument("--render", action="store_true", help="write the page's section from the last results")
-    if not parser.parse_args().render:
+    parser.add_argument("--adapters", type=int, default=ADAPTERS, help=f"so many, instead of {ADAPTERS}")
+    arguments = parser.parse_args()
+    if not arguments.render:
         set_environment()
         logging.basicConfig(level=logging.WARNING)
         logger.setLevel(logging.INFO)
-        results = measure(open_bench(RUNS), ADAPTERS)
+        results = measure(open_bench(RUNS), arguments.adapters)
         RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     write_section(PAGE, SECTION, section(load()))
     Console().print(section(load()), markup=False, soft_wrap=True)

@@ -58,7 +58,7 @@ def published() -> dict[str, Caught]:
 def test_few_promotions_among_real_adapters_were_false() -> None:
     results = load()
     assert results["about"]["adapters"] >= 24 and results["about"]["rows"]["held_out"] >= 100
-    assert results["seeds"]["pairs"] == results["exchanged"]["pairs"] == 24 * 23
+    assert results["seeds"]["pairs"] >= 24 * 23 and results["exchanged"]["pairs"] >= 4 * 24 * 23
     assert results["truth"]["false"] <= 0.05 * results["seeds"]["pairs"]
     assert results["exchanged"]["promoted"] <= 0.05 * results["exchanged"]["pairs"]
     assert results["accuracy"]["seeds"][1] > results["accuracy"]["lookup table"], "weak adapters are never promoted"
@@ -102,7 +102,7 @@ def test_pairs_of_adapters_are_counted(bench: Bench, rivals: Rivals) -> None:
 
 
 def test_exchanged_answers_are_of_equal_adapters(bench: Bench, rivals: Rivals) -> None:
-    (found,) = exchanged([(rivals.candidate, rivals.base)])
+    (found,) = exchanged([(rivals.candidate, rivals.base)], draws=1)
     for row, pair in enumerate(zip(*found, strict=True)):
         assert {id(answer) for answer in pair} == {id(rivals.candidate[row]), id(rivals.base[row])}
     right = [sum(answer.right for answer in some) for some in found]
