@@ -114,7 +114,7 @@ def test_devices_share_a_step_of_one_pack_evenly(policies: int, devices: int) ->
     rows = Dataset.from_list([{"input_ids": [*ids, 1], "labels": [-100] * len(ids) + [1]} for ids in prompts])
     batches = packed_batches(rows, devices, max_seq_length=4096, gradient_accumulation_steps=8)
     assert batches.steps.per_step == 1
-    assert batches.idle < 0.1
+    assert batches.idle < 0.2
 
 
 def test_idle_share_counts_the_slowest_device() -> None:

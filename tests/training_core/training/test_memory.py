@@ -152,7 +152,7 @@ def test_memory_error_in_a_batch_names_the_fix(config: RunConfig, batches: Batch
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     loaded.model.register_forward_pre_hook(run_out)
-    with pytest.raises(SettingsError, match=r"tokens, does not fit in .* GiB: set per_device_train_batch_size 1"):
+    with pytest.raises(SettingsError, match=r"tokens, does not fit in .* GiB: set max_seq_length 1024"):
         measure_heaviest_batch(trainer, batches, config)
 
 
@@ -164,7 +164,7 @@ def test_batch_that_cannot_fit_is_rejected_before_it_runs(
     trainer = create_trainer(loaded, batches, config, tmp_path)
     loaded.model.register_forward_pre_hook(lambda *_: pytest.fail("the batch ran"))
     monkeypatch.setattr(memory, "memory_to_have_gib", lambda: 0.001)
-    with pytest.raises(SettingsError, match=r"GiB, 0\.0 are free: set per_device_train_batch_size 1"):
+    with pytest.raises(SettingsError, match=r"GiB, 0\.0 are free: set max_seq_length 1024"):
         measure_heaviest_batch(trainer, batches, config)
 
 
