@@ -25,13 +25,20 @@ def test_fetched_version_has_its_registered_adapter(
 
 
 def test_fetched_version_that_is_missing_names_the_command(config: RunConfig, dataset: DatasetRef) -> None:
-    with pytest.raises(SettingsError, match="no version or alias 'candidate'; sft-flow versions"):
+    with pytest.raises(SettingsError, match="no version or alias 'candidate'; see what is there: sft-flow versions"):
         fetch_registered.fn(config, "candidate", dataset)
 
 
 def test_fetched_version_of_another_base_names_the_setting(config: RunConfig, dataset: DatasetRef, number: str) -> None:
     with pytest.raises(SettingsError, match=f"give --model_name {config.model_name}"):
         fetch_registered.fn(config, number, replace(dataset, base_digest="of another"))
+
+
+def test_fetched_version_served_with_another_limit_names_the_setting(
+    config: RunConfig, dataset: DatasetRef, number: str
+) -> None:
+    with pytest.raises(SettingsError, match="got 9; give --eval_max_new_tokens 512"):
+        fetch_registered.fn(replace(config, eval_max_new_tokens=9), number, dataset)
 
 
 def test_fetched_version_of_a_deleted_run_names_the_command(
