@@ -7,9 +7,10 @@ policy, in turn.
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from benchmarks.rows import SMALL_QWEN3, Architecture, RowSet, write_base
-from training_core.config import RunConfig
+from training_core.config import read_settings
 from training_core.model_setup import load_model_and_tokenizer
 from training_core.packing.attention import use_shared_prefix_attention
 from training_core.packing.plan import collate_pack, packed_dataset, plan_packing
@@ -35,7 +36,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         write_base(SMALL_QWEN3_5, Path(folder))
-        config = RunConfig(model_name=folder, lora_dropout=0.0, gradient_checkpointing=False)
+        config = read_settings({"model_name": folder, "lora_dropout": 0, "gradient_checkpointing": False})
         model = load_model_and_tokenizer(config).model.train()
     torch.manual_seed(0)
     for name, weight in model.named_parameters():
@@ -49,12 +50,12 @@ def main() -> None:
 def compare(model: PeftModel, rows: Dataset) -> str:
     """The median cost of each way, what sharing gains, and how far its gradient is from that of rows one by one."""
     budget = sum(map(len, rows["input_ids"]))
-    alone = [_packs(part, budget, 1) for part in _each(rows)]
+    alone = [pack for row in range(len(rows)) for pack in _packs(rows.select([row]), budget, 1)]
     together, sharing = (_packs(rows, budget, most) for most in (1, len(rows)))
     seconds: dict[str, list[float]] = {"one by one": [], "packed": [], "sharing": []}
     gradients: dict[str, Tensor] = {}
     computed = {
-        "one by one": lambda: [_backward(model, part) for part in alone],
+        "one by one": lambda: _backward(model, alone),
         "packed": lambda: _backward(model, together),
         "sharing": lambda: _backward(model, sharing),
     }
@@ -72,11 +73,7 @@ def _packs(rows: Dataset, budget: int, rows_per_prefix: int) -> Dataset:
     return packed_dataset(rows, plan_packing(rows, budget, len(rows), 0, rows_per_prefix).packs)
 
 
-def _each(rows: Dataset) -> list[Dataset]:
-    return [rows.select([row]) for row in range(len(rows))]
-
-
-def _backward(model: PeftModel, packs: Dataset) -> None:
+def _backward(model: PeftModel, packs: Iterable[dict[str, Any]]) -> None:
     for pack in packs:
         inputs = collate_pack([pack])
         labels = inputs.pop("shift_labels")[0]

@@ -236,7 +236,7 @@ def test_packing_rejects_a_model_with_sliding_windows() -> None:
 def test_packing_rejects_a_model_with_other_convolutions() -> None:
     sizes = {name: size for name, size in SIZES.items() if name != "head_dim"}
     config = Lfm2Config(**sizes, vocab_size=VOCABULARY, layer_types=["conv", "full_attention"])
-    with pytest.raises(ValueError, match="Lfm2ForCausalLM has conv: choose Qwen"):
+    with pytest.raises(ValueError, match="Lfm2ForCausalLM has conv; set packing false"):
         use_shared_prefix_attention(Lfm2ForCausalLM(config))
 
 
