@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import faults, gate, gate_adapters
+from benchmarks import faults, gate, gate_adapters, gpu_page
 from benchmarks import report as speed
 from benchmarks.measurements import Measurements
 from deployments.topology import ROWS_UPDATED, deployments, pools
@@ -87,6 +87,11 @@ def test_reliability_page_shows_the_last_measurement() -> None:
 def test_evaluation_page_shows_the_last_simulation() -> None:
     written = read_section(gate.PAGE, gate.SECTION)
     assert written == gate.section(*gate.load()), "run `python -m benchmarks.gate --render`"
+
+
+def test_performance_page_shows_the_last_steps_on_a_gpu() -> None:
+    written = read_section(gpu_page.PAGE, gpu_page.SECTION)
+    assert written == gpu_page.section(gpu_page.load()), "run `python -m benchmarks.gpu_page`"
 
 
 def test_evaluation_page_shows_the_last_adapters() -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ class Record:
         return self.content["steps"]
 
     def begin(self, step: str) -> None:
+        self.content["about"] = {"date": f"{datetime.now(UTC):%Y-%m-%d}"}
         self.steps[step] = {"checks": []}
         self._write()
 
