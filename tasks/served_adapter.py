@@ -28,7 +28,7 @@ BATCH_SIZE = 16
 
 
 class ServedAdapter(mlflow.pyfunc.PythonModel):
-    """Loads the adapter on its four-bit base and answers cases greedily.
+    """Loads the adapter on its base and answers cases greedily.
 
     ``model_config`` holds ``base_model`` (a folder or a name on the hub; override it to move the model elsewhere),
     ``base_digest``, ``adapter_digest``, and ``max_new_tokens``, the longest answer. Raises ``ValueError`` when a file

@@ -159,6 +159,11 @@ class RunConfig:
         description="Number format of training and answers; auto: bf16 where the GPU computes in it, else fp16, and "
         "fp32 without a GPU. The adapter's weights are fp32 in any case.",
     )
+    quantisation: Literal["nf4", "none"] = Field(
+        "nf4",
+        description="How the base model's linear layers are stored: in four bits (nf4), or in the run's precision "
+        "(none), which needs more memory but does not round them.",
+    )
     packing: bool = Field(True, description="Pack rows into sequences without padding; a row never attends to another.")
     gradient_checkpointing: bool = Field(
         True, description="Recompute activations in the backward pass: less memory, about a third more time."

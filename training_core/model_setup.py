@@ -1,4 +1,4 @@
-"""The base model in four bits and the adapter on top of it."""
+"""The base model, in four bits or as released, and the adapter on top of it."""
 
 import contextlib
 import gc
@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from bitsandbytes.nn import Linear4bit
@@ -72,8 +73,8 @@ def load_tokenizer(base: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def load_quantised_base(base: Path, precision: Precision) -> PreTrainedModel:
-    """The base model, frozen, in NF4 with double quantisation; all other weights have the run's precision.
+def load_base(base: Path, precision: Precision, quantisation: Literal["nf4", "none"] = "nf4") -> PreTrainedModel:
+    """The base model, frozen, in the run's precision; its linear layers in NF4 with double quantisation, or not.
 
     So has everything that it computes, from the embeddings to the logits. peft's ``prepare_model_for_kbit_training``
     would make embeddings, norms and head fp32, and with them the states between the layers: twice the memory, and on
@@ -83,7 +84,7 @@ def load_quantised_base(base: Path, precision: Precision) -> PreTrainedModel:
     """
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         base,
-        quantization_config=_nf4(precision),
+        quantization_config=_nf4(precision) if quantisation == "nf4" else None,
         dtype=precision.dtype,
         device_map={"": torch.cuda.current_device()} if torch.cuda.is_available() else {"": "cpu"},
     )
@@ -109,7 +110,7 @@ def _nf4(precision: Precision) -> BitsAndBytesConfig:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A four-bit base with an adapter, its tokenizer, and the precision in which both compute."""
+    """A base with an adapter, its tokenizer, and the precision in which both compute."""
 
     model: PeftModel
     tokenizer: PreTrainedTokenizerFast
@@ -117,7 +118,7 @@ class LoadedModel:
 
 
 def load_model_and_tokenizer(config: RunConfig) -> LoadedModel:
-    """The four-bit base with a fresh adapter, ready to train, and its tokenizer.
+    """The base with a fresh adapter, ready to train, and its tokenizer.
 
     The adapter's weights are always fp32: bf16 adapters do not resume exactly. Expects settings that ``validate_args``
     has checked. Raises ``SettingsError`` where this machine does not compute in the settings' ``precision``.
@@ -126,7 +127,7 @@ def load_model_and_tokenizer(config: RunConfig) -> LoadedModel:
     logger.info("Precision: %s", precision.reason)
     set_seed(config.seed)  # for the initial weights of the adapter
     base = fetch_base_model(config.model_name, config.cache_dir)
-    model = load_quantised_base(base, precision)
+    model = load_base(base, precision, config.quantisation)
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora_r,
@@ -142,12 +143,14 @@ def load_model_and_tokenizer(config: RunConfig) -> LoadedModel:
 
 
 def load_adapted_model(base: Path, adapter: Path) -> LoadedModel:
-    """A trained adapter on its four-bit base, ready to generate, in the precision of its own settings."""
-    # Not RunConfig.load: an adapter of an older version may have settings that are gone.
-    precision = pick_precision(read_settings_file(adapter).get("precision", "auto"))
+    """A trained adapter on its base, ready to generate, in the precision and quantisation of its own settings."""
+    # Not RunConfig.load: an adapter of an older version may have settings that are gone, or lack these two.
+    settings = read_settings_file(adapter)
+    precision = pick_precision(settings.get("precision", "auto"))
+    model = load_base(base, precision, settings.get("quantisation", "nf4"))
     names = {f"^{re.escape(text_prefix(base))}": "model."}
-    model: PeftModel = PeftModel.from_pretrained(load_quantised_base(base, precision), adapter, key_mapping=names)
-    return LoadedModel(model.eval(), load_tokenizer(base), precision)
+    adapted: PeftModel = PeftModel.from_pretrained(model, adapter, key_mapping=names)
+    return LoadedModel(adapted.eval(), load_tokenizer(base), precision)
 
 
 @contextlib.contextmanager

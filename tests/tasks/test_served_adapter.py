@@ -13,6 +13,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
@@ -162,6 +163,14 @@ def test_served_answers_in_bf16_equal_the_evaluated_ones(tiny_base: Path, tmp_pa
     sample, _ = packaged(tiny_base, "native", tmp_path, precision="bf16")
     assert sample["precision"].startswith("bf16")
     assert check_parity(str(tmp_path / "model"), written(sample, tmp_path)) == "the same tokens"
+
+
+@pytest.mark.slow
+def test_served_answers_on_an_unquantised_base_equal_the_evaluated_ones(tiny_base: Path, tmp_path: Path) -> None:
+    sample, _ = packaged(tiny_base, "native", tmp_path, quantisation="none")
+    assert check_parity(str(tmp_path / "model"), written(sample, tmp_path)) == "the same tokens"
+    served = mlflow.pyfunc.load_model(str(tmp_path / "model")).unwrap_python_model().loaded.model
+    assert {weight.dtype for weight in served.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "tokenizer.json", "manifest.json"])

@@ -31,7 +31,7 @@ _HEAD_TILE = (4096, 32768)  # labels and tokens of the vocabulary that TRL's fus
 class MemoryEstimate:
     """GiB of one device at the peak of a training, by what needs them."""
 
-    quantised_weights: float
+    linear_weights: float
     other_weights: float
     adapter: float
     gradients: float
@@ -55,11 +55,11 @@ def estimate_memory(base: Path, config: RunConfig, batch: BatchSize, compute_byt
     """
     skeleton = load_skeleton(base)
     vocabulary = skeleton.config.vocab_size
-    quantised = sum(layer.weight.numel() for layer in linear_layers(base).values())
-    others = sum(weight.numel() for weight in skeleton.parameters()) - quantised
+    linear = sum(layer.weight.numel() for layer in linear_layers(base).values())
+    others = sum(weight.numel() for weight in skeleton.parameters()) - linear
     trained = adapter_parameters(config, base)
     gib = {
-        "quantised_weights": quantised * _NF4,
+        "linear_weights": linear * (_NF4 if config.quantisation == "nf4" else compute_bytes),
         "other_weights": others * compute_bytes,
         "adapter": trained * _FP32,
         "gradients": trained * _FP32,
@@ -204,6 +204,8 @@ def memory_fix(config: RunConfig, batch_tokens: int = 0) -> str:
     if smaller:
         batches = rows * config.gradient_accumulation_steps // smaller[0]
         return f"set per_device_train_batch_size {smaller[0]} and gradient_accumulation_steps {batches}"
+    if config.quantisation == "none":
+        return "set quantisation nf4"
     return f"set max_seq_length {length // 2} (overlong decides on longer rows), or use a smaller base"
 
 

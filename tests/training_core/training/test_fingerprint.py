@@ -31,6 +31,7 @@ DETERMINES_THE_WEIGHTS = {
     "optim": "adamw_torch",
     "packing": False,
     "precision": "bf16",
+    "quantisation": "none",
 }
 ANOTHER_PLACE_OR_EVALUATION = {
     "model_name": "a/copy",
