@@ -37,24 +37,35 @@ SMALL_FILES = ("*.json", "*.txt", "*.jinja")
 _BASE_FILES = ("*.safetensors", *SMALL_FILES)
 
 
-def fetch_base_model(model_name: str, cache_dir: str | None) -> Path:
-    """The folder of a base model, downloaded first when ``model_name`` is a name on the hub."""
-    return _fetch(model_name, cache_dir, _BASE_FILES)
+def fetch_base_model(model_name: str, cache_dir: str | None, revision: str | None = None) -> Path:
+    """The folder of a base model, downloaded first when ``model_name`` is a name on the hub.
+
+    ``revision``: a commit, tag or branch there; ``None`` is the newest commit.
+    """
+    return _fetch(model_name, cache_dir, revision, _BASE_FILES)
 
 
-def fetch_tokenizer(model_name: str, cache_dir: str | None) -> Path:
+def fetch_tokenizer(model_name: str, cache_dir: str | None, revision: str | None = None) -> Path:
     """The same folder for work that needs no weights: from the hub only the small files are downloaded.
 
     They are all files of ``fetch_base_model`` but the weights, so the cache key of rows is the same after either.
     """
-    return _fetch(model_name, cache_dir, SMALL_FILES)
+    return _fetch(model_name, cache_dir, revision, SMALL_FILES)
 
 
-def _fetch(model_name: str, cache_dir: str | None, patterns: Sequence[str]) -> Path:
+def _fetch(model_name: str, cache_dir: str | None, revision: str | None, patterns: Sequence[str]) -> Path:
     folder = base_folder(model_name)
     if folder:
         return folder
-    return Path(snapshot_download(model_name, cache_dir=setup_cache(cache_dir), allow_patterns=list(patterns)))
+    where = {"revision": revision or None, "cache_dir": setup_cache(cache_dir)}
+    folder = Path(snapshot_download(model_name, allow_patterns=list(patterns), **where))
+    logger.info("Base model: %s at commit %s", model_name, hub_commit(folder))
+    return folder
+
+
+def hub_commit(base: Path) -> str | None:
+    """The commit that a base was downloaded from; ``None`` for a folder that the hub's cache does not hold."""
+    return base.name if base.parent.name == "snapshots" else None
 
 
 def digest_base_model(folder: Path) -> str:
@@ -126,7 +137,7 @@ def load_model_and_tokenizer(config: RunConfig) -> LoadedModel:
     precision = pick_precision(config.precision)
     logger.info("Precision: %s", precision.reason)
     set_seed(config.seed)  # for the initial weights of the adapter
-    base = fetch_base_model(config.model_name, config.cache_dir)
+    base = fetch_base_model(config.model_name, config.cache_dir, config.model_revision)
     model = load_base(base, precision, config.quantisation)
     lora = LoraConfig(
         task_type="CAUSAL_LM",

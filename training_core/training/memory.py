@@ -143,7 +143,7 @@ def measure_heaviest_batch(
 
 def _require_estimate(available: float, batches: Batches, config: RunConfig) -> None:
     """Without a GPU nothing is raised when memory runs out: the system ends the process."""
-    base = fetch_tokenizer(config.model_name, config.cache_dir)
+    base = fetch_tokenizer(config.model_name, config.cache_dir, config.model_revision)
     needed = estimate_memory(base, config, batches.train.heaviest_size(), _FP32).total
     logger.info("The training needs at least %.2f of %.1f GiB", needed, available)
     require_memory(Forecast(needed, available, 0, 0, batches.train.tokens_at_most), config)

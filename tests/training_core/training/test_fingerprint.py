@@ -35,6 +35,7 @@ DETERMINES_THE_WEIGHTS = {
 }
 ANOTHER_PLACE_OR_EVALUATION = {
     "model_name": "a/copy",
+    "model_revision": "v1",
     "dataset_path": "a/copy.jsonl",
     "output_dir": "elsewhere",
     "cache_dir": "elsewhere",
