@@ -25,10 +25,10 @@ def run(config: RunConfig) -> None:
     if problems := gpu_problems(gpu_expected=False):
         raise SettingsError(problems)
     log_system_info()
-    rows = prepare_data(config, fetch_tokenizer(config.model_name, config.cache_dir))
+    rows = prepare_data(config, fetch_tokenizer(config.model_name, config.cache_dir, config.model_revision))
     data = load_training_data(rows)
     require_known_names(data.report, config)
-    base = fetch_base_model(config.model_name, config.cache_dir)
+    base = fetch_base_model(config.model_name, config.cache_dir, config.model_revision)
     fingerprint = run_fingerprint(config, digest_rows(data.train), digest_base_model(base))
     run_dir = Path(config.output_dir).resolve() / fingerprint[:12]
     summary = train_adapter(config, rows, run_dir)

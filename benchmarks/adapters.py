@@ -91,7 +91,7 @@ def open_bench(folder: Path, lines: int = LINES, **settings: Any) -> Bench:
         write_sample_rows(path, lines)
     places = {"dataset_path": str(path), "output_dir": str(folder)}
     config = read_settings(read_settings_file(DEMO_CONFIG) | dict(SETTINGS) | places | settings)
-    base = fetch_base_model(config.model_name, config.cache_dir)
+    base = fetch_base_model(config.model_name, config.cache_dir, config.model_revision)
     return bench_of(config, base, load_training_data(prepare_data(config, base)))
 
 

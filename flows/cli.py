@@ -124,7 +124,7 @@ def report_on_rows(config: RunConfig) -> tuple[Path, DataReport]:
     from training_core.dataset.store import load_report
     from training_core.model_setup import fetch_tokenizer
 
-    folder = prepare_data(config, fetch_tokenizer(config.model_name, config.cache_dir))
+    folder = prepare_data(config, fetch_tokenizer(config.model_name, config.cache_dir, config.model_revision))
     return folder, load_report(folder)
 
 

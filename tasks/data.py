@@ -16,7 +16,7 @@ from training_core.dataset.store import (
     require_known_names,
 )
 from training_core.dataset.tables import as_markdown, verdict
-from training_core.model_setup import digest_base_model, fetch_base_model, fetch_tokenizer
+from training_core.model_setup import digest_base_model, fetch_base_model, fetch_tokenizer, hub_commit
 from training_core.training.fingerprint import digest_rows
 from training_core.utils import validate_args
 
@@ -28,7 +28,7 @@ def validate_data(config: RunConfig) -> None:
     Retried because rows and the base model's tokenizer may be downloaded. Raises ``SettingsError`` and ``DataError``.
     """
     validate_args(config)
-    folder = prepare_data(config, fetch_tokenizer(config.model_name, config.cache_dir))
+    folder = prepare_data(config, fetch_tokenizer(config.model_name, config.cache_dir, config.model_revision))
     report = load_report(folder)
     text = f"{as_markdown(report)}\n\nThe same as a page: `{folder / PAGE_FILE}`"
     create_markdown_artifact(text, key="sft-flow-rows", description=verdict(report))
@@ -42,8 +42,8 @@ def build_dataset(config: RunConfig) -> DatasetRef:
 
     Retried because the base model may be downloaded and the dataset is uploaded to the artifact store.
     """
-    base = fetch_base_model(config.model_name, config.cache_dir)
+    base = fetch_base_model(config.model_name, config.cache_dir, config.model_revision)
     folder = prepare_data(config, base)
     data = load_training_data(folder)
     sizes = len(data.train), len(data.held_out)
-    return DatasetRef(publish(folder), digest_rows(data.train), *sizes, digest_base_model(base))
+    return DatasetRef(publish(folder), digest_rows(data.train), *sizes, digest_base_model(base), hub_commit(base))

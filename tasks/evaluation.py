@@ -53,7 +53,7 @@ def _compare(
     folder: Path,
 ) -> None:
     with explain_out_of_memory("a batch of answers", f"set eval_batch_size {max(1, config.eval_batch_size // 2)}"):
-        candidate = _load(fetch_base_model(config.model_name, config.cache_dir), adapter, run)
+        candidate = _load(fetch_base_model(config.model_name, config.cache_dir, config.model_revision), adapter, run)
         other = _load_champion(champion) if champion else None
         comparison = compare_models(candidate, other, data, config)
     save_comparison(comparison, Path(run.path), folder)

@@ -24,6 +24,7 @@ def lineage(config: RunConfig, dataset: DatasetRef, trained: TrainedRef, entry: 
         "rows": config.dataset_path,
         "held-out rows from": config.eval_path or f"{config.val_split:g} of the rows, split_seed {config.split_seed}",
         "base model": config.model_name,
+        "base commit": trained.run.base_commit or "none: a folder",
         "base digest": trained.run.base_digest,
         "training rows digest": dataset.digest,
         "held-out rows digest": entry.rows,

@@ -27,6 +27,7 @@ def package_adapter(trained: TrainedRef, base_name: str, max_new_tokens: int, fo
         model_config={
             "base_model": base_name,
             "base_digest": trained.run.base_digest,
+            "base_commit": trained.run.base_commit,
             "adapter_digest": trained.adapter.digest,
             "max_new_tokens": max_new_tokens,
         },

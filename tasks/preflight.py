@@ -12,6 +12,7 @@ from prefect.exceptions import ObjectNotFound
 from tasks.artifact_store import open_folder, store_problems
 from tasks.recovery import NETWORK
 from tasks.refs import DatasetRef
+from tasks.registry import another_base
 from tasks.tracking import tracking_problems
 from training_core.config import RunConfig, SettingsError
 from training_core.dataset.store import load_training_data
@@ -44,11 +45,13 @@ def preflight(config: RunConfig, dataset: DatasetRef) -> None:
     ]
     if problems:
         raise SettingsError(problems)
+    if changed := another_base(config, dataset.base_digest):
+        get_run_logger().warning(changed)
 
 
 def disk_problems(config: RunConfig, *, trained_here: bool) -> list[str]:
     """Why the disk of ``output_dir`` is too small for a run, on the machine that trains or on the other one."""
-    base = fetch_tokenizer(config.model_name, config.cache_dir)
+    base = fetch_tokenizer(config.model_name, config.cache_dir, config.model_revision)
     needed = bytes_of_a_run(config, base, trained_here=trained_here)
     Path(config.output_dir).mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(config.output_dir).free
@@ -69,7 +72,7 @@ def _memory_problems(config: RunConfig, dataset: DatasetRef) -> list[str]:
         return [f"{GPU_MEMORY}: expected a number of GiB such as 80, got {room!r}"]
     data = load_training_data(open_folder(dataset.folder, config))
     heaviest = make_batches(data.train, data.held_out, config).train.heaviest_size()
-    base = fetch_tokenizer(config.model_name, config.cache_dir)
+    base = fetch_tokenizer(config.model_name, config.cache_dir, config.model_revision)
     needed = estimate_memory(base, config, heaviest, _BYTES_ON_A_GPU.get(config.precision, 2)).total
     get_run_logger().info("The training needs at least %.1f of a GPU's %s GiB memory", needed, room)
     if needed <= float(room):

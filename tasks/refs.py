@@ -16,24 +16,27 @@ class FolderRef:
 @dataclass(frozen=True)
 class DatasetRef:
     """Encoded rows; ``digest`` is over the training rows' token ids and labels, ``base_digest`` over the files of the
-    base model whose tokenizer encoded them."""
+    base model whose tokenizer encoded them, and ``base_commit`` that of the hub where they are from there."""
 
     folder: FolderRef
     digest: str
     train_rows: int
     held_out_rows: int
     base_digest: str
+    base_commit: str | None = None
 
 
 @dataclass(frozen=True)
 class RunRef:
     """A training: its fingerprint (see ``training_core.training.fingerprint``), its folder on the machine that trains,
-    the digest of its base model's files, and the id of its MLflow run."""
+    the digest of its base model's files, the id of its MLflow run, and the hub's commit of the base (``None``: a
+    folder)."""
 
     fingerprint: str
     path: str
     base_digest: str
     tracking_run_id: str
+    base_commit: str | None = None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 import mlflow
+from huggingface_hub.errors import RevisionNotFoundError
 from mlflow.entities import LoggedModel
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -15,8 +16,24 @@ from tasks.commands import registry_command
 from tasks.ledger import read_ledger
 from tasks.model_package import package_adapter
 from tasks.refs import FolderRef, RegisteredRef, RunRef, TrainedRef
-from tasks.tracking import FINGERPRINT_TAG, connect, experiment_id, fetch_private_file, tracking_uri
-from tasks.versions import ADAPTER_TAG, LIMIT_TAG, find_champion, find_version, require_served_limit
+from tasks.tracking import (
+    BASE_COMMIT_TAG,
+    FINGERPRINT_TAG,
+    connect,
+    experiment_id,
+    fetch_private_file,
+    tracking_uri,
+)
+from tasks.versions import (
+    ADAPTER_TAG,
+    CHAMPION,
+    LIMIT_TAG,
+    all_versions,
+    find_champion,
+    find_version,
+    named_version,
+    require_served_limit,
+)
 from training_core.base_model import base_folder
 from training_core.config import RunConfig, SettingsError
 from training_core.folders import seal_digest
@@ -80,18 +97,32 @@ def fetch_version(config: RunConfig, version: ModelVersion) -> RegisteredRef:
     if seal_digest(adapter) != digest:
         raise ValueError(f"the files of {version.name} version {version.version} are not those that were registered")
     base_digest = version.tags[_BASE_DIGEST_TAG]
-    run = RunRef(version.tags[FINGERPRINT_TAG], str(folder), base_digest, version.run_id)
+    commit = version.tags.get(BASE_COMMIT_TAG)
+    run = RunRef(version.tags[FINGERPRINT_TAG], str(folder), base_digest, version.run_id, commit)
     fetch_private_file(config, run, LEAKAGE_KEYS_FILE)
-    base = _find_base(config, version.tags[_BASE_TAG], base_digest)
+    base = _find_base(config, version.tags[_BASE_TAG], commit, base_digest)
     limit = int(version.tags[LIMIT_TAG])
     return RegisteredRef(str(version.version), run, FolderRef(str(adapter), None, digest), str(base), limit)
 
 
-def _find_base(config: RunConfig, name: str, digest: str) -> Path:
+def another_base(config: RunConfig, digest: str) -> str | None:
+    """The sentence on the champion, or else the newest version, if its base has the same name and other files."""
+    named = [version for version in all_versions(config) if version.tags.get(_BASE_TAG) == _base_name(config)]
+    for version in filter(None, [named_version(config, CHAMPION), *named[-1:]]):
+        before = version.tags.get(_BASE_DIGEST_TAG)
+        if version.tags.get(_BASE_TAG) == _base_name(config) and before != digest:
+            commit = version.tags.get(BASE_COMMIT_TAG)
+            fix = f"; for the same files set model_revision {commit}" if commit else ""
+            then = f"version {version.version} was trained on files with digest {before}"
+            return f"The base {config.model_name} is not what it was: {then}, this run on {digest}{fix}"
+    return None
+
+
+def _find_base(config: RunConfig, name: str, commit: str | None, digest: str) -> Path:
     """The base of this digest: the settings' own, or the one of that name; a folder's name may be another machine's."""
-    for candidate in dict.fromkeys((config.model_name, name)):
-        with contextlib.suppress(ValueError):  # no folder any more, and no name on the hub
-            base = fetch_base_model(candidate, config.cache_dir)
+    for candidate, revision in dict.fromkeys(((config.model_name, config.model_revision), (name, commit))):
+        with contextlib.suppress(ValueError, RevisionNotFoundError):  # no folder any more, and nothing on the hub
+            base = fetch_base_model(candidate, config.cache_dir, revision)
             if digest_base_model(base) == digest:
                 return base
     raise ValueError(f"neither {config.model_name} nor {name} is the base model of that version: gone, or changed")
@@ -111,6 +142,7 @@ def _create_version(client: MlflowClient, config: RunConfig, trained: TrainedRef
         LIMIT_TAG: str(config.eval_max_new_tokens),
         _BASE_TAG: _base_name(config),
         _BASE_DIGEST_TAG: run.base_digest,
+        **({BASE_COMMIT_TAG: run.base_commit} if run.base_commit else {}),
     }
     own = client.create_model_version(
         name, model.artifact_location, run.tracking_run_id, tags=tags, model_id=model.model_id

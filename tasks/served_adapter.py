@@ -28,12 +28,12 @@ BATCH_SIZE = 16
 
 
 class ServedAdapter(mlflow.pyfunc.PythonModel):
-    """Loads the adapter on its four-bit base and answers cases greedily.
+    """Loads the adapter on its base and answers cases greedily.
 
     ``model_config`` holds ``base_model`` (a folder or a name on the hub; override it to move the model elsewhere),
-    ``base_digest``, ``adapter_digest``, and ``max_new_tokens``, the longest answer. Raises ``ValueError`` when a file
-    of the adapter or of the base is not the registered one: other weights of the same shapes would answer nonsense,
-    and nothing else would report it.
+    ``base_commit`` (on the hub), ``base_digest``, ``adapter_digest``, and ``max_new_tokens``, the longest answer.
+    Raises ``ValueError`` when a file of the adapter or of the base is not the registered one: other weights of the
+    same shapes would answer nonsense, and nothing else would report it.
     """
 
     def load_context(self, context: Any) -> None:
@@ -43,7 +43,9 @@ class ServedAdapter(mlflow.pyfunc.PythonModel):
             raise ValueError(f"expected the adapter that was registered, found other content in {adapter}: {what}")
         limit = context.model_config["max_new_tokens"]
         self.config = replace(RunConfig.load(adapter), eval_max_new_tokens=limit, eval_batch_size=BATCH_SIZE)
-        base = fetch_base_model(context.model_config["base_model"], self.config.cache_dir)
+        base = fetch_base_model(
+            context.model_config["base_model"], self.config.cache_dir, context.model_config["base_commit"]
+        )
         if digest_base_model(base) != context.model_config["base_digest"]:
             raise ValueError(f"{base} is not the base model that this adapter was trained on: its files differ")
         self.loaded = load_adapted_model(base, adapter)

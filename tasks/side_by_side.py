@@ -87,7 +87,8 @@ def _fetch(config: RunConfig, number: str) -> RegisteredRef:
     version = named_version(config, number)
     assert version
     try:
-        return fetch_version(replace(config, model_name=_settings(config, number).model_name), version)
+        own = _settings(config, number)
+        return fetch_version(replace(config, model_name=own.model_name, model_revision=own.model_revision), version)
     except ValueError as error:
         raise SettingsError([f"URI: cannot load version {number}: {error}"]) from error
 

@@ -27,6 +27,7 @@ EXPERIMENT = "sft-flow"
 DECISIONS = "sft-flow-decisions"  # apart from the trainings, one run for each registered model
 FINGERPRINT_TAG, FLOW_RUN_TAG, DESCRIPTION_TAG = "sft_flow.fingerprint", "sft_flow.flow_run", "mlflow.note.content"
 DATASET_TAG = "sft_flow.dataset"
+BASE_COMMIT_TAG = "sft_flow.base_commit"  # on the hub
 
 
 _PRIVATE_FOLDER = "private"
@@ -91,6 +92,8 @@ def open_tracking_run(config: RunConfig, fingerprint: str, dataset: DatasetRef, 
     found = client.search_runs([experiment], f"tags.`{FINGERPRINT_TAG}` = '{fingerprint}'", order_by=["start_time ASC"])
     name = tracking_run_name(config)
     tags = {FINGERPRINT_TAG: fingerprint, "mlflow.runName": name, DATASET_TAG: json.dumps(asdict(dataset))}
+    if dataset.base_commit:
+        tags[BASE_COMMIT_TAG] = dataset.base_commit
     run = found[0] if found else client.create_run(experiment, tags=tags)
     known = run.data.params
     params = {name: str(value)[:_LONGEST_PARAM] for name, value in asdict(config).items() if name not in known}

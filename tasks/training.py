@@ -46,7 +46,7 @@ def open_run(config: RunConfig, dataset: DatasetRef) -> RunRef:
     restore_progress(folder, fingerprint)
     run_id = open_tracking_run(config, fingerprint, dataset, rows)
     link_both_ways(config, run_id)
-    run = RunRef(fingerprint, str(folder), dataset.base_digest, run_id)
+    run = RunRef(fingerprint, str(folder), dataset.base_digest, run_id, dataset.base_commit)
     registered = find_version(config, fingerprint)
     if registered and registered.tags[ADAPTER_TAG] != seal_digest(_adapter_folder(run)):
         return fetch_version(config, registered).run
@@ -63,9 +63,10 @@ def _require_worker_setup(config: RunConfig, dataset: DatasetRef) -> None:
     ]
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         problems.append("MLFLOW_TRACKING_URI is not set for this worker; set it to the server that all workers use")
-    if digest_base_model(fetch_base_model(config.model_name, config.cache_dir)) != dataset.base_digest:
+    base = fetch_base_model(config.model_name, config.cache_dir, config.model_revision)
+    if digest_base_model(base) != dataset.base_digest:
         what = f"model_name: {config.model_name!r} has other files on this machine than where the dataset was built"
-        problems.append(f"{what}; copy the folder again, or let all workers download the same revision")
+        problems.append(f"{what}; copy the folder again, or set model_revision to one commit")
     if problems:
         raise SettingsError(problems)
 

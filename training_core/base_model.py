@@ -77,7 +77,7 @@ def _build(base: Path, content: bytes) -> PreTrainedModel:
 
 
 def linear_layers(base: Path) -> dict[str, nn.Linear]:
-    """The linear layers by full name, without the output head: those that are quantised and can have an adapter.
+    """The linear layers by full name, without the output head: those that NF4 quantises and that can have an adapter.
 
     The head is left out because the loss multiplies by its weights directly, so that its adapter would never train.
     """

@@ -32,7 +32,7 @@ def _quantised(config: RunConfig, model: PreTrainedModel) -> list[str]:
     if not found:
         return []
     method = found.get("quant_method", "unknown")
-    what = f"{config.model_name!r} is quantised already ({method}), and its weights cannot be quantised to NF4 again"
+    what = f"{config.model_name!r} is quantised already ({method}), and adapters need 16 bits or NF4 made from them"
     return [f"model_name: {what}; give the same model as released in 16 bits"]
 
 

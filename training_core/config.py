@@ -19,8 +19,8 @@ from pydantic.fields import FieldInfo
 NOT_OF_TRAINING = frozenset(
     {
         # in the run fingerprint as digests of files and rows
-        *("model_name", "dataset_path", "eval_path", "val_split", "split_seed", "overlap", "entity_fields"),
-        *("overlong", "allowed_decisions", "max_refused_share", "label_audit"),
+        *("model_name", "model_revision", "dataset_path", "eval_path", "val_split", "split_seed", "overlap"),
+        *("entity_fields", "overlong", "allowed_decisions", "max_refused_share", "label_audit"),
         # how often a training reports and saves
         *("logging_steps", "save_steps", "eval_steps", "save_total_limit", "per_device_eval_batch_size"),
         # how a step is divided into batches, when that has to change
@@ -57,6 +57,10 @@ class RunConfig:
         "Qwen/Qwen2.5-1.5B-Instruct",
         min_length=1,
         description="Base model: a folder, the one that comes with the project (samples/tiny_qwen) or a hub name.",
+    )
+
+    model_revision: str | None = Field(
+        None, description="With a hub name: its commit, tag or branch; empty: the newest. A commit never changes."
     )
 
     # Data
@@ -158,6 +162,11 @@ class RunConfig:
         "auto",
         description="Number format of training and answers; auto: bf16 where the GPU computes in it, else fp16, and "
         "fp32 without a GPU. The adapter's weights are fp32 in any case.",
+    )
+    quantisation: Literal["nf4", "none"] = Field(
+        "nf4",
+        description="How the base model's linear layers are stored: in four bits (nf4), or in the run's precision "
+        "(none), which needs more memory but does not round them.",
     )
     packing: bool = Field(True, description="Pack rows into sequences without padding; a row never attends to another.")
     gradient_checkpointing: bool = Field(

@@ -1,4 +1,4 @@
-"""The base model in four bits and the adapter on top of it."""
+"""The base model, in four bits or as released, and the adapter on top of it."""
 
 import contextlib
 import gc
@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from bitsandbytes.nn import Linear4bit
@@ -36,24 +37,35 @@ SMALL_FILES = ("*.json", "*.txt", "*.jinja")
 _BASE_FILES = ("*.safetensors", *SMALL_FILES)
 
 
-def fetch_base_model(model_name: str, cache_dir: str | None) -> Path:
-    """The folder of a base model, downloaded first when ``model_name`` is a name on the hub."""
-    return _fetch(model_name, cache_dir, _BASE_FILES)
+def fetch_base_model(model_name: str, cache_dir: str | None, revision: str | None = None) -> Path:
+    """The folder of a base model, downloaded first when ``model_name`` is a name on the hub.
+
+    ``revision``: a commit, tag or branch there; ``None`` is the newest commit.
+    """
+    return _fetch(model_name, cache_dir, revision, _BASE_FILES)
 
 
-def fetch_tokenizer(model_name: str, cache_dir: str | None) -> Path:
+def fetch_tokenizer(model_name: str, cache_dir: str | None, revision: str | None = None) -> Path:
     """The same folder for work that needs no weights: from the hub only the small files are downloaded.
 
     They are all files of ``fetch_base_model`` but the weights, so the cache key of rows is the same after either.
     """
-    return _fetch(model_name, cache_dir, SMALL_FILES)
+    return _fetch(model_name, cache_dir, revision, SMALL_FILES)
 
 
-def _fetch(model_name: str, cache_dir: str | None, patterns: Sequence[str]) -> Path:
+def _fetch(model_name: str, cache_dir: str | None, revision: str | None, patterns: Sequence[str]) -> Path:
     folder = base_folder(model_name)
     if folder:
         return folder
-    return Path(snapshot_download(model_name, cache_dir=setup_cache(cache_dir), allow_patterns=list(patterns)))
+    where = {"revision": revision or None, "cache_dir": setup_cache(cache_dir)}
+    folder = Path(snapshot_download(model_name, allow_patterns=list(patterns), **where))
+    logger.info("Base model: %s at commit %s", model_name, hub_commit(folder))
+    return folder
+
+
+def hub_commit(base: Path) -> str | None:
+    """The commit that a base was downloaded from; ``None`` for a folder that the hub's cache does not hold."""
+    return base.name if base.parent.name == "snapshots" else None
 
 
 def digest_base_model(folder: Path) -> str:
@@ -72,8 +84,8 @@ def load_tokenizer(base: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def load_quantised_base(base: Path, precision: Precision) -> PreTrainedModel:
-    """The base model, frozen, in NF4 with double quantisation; all other weights have the run's precision.
+def load_base(base: Path, precision: Precision, quantisation: Literal["nf4", "none"] = "nf4") -> PreTrainedModel:
+    """The base model, frozen, in the run's precision; its linear layers in NF4 with double quantisation, or not.
 
     So has everything that it computes, from the embeddings to the logits. peft's ``prepare_model_for_kbit_training``
     would make embeddings, norms and head fp32, and with them the states between the layers: twice the memory, and on
@@ -83,7 +95,7 @@ def load_quantised_base(base: Path, precision: Precision) -> PreTrainedModel:
     """
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         base,
-        quantization_config=_nf4(precision),
+        quantization_config=_nf4(precision) if quantisation == "nf4" else None,
         dtype=precision.dtype,
         device_map={"": torch.cuda.current_device()} if torch.cuda.is_available() else {"": "cpu"},
     )
@@ -109,7 +121,7 @@ def _nf4(precision: Precision) -> BitsAndBytesConfig:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A four-bit base with an adapter, its tokenizer, and the precision in which both compute."""
+    """A base with an adapter, its tokenizer, and the precision in which both compute."""
 
     model: PeftModel
     tokenizer: PreTrainedTokenizerFast
@@ -117,7 +129,7 @@ class LoadedModel:
 
 
 def load_model_and_tokenizer(config: RunConfig) -> LoadedModel:
-    """The four-bit base with a fresh adapter, ready to train, and its tokenizer.
+    """The base with a fresh adapter, ready to train, and its tokenizer.
 
     The adapter's weights are always fp32: bf16 adapters do not resume exactly. Expects settings that ``validate_args``
     has checked. Raises ``SettingsError`` where this machine does not compute in the settings' ``precision``.
@@ -125,8 +137,8 @@ def load_model_and_tokenizer(config: RunConfig) -> LoadedModel:
     precision = pick_precision(config.precision)
     logger.info("Precision: %s", precision.reason)
     set_seed(config.seed)  # for the initial weights of the adapter
-    base = fetch_base_model(config.model_name, config.cache_dir)
-    model = load_quantised_base(base, precision)
+    base = fetch_base_model(config.model_name, config.cache_dir, config.model_revision)
+    model = load_base(base, precision, config.quantisation)
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora_r,
@@ -142,12 +154,14 @@ def load_model_and_tokenizer(config: RunConfig) -> LoadedModel:
 
 
 def load_adapted_model(base: Path, adapter: Path) -> LoadedModel:
-    """A trained adapter on its four-bit base, ready to generate, in the precision of its own settings."""
-    # Not RunConfig.load: an adapter of an older version may have settings that are gone.
-    precision = pick_precision(read_settings_file(adapter).get("precision", "auto"))
+    """A trained adapter on its base, ready to generate, in the precision and quantisation of its own settings."""
+    # Not RunConfig.load: an adapter of an older version may have settings that are gone, or lack these two.
+    settings = read_settings_file(adapter)
+    precision = pick_precision(settings.get("precision", "auto"))
+    model = load_base(base, precision, settings.get("quantisation", "nf4"))
     names = {f"^{re.escape(text_prefix(base))}": "model."}
-    model: PeftModel = PeftModel.from_pretrained(load_quantised_base(base, precision), adapter, key_mapping=names)
-    return LoadedModel(model.eval(), load_tokenizer(base), precision)
+    adapted: PeftModel = PeftModel.from_pretrained(model, adapter, key_mapping=names)
+    return LoadedModel(adapted.eval(), load_tokenizer(base), precision)
 
 
 @contextlib.contextmanager

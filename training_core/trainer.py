@@ -197,7 +197,7 @@ def create_trainer(loaded: LoadedModel, batches: Batches, config: RunConfig, run
     """The trainer of this process. Raises ``RuntimeError`` when the process sees more than one GPU."""
     ranks = PartialState()
     if torch.cuda.device_count() > ranks.num_processes == 1:
-        # The trainer would wrap the model in DataParallel, which a four-bit model does not support.
+        # The trainer would wrap the model in DataParallel, which neither four bits nor shared prefixes support.
         raise RuntimeError(
             f"expected one GPU for one process, found {torch.cuda.device_count()}: "
             "use train_on_devices, or set CUDA_VISIBLE_DEVICES to one of them"

@@ -14,7 +14,7 @@ import fsspec
 import numpy as np
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RevisionNotFoundError
 
 from training_core.base_model import base_folder
 from training_core.base_support import support_problems
@@ -147,9 +147,15 @@ def _audit_problems(name: str, value: str | None) -> list[str]:
 def _base_model_problems(config: RunConfig) -> list[str]:
     folder = base_folder(config.model_name)
     if folder:
-        return _base_folder_problems(config, folder) or support_problems(config, folder)
+        problems = _base_folder_problems(config, folder) or support_problems(config, folder)
+        return [*_unused_revision(config), *problems]
     try:
-        downloaded = hf_hub_download(config.model_name, "config.json", cache_dir=config.cache_dir)
+        downloaded = hf_hub_download(
+            config.model_name, "config.json", revision=config.model_revision or None, cache_dir=config.cache_dir
+        )
+    except RevisionNotFoundError:
+        fix = "give a commit, tag or branch of it"
+        return [f"model_revision: the hub has no {config.model_revision!r} of {config.model_name!r}; {fix}"]
     except LocalEntryNotFoundError:
         cause = "the hub cannot be reached"
     except (HFValidationError, OSError) as error:
@@ -158,6 +164,13 @@ def _base_model_problems(config: RunConfig) -> list[str]:
         return support_problems(config, Path(downloaded).parent)
     fix = "give --model_name the folder of a base model"
     return [f"model_name: {config.model_name!r} is not a folder on this machine, and {cause}; {fix}"]
+
+
+def _unused_revision(config: RunConfig) -> list[str]:
+    if not config.model_revision:
+        return []
+    what = f"{config.model_revision!r} names files on the hub, but {config.model_name!r} is a folder on this machine"
+    return [f"model_revision: {what}; leave it empty"]
 
 
 def _base_folder_problems(config: RunConfig, folder: Path) -> list[str]:

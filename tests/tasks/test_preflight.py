@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,12 @@ from prefect.logging import disable_run_logger
 from prefect.types.entrypoint import EntrypointType
 
 from flows.train_flow import train_flow
-from tasks import artifact_store, tracking, versions
+from tasks import artifact_store, registry, tracking, versions
 from tasks.data import build_dataset
 from tasks.preflight import GPU_MEMORY, preflight
-from tasks.refs import DatasetRef, FolderRef
+from tasks.refs import DatasetRef, FolderRef, TrainedRef
 from training_core.config import RunConfig, SettingsError
+from training_core.model_setup import digest_base_model
 
 pytestmark = pytest.mark.slow
 
@@ -111,6 +113,22 @@ def test_preflight_warns_about_a_pool_without_a_worker(
         logger.removeHandler(caplog.handler)
     assert "Pool idle has no worker online: the training waits up to 24 hours" in caplog.text
     assert "prefect worker start --pool idle" in caplog.text
+
+
+def test_preflight_warns_about_a_base_with_other_files(
+    config: RunConfig, trained: TrainedRef, dataset: DatasetRef, tiny_base: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry.find_or_create_version(config, trained, "")
+    shutil.copytree(tiny_base, config.model_name, dirs_exist_ok=True)
+    found = digest_base_model(tiny_base)
+    logger = logging.getLogger("prefect.task_runs")
+    logger.addHandler(caplog.handler)
+    try:
+        preflight(config, dataclasses.replace(dataset, base_digest=found))
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert f"is not what it was: version 1 was trained on files with digest {dataset.base_digest}" in caplog.text
+    assert f"this run on {found}" in caplog.text
 
 
 def test_preflight_rejects_a_training_too_large_for_the_gpus(

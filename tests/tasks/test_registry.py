@@ -1,15 +1,18 @@
 """One version per adapter, whatever crashed before, and a champion that loads. On a real SQLite store."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
 import pytest
+from hub_stand_in import NAME, commit_of, hub_with
 
 from tasks import registry, tracking, versions
 from tasks.refs import FolderRef, TrainedRef
 from training_core.config import RunConfig, SettingsError
 from training_core.folders import seal
+from training_core.model_setup import digest_base_model, hub_commit
 from training_core.training.adapter import LEAKAGE_KEYS_FILE
 
 pytestmark = pytest.mark.slow
@@ -81,6 +84,44 @@ def test_served_answers_have_the_evaluated_limit(config: RunConfig, trained: Tra
     assert (served_limit(elsewhere), served_limit(short)) == (6, 8)
     version = versions.named_version(short, "1")
     assert version and registry.fetch_version(config, version).max_new_tokens == 8
+
+
+@pytest.fixture
+def from_hub(
+    config: RunConfig, trained: TrainedRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[RunConfig, TrainedRef]]:
+    """Settings that name a base on the hub, and a run on its first commit; the hub has a second one by now."""
+    commits = [tmp_path / "first", tmp_path / "second"]
+    for folder in commits:
+        folder.mkdir()
+        (folder / "config.json").write_text(f'"{folder.name}"')
+    on_hub = dataclasses.replace(config, model_name=NAME, cache_dir=str(tmp_path / "cache"))
+    run = dataclasses.replace(trained.run, base_digest=digest_base_model(commits[0]), base_commit=commit_of(0))
+    with hub_with(commits, {}, monkeypatch):
+        yield on_hub, dataclasses.replace(trained, run=run)
+
+
+def test_version_is_fetched_with_the_commit_of_its_base(from_hub: tuple[RunConfig, TrainedRef]) -> None:
+    """The settings alone would give the newest commit."""
+    config, trained = from_hub
+    registry.find_or_create_version(config, trained, "")
+    (version,) = versions.all_versions(config)
+    fetched = registry.fetch_version(config, version)
+    assert (fetched.run, hub_commit(Path(fetched.base))) == (
+        dataclasses.replace(trained.run, path=fetched.run.path),
+        commit_of(0),
+    )
+
+
+def test_base_of_another_digest_names_the_commit_to_set(from_hub: tuple[RunConfig, TrainedRef]) -> None:
+    config, trained = from_hub
+    assert registry.another_base(config, "new") is None
+    registry.find_or_create_version(config, trained, "")
+    assert registry.another_base(config, trained.run.base_digest) is None
+    assert registry.another_base(dataclasses.replace(config, model_name="other/base"), "new") is None
+    said = registry.another_base(config, "new")
+    assert said and f"version 1 was trained on files with digest {trained.run.base_digest}, this run on new" in said
+    assert said.endswith(f"set model_revision {commit_of(0)}")
 
 
 def test_version_created_twice_at_once_is_kept_once(config: RunConfig, trained: TrainedRef) -> None:

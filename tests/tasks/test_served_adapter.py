@@ -7,13 +7,17 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from datasets import Dataset
+from hub_stand_in import NAME, commit_of, hub_with
+from huggingface_hub import constants
 from transformers import PreTrainedTokenizerFast
 
 from samples.bad_lines import to_line
@@ -162,6 +166,34 @@ def test_served_answers_in_bf16_equal_the_evaluated_ones(tiny_base: Path, tmp_pa
     sample, _ = packaged(tiny_base, "native", tmp_path, precision="bf16")
     assert sample["precision"].startswith("bf16")
     assert check_parity(str(tmp_path / "model"), written(sample, tmp_path)) == "the same tokens"
+
+
+@pytest.mark.slow
+def test_served_answers_on_an_unquantised_base_equal_the_evaluated_ones(tiny_base: Path, tmp_path: Path) -> None:
+    sample, _ = packaged(tiny_base, "native", tmp_path, quantisation="none")
+    assert check_parity(str(tmp_path / "model"), written(sample, tmp_path)) == "the same tokens"
+    served = mlflow.pyfunc.load_model(str(tmp_path / "model")).unwrap_python_model().loaded.model
+    assert {weight.dtype for weight in served.parameters()} == {torch.float32}
+
+
+def test_served_base_is_the_commit_of_the_training(
+    package: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub has a newer one by now."""
+    newer = shutil.copytree(tiny_base, tmp_path / "newer")
+    (newer / "tokenizer_config.json").write_text("{}")
+    served = mlflow.models.Model.load(str(package / "model")).flavors["python_function"]["config"]
+    context = SimpleNamespace(
+        artifacts={"adapter": str(package / "adapter")},
+        model_config=served | {"base_model": NAME, "base_commit": commit_of(0)},
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with hub_with([tiny_base, newer], {}, monkeypatch):
+        ServedAdapter().load_context(context)
+        with pytest.raises(ValueError, match="is not the base model that this adapter was trained on"):
+            ServedAdapter().load_context(
+                SimpleNamespace(**vars(context) | {"model_config": served | {"base_model": NAME}})
+            )
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "tokenizer.json", "manifest.json"])

@@ -1,9 +1,11 @@
 """Every class of base that settings may name is trained, resumed and reloaded with the same answers."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from packed_training import packed, random_rows, relative_error, train_apart, train_packed
 from tiny_models import SIZES, tiny_model, tiny_multimodal_model, tiny_training, write_base
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -33,7 +35,7 @@ def build(name: str) -> PreTrainedModel:
     return tiny_model(name, vocab_size=VOCABULARY)
 
 
-def settings(name: str, tokenizer_of: Path, rows: Path, folder: Path) -> RunConfig:
+def settings(name: str, tokenizer_of: Path, rows: Path, folder: Path, **more: Any) -> RunConfig:
     write_base(build(name), tokenizer_of, folder / "base")
     config = tiny_training(
         folder / "base",
@@ -46,6 +48,7 @@ def settings(name: str, tokenizer_of: Path, rows: Path, folder: Path) -> RunConf
         target_modules="auto"
         if name != "qwen3_next"
         else "in_proj_qkvz,in_proj_ba,out_proj,q_proj,k_proj,v_proj,o_proj",
+        **more,
     )
     validate_args(config)
     return config
@@ -63,11 +66,21 @@ def answers(loaded: LoadedModel, data: TrainingData, config: RunConfig) -> list[
     return completions
 
 
-@pytest.mark.parametrize("name", ["qwen3_5", "multimodal", "sliding", "llama"])
+def formats(loaded: LoadedModel) -> set[torch.dtype]:
+    return {weight.dtype for weight in loaded.model.parameters()}
+
+
+@pytest.mark.parametrize(
+    ("name", "quantisation"),
+    [
+        *((name, "nf4") for name in ("qwen3_5", "multimodal", "sliding", "llama")),
+        *((name, "none") for name in ("qwen2", "qwen3_5", "multimodal")),
+    ],
+)
 def test_base_is_trained_resumed_and_reloaded_alike(
-    name: str, tiny_base: Path, sample_rows: Path, tmp_path: Path
+    name: str, quantisation: str, tiny_base: Path, sample_rows: Path, tmp_path: Path
 ) -> None:
-    config = settings(name, tiny_base, sample_rows, tmp_path)
+    config = settings(name, tiny_base, sample_rows, tmp_path, quantisation=quantisation)
     data = load_training_data(prepare_data(config, tmp_path / "base"))
     whole, resumed = load_model_and_tokenizer(config), load_model_and_tokenizer(config)
     before = lora(whole)
@@ -81,4 +94,19 @@ def test_base_is_trained_resumed_and_reloaded_alike(
     assert all(torch.equal(weight, after[layer]) for layer, weight in lora(resumed).items())
     write_adapter(whole.model, whole.tokenizer, config, data.leakage_keys, tmp_path / "adapter")
     reloaded = load_adapted_model(tmp_path / "base", tmp_path / "adapter")
+    assert formats(reloaded) == formats(whole) == {torch.float32, *([torch.uint8] if quantisation == "nf4" else [])}
     assert answers(reloaded, data, config) == answers(whole, data, config)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen3_5"])
+def test_packs_on_an_unquantised_base_have_the_exact_gradient(
+    name: str, tiny_base: Path, sample_rows: Path, tmp_path: Path
+) -> None:
+    config = settings(name, tiny_base, sample_rows, tmp_path, quantisation="none", lora_dropout=0)
+    model = load_model_and_tokenizer(config).model
+    for layer, weight in model.named_parameters():
+        if "lora_B" in layer:
+            torch.nn.init.normal_(weight, std=0.1)
+    rows = random_rows(0)
+    apart, together = train_apart(model, rows)[1], train_packed(model, packed(rows))[1]
+    assert relative_error(together, apart) < 1e-5

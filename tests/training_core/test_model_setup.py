@@ -20,7 +20,7 @@ def hub(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     files = [path.name for path in tiny_base.iterdir()]
     others = ["model.safetensors.index.json", "merges.txt", "README.md", "onnx/config.json"]
 
-    def download(name: str, *, cache_dir: Path, allow_patterns: list[str]) -> str:
+    def download(name: str, *, revision: str | None, cache_dir: Path, allow_patterns: list[str]) -> str:
         folder = cache_dir / name
         for file in filter_repo_objects([*files, *others], allow_patterns=allow_patterns):
             (folder / file).parent.mkdir(parents=True, exist_ok=True)

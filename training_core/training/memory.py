@@ -31,7 +31,7 @@ _HEAD_TILE = (4096, 32768)  # labels and tokens of the vocabulary that TRL's fus
 class MemoryEstimate:
     """GiB of one device at the peak of a training, by what needs them."""
 
-    quantised_weights: float
+    linear_weights: float
     other_weights: float
     adapter: float
     gradients: float
@@ -55,11 +55,11 @@ def estimate_memory(base: Path, config: RunConfig, batch: BatchSize, compute_byt
     """
     skeleton = load_skeleton(base)
     vocabulary = skeleton.config.vocab_size
-    quantised = sum(layer.weight.numel() for layer in linear_layers(base).values())
-    others = sum(weight.numel() for weight in skeleton.parameters()) - quantised
+    linear = sum(layer.weight.numel() for layer in linear_layers(base).values())
+    others = sum(weight.numel() for weight in skeleton.parameters()) - linear
     trained = adapter_parameters(config, base)
     gib = {
-        "quantised_weights": quantised * _NF4,
+        "linear_weights": linear * (_NF4 if config.quantisation == "nf4" else compute_bytes),
         "other_weights": others * compute_bytes,
         "adapter": trained * _FP32,
         "gradients": trained * _FP32,
@@ -143,7 +143,7 @@ def measure_heaviest_batch(
 
 def _require_estimate(available: float, batches: Batches, config: RunConfig) -> None:
     """Without a GPU nothing is raised when memory runs out: the system ends the process."""
-    base = fetch_tokenizer(config.model_name, config.cache_dir)
+    base = fetch_tokenizer(config.model_name, config.cache_dir, config.model_revision)
     needed = estimate_memory(base, config, batches.train.heaviest_size(), _FP32).total
     logger.info("The training needs at least %.2f of %.1f GiB", needed, available)
     require_memory(Forecast(needed, available, 0, 0, batches.train.tokens_at_most), config)
@@ -204,6 +204,8 @@ def memory_fix(config: RunConfig, batch_tokens: int = 0) -> str:
     if smaller:
         batches = rows * config.gradient_accumulation_steps // smaller[0]
         return f"set per_device_train_batch_size {smaller[0]} and gradient_accumulation_steps {batches}"
+    if config.quantisation == "none":
+        return "set quantisation nf4"
     return f"set max_seq_length {length // 2} (overlong decides on longer rows), or use a smaller base"
 
 

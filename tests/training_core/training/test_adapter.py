@@ -66,6 +66,13 @@ def test_adapter_reloads_bit_by_bit(loaded: LoadedModel, tiny_base: Path, tmp_pa
         assert torch.equal(after[name], value), name
 
 
+def test_adapter_that_does_not_name_a_quantisation_is_nf4(loaded: LoadedModel, tiny_base: Path, tmp_path: Path) -> None:
+    write_adapter(loaded.model, loaded.tokenizer, RunConfig(model_name=str(tiny_base)), LEAKAGE_KEYS, tmp_path / "a")
+    (tmp_path / "a" / "run_config.json").write_text("{}")
+    again = load_adapted_model(tiny_base, tmp_path / "a")
+    assert {weight.dtype for weight in again.model.parameters()} == {torch.float32, torch.uint8}
+
+
 def test_adapter_of_a_multimodal_base_names_layers_as_released(tiny_base: Path, tmp_path: Path) -> None:
     """What serves the released base loads every weight of the adapter, and so do we."""
     base, adapter = tmp_path / "base", tmp_path / "adapter"

@@ -31,9 +31,11 @@ DETERMINES_THE_WEIGHTS = {
     "optim": "adamw_torch",
     "packing": False,
     "precision": "bf16",
+    "quantisation": "none",
 }
 ANOTHER_PLACE_OR_EVALUATION = {
     "model_name": "a/copy",
+    "model_revision": "v1",
     "dataset_path": "a/copy.jsonl",
     "output_dir": "elsewhere",
     "cache_dir": "elsewhere",

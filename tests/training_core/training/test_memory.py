@@ -12,10 +12,11 @@ import pytest
 import torch
 from tiny_models import tiny_training
 
+from training_core.base_model import linear_layers
 from training_core.config import RunConfig, SettingsError
 from training_core.data_loader import prepare_data
 from training_core.dataset.store import load_training_data
-from training_core.model_setup import LoadedModel, load_model_and_tokenizer, load_quantised_base
+from training_core.model_setup import LoadedModel, load_base, load_model_and_tokenizer
 from training_core.packing.batches import Batches, BatchSize, make_batches
 from training_core.trainer import create_trainer
 from training_core.training import memory
@@ -73,7 +74,7 @@ def estimate(tmp_path: Path) -> Callable[..., MemoryEstimate]:
 @pytest.mark.parametrize(
     ("change", "terms"),
     [
-        ({"architecture": QWEN25_7B | {"num_hidden_layers": 56}}, {"quantised_weights", "adapter", "activations"}),
+        ({"architecture": QWEN25_7B | {"num_hidden_layers": 56}}, {"linear_weights", "adapter", "activations"}),
         ({"architecture": QWEN25_7B | {"vocab_size": 304_128}}, {"other_weights"}),
         ({"lora_r": 32}, {"adapter", "gradients", "optimiser"}),
         ({"batch": dataclasses.replace(BATCH, tokens=16_384)}, {"activations"}),
@@ -94,18 +95,21 @@ def test_memory_estimate_counts_eight_bit_moments_as_a_quarter(estimate: Callabl
     assert estimate(optim="paged_adamw_8bit").optimiser == pytest.approx(estimate().optimiser / 4)
 
 
+@pytest.mark.parametrize("quantisation", ["nf4", "none"])
 @pytest.mark.parametrize(("precision", "size"), [("fp32", 4), ("bf16", 2)])
 def test_memory_estimate_of_weights_is_that_of_loaded_ones(
-    config: RunConfig, precision: Literal["fp32", "bf16"], size: int
+    config: RunConfig, precision: Literal["fp32", "bf16"], size: int, quantisation: Literal["nf4", "none"]
 ) -> None:
     """Within a hundredth for NF4; without the constants of double quantisation it would be 3% short."""
+    config = dataclasses.replace(config, quantisation=quantisation)
     estimated = estimate_memory(Path(config.model_name), config, BATCH, size)
-    base = load_quantised_base(Path(config.model_name), pick_precision(precision))
-    others = [weight for weight in base.parameters() if weight.dtype != torch.uint8]
-    assert estimated.other_weights * 2**30 == pytest.approx(sum(weight.nbytes for weight in others))
-    quantised = [module.weight for module in base.modules() if hasattr(module, "quant_state")]
-    loaded = sum(weight.nbytes + weight.quant_state.absmax.nbytes for weight in quantised)
-    assert estimated.quantised_weights * 2**30 == pytest.approx(loaded, rel=0.01)
+    base = load_base(Path(config.model_name), pick_precision(precision), quantisation)
+    linear = [base.get_submodule(name).weight for name in linear_layers(Path(config.model_name))]
+    others = sum(weight.nbytes for weight in base.parameters()) - sum(weight.nbytes for weight in linear)
+    assert estimated.other_weights * 2**30 == pytest.approx(others)
+    constants = sum(weight.quant_state.absmax.nbytes for weight in linear if hasattr(weight, "quant_state"))
+    loaded = constants + sum(weight.nbytes for weight in linear)
+    assert estimated.linear_weights * 2**30 == pytest.approx(loaded, rel=0.01)
     adapter = [weight for weight in load_model_and_tokenizer(config).model.parameters() if weight.requires_grad]
     assert estimated.adapter * 2**30 == pytest.approx(sum(weight.nbytes for weight in adapter))
 
@@ -191,6 +195,10 @@ def test_memory_forecast_above_the_device_is_rejected() -> None:
 def test_memory_fix_keeps_the_rows_of_a_step() -> None:
     assert memory_fix(RunConfig()) == "set per_device_train_batch_size 2 and gradient_accumulation_steps 16"
     assert "max_seq_length 1024" in memory_fix(RunConfig(per_device_train_batch_size=1))
+
+
+def test_memory_fix_quantises_before_rows_get_shorter() -> None:
+    assert memory_fix(RunConfig(per_device_train_batch_size=1, quantisation="none")) == "set quantisation nf4"
 
 
 def test_memory_fix_makes_packs_smaller_than_they_are() -> None:
