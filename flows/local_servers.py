@@ -67,7 +67,7 @@ def prefect_server(
         **({"PREFECT_API_DATABASE_CONNECTION_URL": database} if database else {}),
         **{f"PREFECT_SERVER_SERVICES_{name}_ENABLED": str(for_workers).lower() for name in _DEPLOYMENT_SERVICES},
     }
-    command = ["uvicorn", "--factory", "prefect.server.api.server:create_app", "--log-level", "error", "--fd", "0"]
+    command = ["uvicorn", "--factory", "flows.prefect_app:create_app", "--log-level", "error", "--fd", "0"]
     with listener, child_process(command, environment, stdin=listener.fileno()) as process:
         listener.close()  # here, so that nothing answers on its port when the server dies
         yield Server(process, address, "/api/health")

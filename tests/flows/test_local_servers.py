@@ -1,12 +1,13 @@
 """Servers of one machine: only the server that was started is used, and never through an HTTP proxy."""
 
+import asyncio
 import contextlib
 import os
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from flows import cli
 from flows.cli import set_environment
 from flows.local_servers import Server, listen, mlflow_server, prefect_server
+from flows.prefect_app import starting_alone
 
 DEAD_PROXY = "http://127.0.0.1:9"  # no server listens on the discard port
 PROXIES = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
@@ -117,3 +119,36 @@ def test_servers_started_together_are_not_mixed_up(tmp_path: Path, other_port: i
         assert [flow["name"] for flow in found] == ["a"]
     with mlflow_server(store, artifacts, other_port) as server:
         assert httpx.get(f"{server.wait()}/version", trust_env=False, timeout=30).text
+
+
+def test_servers_of_one_home_start_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    starting: list[int] = []
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: object) -> AsyncIterator[None]:
+        starting.append(1)
+        assert len(starting) == 1
+        await asyncio.sleep(0.2)
+        assert len(starting) == 1
+        starting.clear()
+        yield
+
+    async def start() -> None:
+        async with starting_alone(lifespan)(None):
+            await both.wait()
+
+    async def start_two() -> None:
+        await asyncio.gather(start(), start())
+
+    both = asyncio.Barrier(2)  # none ends before both have started
+    asyncio.run(start_two())
+
+
+@pytest.mark.slow
+def test_servers_of_a_new_home_both_answer(tmp_path: Path) -> None:
+    with prefect_server(tmp_path) as first, prefect_server(tmp_path) as second:
+        for server in (first, second):
+            flows = httpx.post(f"{server.wait()}/api/flows/filter", json={}, trust_env=False, timeout=30)
+            assert flows.json() == []
+            assert server.process.poll() is None
