@@ -57,8 +57,8 @@ def _fetch(model_name: str, cache_dir: str | None, revision: str | None, pattern
     folder = base_folder(model_name)
     if folder:
         return folder
-    where = {"revision": revision or None, "cache_dir": setup_cache(cache_dir)}
-    folder = Path(snapshot_download(model_name, allow_patterns=list(patterns), **where))
+    cache, wanted = setup_cache(cache_dir), list(patterns)
+    folder = Path(snapshot_download(model_name, revision=revision or None, cache_dir=cache, allow_patterns=wanted))
     logger.info("Base model: %s at commit %s", model_name, hub_commit(folder))
     return folder
 

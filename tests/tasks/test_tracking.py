@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from tasks import tracking
@@ -32,6 +33,18 @@ def test_tracking_run_is_one_per_fingerprint_after_a_kill(
         "data/rejected.jsonl",
     }
     assert [given.dataset.digest for given in run.inputs.dataset_inputs] == [dataset.digest[:36]]
+
+
+def test_tracking_run_keeps_revision_and_commit_of_the_base(
+    config: RunConfig, dataset: DatasetRef, tmp_path: Path
+) -> None:
+    asked, commit = dataclasses.replace(config, model_revision="v1"), "1" * 40
+    pinned = dataclasses.replace(dataset, base_commit=commit)
+    run_id = tracking.open_tracking_run(asked, "pinned", pinned, tmp_path)
+    run = tracking.connect(config).get_run(run_id)
+    assert (run.data.params["model_revision"], run.data.tags["sft_flow.base_commit"]) == ("v1", commit)
+    saved = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/run_config.json")
+    assert saved["model_revision"] == "v1"
 
 
 def test_tracking_uri_that_is_empty_counts_as_unset(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
