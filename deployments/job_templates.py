@@ -18,7 +18,11 @@ KUBERNETES_JOB = Path(__file__).parent / "kubernetes_job.yaml"
 WORK_FOLDER = "/work"
 USER = 10001
 
-RUN_ENVIRONMENT = {**ENVIRONMENT, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT.seconds)}
+RUN_ENVIRONMENT = {
+    **ENVIRONMENT,
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT.seconds),
+    "PYTHONSAFEPATH": "1",  # a flows/ or tasks.py in the worker's folder must not take the place of ours
+}
 # A worker passes its own Prefect settings on, and its home is a folder that the container does not have.
 CONTAINER_ENVIRONMENT = {**RUN_ENVIRONMENT, "PREFECT_HOME": f"{WORK_FOLDER}/.prefect"}
 

@@ -27,6 +27,7 @@ from tasks.versions import (
 )
 from training_core.config import RunConfig, SettingsError
 from training_core.grid import Grid
+from training_core.rows.strict_json import DataError
 
 console = Console()
 
@@ -40,6 +41,8 @@ def main(name: str, arguments: Sequence[str]) -> None:
         _fail(name, "; ".join(error.problems))
     except RegistryError as error:
         _fail(name, str(error).splitlines()[0])
+    except DataError as error:
+        _fail(name, str(error))
 
 
 def _fail(name: str, text: str) -> None:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from tasks.ledger import Ledger
+from tasks.servers import server_problems
 from tasks.tracking import tracking_problems, tracking_uri
 from tasks.versions import model_names
 from training_core.config import RunConfig, SettingsError, read_settings, settings_info
@@ -18,7 +19,7 @@ def registry_settings(name: str, output_dir: str) -> RunConfig:
     if not os.environ.get("MLFLOW_TRACKING_URI") and not store.is_file():
         fix = "give the --output_dir of the runs, or set MLFLOW_TRACKING_URI"
         raise SettingsError([f"output_dir: expected a registry in {str(store)!r}, found none; {fix}"])
-    if problems := tracking_problems(config):
+    if problems := server_problems() or tracking_problems(config):
         raise SettingsError(problems)
     return config
 

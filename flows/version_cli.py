@@ -100,7 +100,11 @@ def reproduce(arguments: Sequence[str]) -> None:
     from training_core.utils import setup_logging
 
     setup_logging()
-    found = side_by_side.reproduce(config, number)
+    try:
+        found = side_by_side.reproduce(config, number)
+    except FileNotFoundError as error:
+        fix = "give the rows back their place, or the store its files"
+        raise SettingsError([f"{given.uri}: cannot be trained again: {error}; {fix}"]) from error
     same = found.registered == found.trained_again
     console.print(f"Weights registered     {found.registered}", soft_wrap=True)
     console.print(f"Weights trained again  {found.trained_again}", soft_wrap=True)

@@ -11,13 +11,15 @@ from mlflow.types.schema import Array, DataType
 import training_core
 from tasks.refs import TrainedRef
 
-_SERVED_BY = ("mlflow", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
-_SERVED_BY_TOO = ("pydantic", "pyyaml", "scikit-learn", "scipy", "rich", "pandas")
+SERVED_BY = (
+    *("mlflow", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets"),
+    *("orjson", "pydantic", "pyyaml", "scikit-learn", "scipy", "rich", "pandas"),
+)
 
 
 def package_adapter(trained: TrainedRef, base_name: str, max_new_tokens: int, folder: Path) -> None:
     """Write the model that the registry serves: see ``tasks.served_adapter`` for its input and output."""
-    requirements = [f"{name}=={_version(name)}" for name in (*_SERVED_BY, *_SERVED_BY_TOO)]
+    requirements = [f"{name}=={_version(name)}" for name in SERVED_BY]
     asked = [ColSpec(DataType.string, name, required=False) for name in ("instruction", "input", "messages")]
     answer = ColSpec(DataType.string, "answer"), ColSpec(Array(DataType.long), "token_ids")
     mlflow.pyfunc.save_model(

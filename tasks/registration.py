@@ -89,7 +89,8 @@ def check_in_fresh_process(config: RunConfig, version: str, report: EvalReport) 
             f"models:/{config.registered_model_name}/{version}",
             f"{report.folder.path}/parity_sample.json",
         ],
-        env=os.environ | {"MLFLOW_TRACKING_URI": tracking_uri(config)},
+        # A tasks.py in the working directory must not take the place of ours.
+        env=os.environ | {"MLFLOW_TRACKING_URI": tracking_uri(config), "PYTHONSAFEPATH": "1"},
         capture_output=True,
         text=True,
         timeout=CHECK_TIMEOUT_SECONDS,

@@ -1,6 +1,7 @@
 """Whether the servers of the environment answer; asked before anything starts, since clients retry for minutes."""
 
 import os
+import re
 import socket
 
 import httpx
@@ -23,7 +24,7 @@ def server_problems() -> list[str]:
 
 
 def _problem(address: str) -> str:
-    if address.startswith(("http://", "https://")):
+    if address.startswith("http://"):
         return _http_problem(address)
     try:
         url = make_url(address)
@@ -35,12 +36,16 @@ def _problem(address: str) -> str:
 def _http_problem(address: str) -> str:
     try:
         httpx.get(address, timeout=_SECONDS)
-    except (httpx.TransportError, httpx.InvalidURL, OverflowError) as error:
+    except (httpx.TransportError, OverflowError) as error:
         return f"no answer ({error})"
+    except httpx.InvalidURL:
+        return "expected http://HOST:PORT, got another address"
     return ""
 
 
 def _database_problem(url: URL) -> str:
+    if url.drivername == "https":  # without a request: only the servers' clients know which certificates they trust
+        return _connection_problem(url)
     try:
         dialect = url.get_dialect()
         dialect.import_dbapi()
@@ -48,6 +53,10 @@ def _database_problem(url: URL) -> str:
         return ""  # not a database: MLflow knows more kinds of stores
     except ImportError as error:
         return f"the driver is not installed ({error})"
+    return _connection_problem(url)
+
+
+def _connection_problem(url: URL) -> str:
     try:
         with socket.create_connection((url.host, url.port or _default_port(url)), timeout=_SECONDS):
             return ""
@@ -56,12 +65,9 @@ def _database_problem(url: URL) -> str:
 
 
 def _default_port(url: URL) -> int:
-    return {"postgresql": 5432, "mysql": 3306, "mssql": 1433}.get(url.get_backend_name(), 0)
+    return {"https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}.get(url.get_backend_name(), 0)
 
 
 def _safe(address: str) -> str:
-    """The address without its password."""
-    try:
-        return make_url(address).render_as_string(hide_password=True)
-    except (ArgumentError, ValueError):
-        return address
+    """The address without user and password, whatever else is wrong with it."""
+    return re.sub(r"//.*@", "//***@", address)

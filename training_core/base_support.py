@@ -87,7 +87,7 @@ def _positions(config: RunConfig, model: PreTrainedModel) -> list[str]:
     """A rotation that was scaled (YaRN) reaches further than the positions that the base was trained on."""
     facts = model.config.to_dict()
     rotation = facts.get("rope_parameters") or {}
-    scaled = rotation.get("factor", 1) * rotation.get("original_max_position_embeddings", 0)
+    scaled = (rotation.get("factor") or 1) * (rotation.get("original_max_position_embeddings") or 0)
     positions = int(max(facts.get("max_position_embeddings") or 0, scaled))
     if not positions or config.max_seq_length <= positions:
         return []

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 POLL_SECONDS = 1
+SECONDS_TO_END = 60  # after SIGTERM, for a child whose parent is gone
 
 _PARENT = "SFT_FLOW_PARENT_PROCESS"  # the process id that a child watches
 
@@ -29,7 +30,7 @@ def child_process(
     """Run a Python module and its arguments in ``folder`` until the body ends or this process does.
 
     At the end of the body the child gets SIGTERM, and SIGKILL when it is still running after ``seconds_to_end``. When
-    this process ends first, the child sends itself SIGTERM within ``POLL_SECONDS``. What the child starts as
+    this process ends first, the child sends itself SIGTERM within ``POLL_SECONDS``, and SIGKILL ``SECONDS_TO_END`` later. What the child starts as
     ``python -m training_core.child_processes MODULE …`` watches the child in the same way. ``stdin`` is a
     file descriptor, such as that of a socket. ``output``, such as ``subprocess.PIPE``, gets both standard output and
     standard error; without it they are those of this process.
@@ -60,6 +61,8 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(POLL_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(SECONDS_TO_END)
+    os.kill(os.getpid(), signal.SIGKILL)  # one that hangs would keep its GPU, its port or its lock for ever
 
 
 def main() -> None:

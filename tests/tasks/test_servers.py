@@ -63,6 +63,9 @@ def test_server_that_never_answers_is_one_problem(monkeypatch: pytest.MonkeyPatc
     ("address", "words"),
     [
         ("http://127.0.0.1:99999", "no answer"),
+        ("http://me:secret@127.0.0.1:abc/api", "expected http://HOST:PORT"),
+        ("http://me:secret/word@127.0.0.1:9", "http"),
+        ("https://me:secret@{closed}/api", "no answer"),
         ("http://no-such-host.invalid:5000", "no answer"),
         ("postgresql://me:secret@{closed}/db", "no answer"),
         ("mysql://me:secret@{closed}/db", "driver is not installed (No module named 'MySQLdb')"),

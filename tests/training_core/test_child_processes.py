@@ -1,6 +1,7 @@
 """A child process ends when its parent does, however the parent ends."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -85,3 +86,15 @@ def test_signals_of_a_terminal_do_not_reach_child_processes(modules: Path) -> No
         wait_for(modules / "started")
         assert os.getsid(process.pid) != os.getsid(0)
         assert os.getpgid(process.pid) != os.getpgid(0)
+
+
+def test_child_process_that_hangs_ends_with_a_killed_parent() -> None:
+    """It ignores SIGTERM, as one does that waits inside a GPU's library."""
+    code = (
+        "import signal\n"
+        "from training_core import child_processes\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "child_processes.SECONDS_TO_END = 0.1\n"
+        "child_processes._end_with(0)  # no process has this parent"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == -signal.SIGKILL

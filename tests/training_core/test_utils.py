@@ -272,3 +272,9 @@ def test_output_dir_in_the_folder_of_rows_is_rejected(usable: dict[str, Any], tm
     (problem,) = problems_of(settings)
     assert problem.startswith("output_dir: ")
     assert "folder of rows" in problem
+
+
+def test_precision_that_this_machine_lacks_is_a_problem_here_only(usable: dict[str, Any]) -> None:
+    (problem,) = problems_of(usable | {"precision": "fp16"})
+    assert problem.startswith("precision: fp16 needs a GPU")
+    validate_args(RunConfig(**usable | {"precision": "fp16", "train_on": "train-flow/gpu"}))

@@ -170,7 +170,9 @@ def check_texts(evidence: Evidence) -> Check:
     unrelated = unrelated_test(evidence)
     adjusted = holm([*(test.p for test in tests.values()), unrelated.p])
     shares = ", ".join(f"{name} {test.own:.0%} ({test.other:.0%})" for name, test in tests.items())
-    named = zip([*tests, f"{unrelated.wins} more answers in which no text fits"], adjusted, strict=True)
+    named = zip(
+        [*tests, f"{unrelated.wins - unrelated.losses} more answers in which no text fits"], adjusted, strict=True
+    )
     worse = ", ".join(f"{name} (p = {_p(p)})" for name, p in named if p < LEVEL)
     sentence = (
         f"Where its decision and that of the {reference_of(evidence)} (in brackets) are right, texts agree with the "

@@ -62,9 +62,15 @@ class SaveWhenInterrupted(TrainerCallback):
             signal.signal(number, handler)
         signal.raise_signal(self.received)
 
-    def on_substep_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_substep_end(self, *_: Any, **__: Any) -> None:
+        self._give_up_when_late()
+
+    def on_prediction_step(self, *_: Any, **__: Any) -> None:
+        self._give_up_when_late()
+
+    def _give_up_when_late(self) -> None:
         if self.received and time.monotonic() > self.deadline:
-            logger.warning("The step takes too long: the training ends without a checkpoint of it")
+            logger.warning("The step, or its evaluation, takes too long: the training ends without a checkpoint of it")
             self._give_up()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -73,5 +79,6 @@ class SaveWhenInterrupted(TrainerCallback):
         if ranks.num_processes > 1:  # all end after the same step, whoever received the signal first
             stops = reduce(stops, "sum")
         if stops.item():
-            control.should_save = control.should_training_stop = True
+            # A checkpoint is also a point of the curve: a resumed training knows only the steps after it.
+            control.should_log = control.should_save = control.should_training_stop = True
             self.received = self.received or signal.SIGTERM

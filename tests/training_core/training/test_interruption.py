@@ -28,6 +28,14 @@ def _handlers() -> Iterator[None]:
         signal.signal(number, handler)
 
 
+def test_checkpoint_of_an_interruption_is_a_point_of_the_curve() -> None:
+    with pytest.raises(EndedError), save_when_interrupted() as callback:
+        signal.raise_signal(signal.SIGTERM)
+        control = TrainerControl()
+        callback.on_step_end(ARGUMENTS, TrainerState(), control)
+        assert control.should_log
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_stops_after_the_step_with_a_checkpoint(number: signal.Signals) -> None:
     steps = []
@@ -51,12 +59,13 @@ def test_second_signal_ends_at_once() -> None:
         pytest.fail("the second signal was ignored")
 
 
-def test_step_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("event", ["on_substep_end", "on_prediction_step"])
+def test_step_or_evaluation_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch, event: str) -> None:
     monkeypatch.setattr(interruption, "_SECONDS_TO_SAVE", {signal.SIGINT: 0.01, signal.SIGTERM: 9})
     with pytest.raises(EndedError), save_when_interrupted() as callback:
         signal.raise_signal(signal.SIGINT)
         time.sleep(0.02)
-        callback.on_substep_end(ARGUMENTS, TrainerState(), TrainerControl())
+        getattr(callback, event)(ARGUMENTS, TrainerState(), TrainerControl())
         pytest.fail("the step went on")
 
 
