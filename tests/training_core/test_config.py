@@ -44,7 +44,8 @@ PROMISED_FLAGS = [
 ]
 # Settings that may change without changing the adapter: its rows and base are in the fingerprint as digests.
 HARMLESS = {
-    *("model_name", "dataset_path", "eval_path", "val_split", "split_seed", "overlong", "max_refused_share"),
+    *("model_name", "model_revision", "dataset_path", "eval_path", "val_split", "split_seed", "overlong"),
+    "max_refused_share",
     *("entity_fields", "overlap", "allowed_decisions", "label_audit"),
     *("logging_steps", "save_steps", "eval_steps", "save_total_limit", "per_device_eval_batch_size"),
     *("on_out_of_memory",),
