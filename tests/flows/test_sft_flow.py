@@ -85,6 +85,13 @@ def test_failing_champion_ends_the_run_in_its_own_state(calls: list[Any], monkey
     assert sft_flow.nothing_new(DECIDED).name == "NothingNew"
 
 
+def test_flow_with_a_known_result_publishes_what_is_missing(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sft_flow, "find_finished", lambda *_: DECIDED)
+    monkeypatch.setattr(sft_flow, "publish_missing_report", lambda *given: calls.append(given[1:]))
+    assert sft_flow.sft_flow.fn().name == "NothingNew"
+    assert calls == [(DATASET, DECIDED)]
+
+
 def test_train_flow_checks_the_registered_version_where_it_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check computes answers, which takes a GPU; the waiting flow gets a result that has passed it."""
     calls: list[str] = []
