@@ -14,6 +14,7 @@ from mlflow.tracking import MlflowClient
 from tasks.commands import registry_command
 from tasks.ledger import read_ledger
 from tasks.model_package import package_adapter
+from tasks.moved_store import local_path
 from tasks.refs import FolderRef, RegisteredRef, RunRef, TrainedRef
 from tasks.tracking import FINGERPRINT_TAG, connect, experiment_id, fetch_private_file, tracking_uri
 from tasks.versions import ADAPTER_TAG, LIMIT_TAG, find_champion, find_version, require_served_limit
@@ -74,8 +75,9 @@ def fetch_version(config: RunConfig, version: ModelVersion) -> RegisteredRef:
     folder = Path(config.output_dir).resolve() / "registered" / f"{version.name}-{version.version}"
     adapter, digest = folder / "adapter", version.tags[ADAPTER_TAG]
     if seal_digest(adapter) != digest:
-        folder.mkdir(parents=True, exist_ok=True)
         packaged = f"{version.source}/artifacts/adapter"
+        _require_files(version, local_path(packaged))
+        folder.mkdir(parents=True, exist_ok=True)
         mlflow.artifacts.download_artifacts(packaged, dst_path=str(folder), tracking_uri=tracking_uri(config))
     if seal_digest(adapter) != digest:
         raise ValueError(f"the files of {version.name} version {version.version} are not those that were registered")
@@ -85,6 +87,13 @@ def fetch_version(config: RunConfig, version: ModelVersion) -> RegisteredRef:
     base = _find_base(config, version.tags[_BASE_TAG], base_digest)
     limit = int(version.tags[LIMIT_TAG])
     return RegisteredRef(str(version.version), run, FolderRef(str(adapter), None, digest), str(base), limit)
+
+
+def _require_files(version: ModelVersion, place: Path | None) -> None:
+    """MLflow tries for minutes to read a folder that is gone."""
+    if place and not place.is_dir():
+        what = f"the files of {version.name} version {version.version} were in {place}, which is not there"
+        raise ValueError(f"{what}; put them back, or move the whole output_dir: it is found in its new place")
 
 
 def _find_base(config: RunConfig, name: str, digest: str) -> Path:

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 
 import httpx
@@ -18,6 +19,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.tracking import MlflowClient
 
 from tasks.commands import mlflow_command
+from tasks.moved_store import ARTIFACTS, follow_move
 from tasks.refs import DatasetRef, EvalReport, RunRef
 from training_core.config import RunConfig
 from training_core.folders import complete_file, complete_folder, seal_digest
@@ -48,7 +50,14 @@ def tracking_uri(config: RunConfig) -> str:
         if not store.exists():
             with complete_file(store) as draft:
                 MlflowClient(f"sqlite:///{draft}").search_experiments()
+        _follow_move_once(store)
     return f"sqlite:///{store}"
+
+
+@lru_cache
+def _follow_move_once(store: Path) -> None:
+    """A folder does not move while a process uses it."""
+    follow_move(store, DATASET_TAG)
 
 
 def connect(config: RunConfig) -> MlflowClient:
@@ -226,7 +235,7 @@ def experiment_id(client: MlflowClient, config: RunConfig, name: str = EXPERIMEN
     if found:
         return str(found.experiment_id)
     local = not os.environ.get("MLFLOW_TRACKING_URI")
-    location = (Path(config.output_dir).resolve() / "mlartifacts").as_uri() if local else None
+    location = (Path(config.output_dir).resolve() / ARTIFACTS).as_uri() if local else None
     try:
         return str(client.create_experiment(name, artifact_location=location))
     except MlflowException as error:
