@@ -54,7 +54,7 @@ def fetch_champion(config: RunConfig, but_not: str) -> RegisteredRef | None:
     if version is None or version.tags.get(FINGERPRINT_TAG) == but_not:
         return None
     try:
-        return fetch_version(config, version)
+        return _fetch(config, version)
     except ValueError as error:
         back, none = (
             registry_command(config, "rollback", version.name, *to, with_reason=True) for to in ([], ["--to", "none"])
@@ -66,9 +66,16 @@ def fetch_champion(config: RunConfig, but_not: str) -> RegisteredRef | None:
 def fetch_version(config: RunConfig, version: ModelVersion) -> RegisteredRef:
     """A version's files on this machine, checked against the digests it was registered with.
 
-    Raises ``ValueError`` when sft-flow did not register it, when the registry's files are not those that were
-    registered, or when its base is nowhere to be found.
+    Raises ``SettingsError`` when sft-flow did not register it, when the registry's files are gone or not those that
+    were registered, or when its base is nowhere to be found.
     """
+    try:
+        return _fetch(config, version)
+    except ValueError as error:
+        raise SettingsError([f"registered_model_name: {error}"]) from error
+
+
+def _fetch(config: RunConfig, version: ModelVersion) -> RegisteredRef:
     missing = {FINGERPRINT_TAG, ADAPTER_TAG, LIMIT_TAG, _BASE_TAG, _BASE_DIGEST_TAG} - version.tags.keys()
     if missing:
         raise ValueError(f"{version.name} version {version.version} lacks the tags {', '.join(sorted(missing))}")

@@ -185,4 +185,6 @@ def test_champion_whose_files_are_gone_names_their_place(config: RunConfig, trai
     place.rename(place.with_name("elsewhere"))
     with pytest.raises(SettingsError, match=f"were in {place}/adapter, which is not there; put them back.*rollback"):
         registry.fetch_champion(config, but_not="")
+    with pytest.raises(SettingsError, match=f"were in {place}/adapter"):
+        registry.fetch_version(config, versions.all_versions(config)[0])
     assert not place.exists()
