@@ -11,7 +11,7 @@ from tasks.promotion import find_finished, promote
 from tasks.recovery import limit_attempts
 from tasks.refs import DatasetRef, FinishedRun, ModelVersionRef, TrainedRef
 from tasks.registration import record_evaluation
-from tasks.reporting import publish_report
+from tasks.reporting import publish_missing_report, publish_report
 from tasks.run_names import name_by_fingerprint, name_by_model
 from tasks.train_on_pool import train_on_pool
 from training_core.config import RunConfig
@@ -37,6 +37,7 @@ def sft_flow(config: RunConfig) -> FinishedRun | State[ModelVersionRef] | State[
     preflight(config, dataset)
     finished = find_finished(config, dataset)
     if finished:
+        publish_missing_report(config, dataset, finished)
         return nothing_new(finished)
     trained, version = _train_and_decide(config, dataset)
     page = publish_report(config, dataset, trained, version)

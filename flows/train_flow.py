@@ -3,7 +3,7 @@
 from prefect import flow
 
 from tasks.evaluation import evaluate
-from tasks.recovery import TRAINING, limit_attempts
+from tasks.recovery import TRAINING, limit_attempts, retried_if_transient
 from tasks.refs import DatasetRef, TrainedRef
 from tasks.registration import register_adapter
 from tasks.run_names import name_by_training
@@ -15,13 +15,17 @@ from training_core.utils import setup_logging
 
 @flow(name="train-flow", flow_run_name=name_by_training, **TRAINING)
 def train_flow(config: RunConfig, dataset: DatasetRef) -> TrainedRef:
-    """Train one adapter, evaluate and register it; a retry resumes from the last checkpoint."""
+    """Train one adapter, evaluate and register it; a retry resumes from the last checkpoint.
+
+    Wrong settings or rows end it without a retry.
+    """
     limit_attempts()
     setup_logging()
-    run = open_run(config, dataset)
-    finetune(config, run, dataset)
-    adapter = publish_adapter(config, run)
-    trained = TrainedRef(run, adapter, evaluate(config, run, adapter, dataset))
-    register_adapter(config, trained)
-    return_result(trained)
-    return trained
+    with retried_if_transient():
+        run = open_run(config, dataset)
+        finetune(config, run, dataset)
+        adapter = publish_adapter(config, run)
+        trained = TrainedRef(run, adapter, evaluate(config, run, adapter, dataset))
+        register_adapter(config, trained)
+        return_result(trained)
+        return trained

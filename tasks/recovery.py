@@ -9,6 +9,7 @@ training on another pool                                                    not 
 Scoring fails                         The task: SCORING                     The task is retried once
 Training fails                        train-flow: TRAINING                  It loads the model again and continues
                                                                             from the last checkpoint, twice
+- by wrong settings, rows or sizes    train-flow: retried_if_transient      The run fails at once
 A machine dies or freezes             Automation: SILENT_RUN_CRASHES_AFTER  The run is Crashed
 - and its event was lost              Janitor: JANITOR_CRASHES_AFTER        The same
 A run is Crashed                      Automation:                           The run is AwaitingRetry, and resumes
@@ -27,7 +28,9 @@ Automations and janitor act on runs of deployments. A command such as ``sft-flow
 is started again; a failed run resumes when it is retried in the UI or with ``prefect flow-run retry``.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, TypedDict
 from uuid import UUID
@@ -35,7 +38,7 @@ from uuid import UUID
 import httpx
 from prefect import State, Task, get_run_logger
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import TaskRun
+from prefect.client.schemas.objects import FlowRunPolicy, TaskRun
 from prefect.logging.handlers import APILogWorker
 from prefect.runtime import flow_run
 from prefect.tasks import RetryConditionCallable
@@ -95,6 +98,20 @@ WAITING: TaskRetries = {**NETWORK, "retry_condition_fn": _is_server_error}
 SCORING: TaskRetries = {"retries": 1, "retry_delay_seconds": [10], "retry_condition_fn": is_transient}
 # For the flow that trains: a model that failed half-way cannot be trained further.
 TRAINING: FlowRetries = {"retries": 2, "retry_delay_seconds": 10}
+
+
+@contextlib.contextmanager
+def retried_if_transient() -> Iterator[None]:
+    """The body of a flow with retries: an error that no retry mends ends the run at once.
+
+    A flow has no retry condition. Its retries are the server's, which follows the policy of the run.
+    """
+    try:
+        yield
+    except ValueError:
+        with contextlib.suppress(httpx.HTTPError), get_client(sync_client=True) as client:
+            client.update_flow_run(UUID(flow_run.id), empirical_policy=FlowRunPolicy(retries=0))
+        raise
 
 
 def limit_attempts() -> None:

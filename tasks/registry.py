@@ -15,6 +15,7 @@ from mlflow.tracking import MlflowClient
 from tasks.commands import registry_command
 from tasks.ledger import read_ledger
 from tasks.model_package import package_adapter
+from tasks.moved_store import local_path
 from tasks.refs import FolderRef, RegisteredRef, RunRef, TrainedRef
 from tasks.tracking import (
     BASE_COMMIT_TAG,
@@ -70,7 +71,7 @@ def fetch_champion(config: RunConfig, but_not: str) -> RegisteredRef | None:
     if version is None or version.tags.get(FINGERPRINT_TAG) == but_not:
         return None
     try:
-        return fetch_version(config, version)
+        return _fetch(config, version)
     except ValueError as error:
         back, none = (
             registry_command(config, "rollback", version.name, *to, with_reason=True) for to in ([], ["--to", "none"])
@@ -82,17 +83,25 @@ def fetch_champion(config: RunConfig, but_not: str) -> RegisteredRef | None:
 def fetch_version(config: RunConfig, version: ModelVersion) -> RegisteredRef:
     """A version's files on this machine, checked against the digests it was registered with.
 
-    Raises ``ValueError`` when sft-flow did not register it, when the registry's files are not those that were
-    registered, or when its base is nowhere to be found.
+    Raises ``SettingsError`` when sft-flow did not register it, when the registry's files are gone or not those that
+    were registered, or when its base is nowhere to be found.
     """
+    try:
+        return _fetch(config, version)
+    except ValueError as error:
+        raise SettingsError([f"registered_model_name: {error}"]) from error
+
+
+def _fetch(config: RunConfig, version: ModelVersion) -> RegisteredRef:
     missing = {FINGERPRINT_TAG, ADAPTER_TAG, LIMIT_TAG, _BASE_TAG, _BASE_DIGEST_TAG} - version.tags.keys()
     if missing:
         raise ValueError(f"{version.name} version {version.version} lacks the tags {', '.join(sorted(missing))}")
     folder = Path(config.output_dir).resolve() / "registered" / f"{version.name}-{version.version}"
     adapter, digest = folder / "adapter", version.tags[ADAPTER_TAG]
     if seal_digest(adapter) != digest:
-        folder.mkdir(parents=True, exist_ok=True)
         packaged = f"{version.source}/artifacts/adapter"
+        _require_files(version, local_path(packaged))
+        folder.mkdir(parents=True, exist_ok=True)
         mlflow.artifacts.download_artifacts(packaged, dst_path=str(folder), tracking_uri=tracking_uri(config))
     if seal_digest(adapter) != digest:
         raise ValueError(f"the files of {version.name} version {version.version} are not those that were registered")
@@ -103,6 +112,13 @@ def fetch_version(config: RunConfig, version: ModelVersion) -> RegisteredRef:
     base = _find_base(config, version.tags[_BASE_TAG], commit, base_digest)
     limit = int(version.tags[LIMIT_TAG])
     return RegisteredRef(str(version.version), run, FolderRef(str(adapter), None, digest), str(base), limit)
+
+
+def _require_files(version: ModelVersion, place: Path | None) -> None:
+    """MLflow tries for minutes to read a folder that is gone."""
+    if place and not place.is_dir():
+        what = f"the files of {version.name} version {version.version} were in {place}, which is not there"
+        raise ValueError(f"{what}; put them back, or move the whole output_dir: it is found in its new place")
 
 
 def another_base(config: RunConfig, digest: str) -> str | None:

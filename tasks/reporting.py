@@ -4,17 +4,21 @@ import base64
 import json
 from pathlib import Path
 
-from prefect import task
+from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 
+from tasks.announcements import announce
 from tasks.artifact_store import open_folder
+from tasks.ledger import Entry, read_ledger
 from tasks.recovery import NETWORK
-from tasks.refs import DatasetRef, ModelVersionRef, TrainedRef
+from tasks.refs import DatasetRef, EvalReport, FolderRef, ModelVersionRef, RunRef, TrainedRef
 from tasks.report_page import publish_page
-from tasks.tracking import run_page
+from tasks.tracking import fetch_evaluation, has_report_page, report_name, run_page
+from tasks.versions import ADAPTER_TAG, named_version, version_id
 from training_core.config import RunConfig
 from training_core.dataset.store import load_report
 from training_core.dataset.tables import account_grid
+from training_core.distributed import ADAPTER_FOLDER
 from training_core.evaluation.comparison import load_scores
 from training_core.evaluation.evidence import load_left_out
 from training_core.evaluation.report import group_grid, score_grid
@@ -39,6 +43,43 @@ def publish_report(config: RunConfig, dataset: DatasetRef, trained: TrainedRef, 
     text = "\n\n".join([heading, where, *links, *tables, *pictures])
     create_markdown_artifact(text, key="sft-flow-report", description=heading[2:])
     return str(report_page)
+
+
+@task(task_run_name="publish missing report", **NETWORK)
+def publish_missing_report(config: RunConfig, dataset: DatasetRef, version: ModelVersionRef) -> None:
+    """Announce and publish the gate's decision on a version, when the run that decided was killed before it did so.
+
+    The report page is what a run publishes last. Retried because MLflow is reached over the network.
+    """
+    found, ledger = named_version(config, version.version), read_ledger(config)
+    own = version_id(found)
+    entry = ledger.last_by_gate(own.fingerprint) if own else None
+    if found is None or entry is None or not entry.evidence:
+        return
+    if has_report_page(config, found.run_id, report_name(entry.evidence, entry.time)):
+        return
+    trained = _decided_on(config, dataset, entry, found.run_id, found.tags[ADAPTER_TAG])
+    if trained is None:
+        return
+    get_run_logger().info("Version %s: a run that was killed left no report; it is published now", version.version)
+    if entry.after == ledger.champion:
+        announce(config.registered_model_name, entry)
+    publish_report.fn(config, dataset, trained, version)
+
+
+def _decided_on(
+    config: RunConfig, dataset: DatasetRef, entry: Entry, run_id: str, adapter_digest: str
+) -> TrainedRef | None:
+    """The training and the evaluation that an entry is about; ``None`` when MLflow does not have the evaluation."""
+    assert entry.version
+    own, fingerprint = Path(config.output_dir).resolve(), entry.version.fingerprint
+    evaluation, folder = own / "fetched" / entry.evidence[:16], own / fingerprint[:12]
+    if not fetch_evaluation(config, run_id, entry.evidence, evaluation):
+        return None
+    run = RunRef(fingerprint, str(folder), dataset.base_digest, run_id)
+    rows = load_scores(evaluation)["candidate"].rows
+    report = EvalReport(FolderRef(str(evaluation), None, entry.evidence), rows, {}, {}, None)
+    return TrainedRef(run, FolderRef(str(folder / ADAPTER_FOLDER), None, adapter_digest), report)
 
 
 def run_grids(config: RunConfig, dataset: DatasetRef, trained: TrainedRef) -> list[Grid]:

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 
 import httpx
@@ -18,9 +19,10 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.tracking import MlflowClient
 
 from tasks.commands import mlflow_command
+from tasks.moved_store import ARTIFACTS, follow_move
 from tasks.refs import DatasetRef, EvalReport, RunRef
 from training_core.config import RunConfig
-from training_core.folders import complete_file
+from training_core.folders import complete_file, complete_folder, seal_digest
 from training_core.training.journal import Point
 
 EXPERIMENT = "sft-flow"
@@ -49,7 +51,14 @@ def tracking_uri(config: RunConfig) -> str:
         if not store.exists():
             with complete_file(store) as draft:
                 MlflowClient(f"sqlite:///{draft}").search_experiments()
+        _follow_move_once(store)
     return f"sqlite:///{store}"
+
+
+@lru_cache
+def _follow_move_once(store: Path) -> None:
+    """A folder does not move while a process uses it."""
+    follow_move(store, DATASET_TAG)
 
 
 def connect(config: RunConfig) -> MlflowClient:
@@ -171,14 +180,29 @@ def log_report_page(config: RunConfig, run_id: str, name: str, page: Path) -> No
         connect(config).log_artifact(run_id, str(Path(folder) / _REPORT_FILE), f"{_REPORT_FOLDER}/{name}")
 
 
+def has_report_page(config: RunConfig, run_id: str, name: str) -> bool:
+    """Whether ``log_report_page`` logged a page under this name."""
+    folder = f"{_REPORT_FOLDER}/{name}"
+    return f"{folder}/{_REPORT_FILE}" in {found.path for found in connect(config).list_artifacts(run_id, folder)}
+
+
 def fetch_report_page(config: RunConfig, run_id: str, name: str, file: Path) -> bool:
     """Download the page that ``log_report_page`` logged under this name; whether there is one."""
-    client, place = connect(config), f"{_REPORT_FOLDER}/{name}/{_REPORT_FILE}"
-    if place not in {found.path for found in client.list_artifacts(run_id, f"{_REPORT_FOLDER}/{name}")}:
+    if not has_report_page(config, run_id, name):
         return False
+    place = f"{_REPORT_FOLDER}/{name}/{_REPORT_FILE}"
     with tempfile.TemporaryDirectory() as folder, complete_file(file) as draft:
-        shutil.copy(client.download_artifacts(run_id, place, folder), draft)
+        shutil.copy(connect(config).download_artifacts(run_id, place, folder), draft)
     return True
+
+
+def fetch_evaluation(config: RunConfig, run_id: str, evidence: str, folder: Path) -> bool:
+    """Download the evaluation of this digest that ``log_results`` logged; whether it is there, complete."""
+    client, place = connect(config), f"evaluation/{evidence[:12]}"
+    if seal_digest(folder) != evidence and client.list_artifacts(run_id, place):
+        with tempfile.TemporaryDirectory() as fetched, complete_folder(folder, seal_it=False) as draft:
+            shutil.copytree(client.download_artifacts(run_id, place, fetched), draft, dirs_exist_ok=True)
+    return seal_digest(folder) == evidence
 
 
 def read_evaluation_file(config: RunConfig, run_id: str, evidence: str, name: str) -> str | None:
@@ -214,7 +238,7 @@ def experiment_id(client: MlflowClient, config: RunConfig, name: str = EXPERIMEN
     if found:
         return str(found.experiment_id)
     local = not os.environ.get("MLFLOW_TRACKING_URI")
-    location = (Path(config.output_dir).resolve() / "mlartifacts").as_uri() if local else None
+    location = (Path(config.output_dir).resolve() / ARTIFACTS).as_uri() if local else None
     try:
         return str(client.create_experiment(name, artifact_location=location))
     except MlflowException as error:

@@ -30,7 +30,7 @@ def child_process(
     """Run a Python module and its arguments in ``folder`` until the body ends or this process does.
 
     At the end of the body the child gets SIGTERM, and SIGKILL when it is still running after ``seconds_to_end``. When
-    this process ends first, the child sends itself SIGTERM within ``POLL_SECONDS`` and SIGKILL ``SECONDS_TO_END`` later.
+    this process ends first, the child sends itself SIGTERM within ``POLL_SECONDS``, SIGKILL ``SECONDS_TO_END`` later.
     What the child starts as ``python -m training_core.child_processes MODULE …`` watches the child alike. ``stdin`` is
     a file descriptor, such as that of a socket. ``output``, such as ``subprocess.PIPE``, gets both standard output and
     standard error; without it they are those of this process.

@@ -8,7 +8,7 @@ import pytest
 
 from flows import reevaluate_flow, sft_flow, train_flow
 from tasks.refs import DatasetRef, EvalReport, FolderRef, ModelVersionRef, RegisteredRef, RunRef, TrainedRef
-from training_core.config import RunConfig
+from training_core.config import RunConfig, SettingsError
 
 FOLDER = FolderRef("folder", None, "digest")
 DATASET = DatasetRef(FOLDER, "d", 10, 2, "b")
@@ -85,6 +85,13 @@ def test_failing_champion_ends_the_run_in_its_own_state(calls: list[Any], monkey
     assert sft_flow.nothing_new(DECIDED).name == "NothingNew"
 
 
+def test_flow_with_a_known_result_publishes_what_is_missing(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sft_flow, "find_finished", lambda *_: DECIDED)
+    monkeypatch.setattr(sft_flow, "publish_missing_report", lambda *given: calls.append(given[1:]))
+    assert sft_flow.sft_flow.fn().name == "NothingNew"
+    assert calls == [(DATASET, DECIDED)]
+
+
 def test_train_flow_checks_the_registered_version_where_it_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check computes answers, which takes a GPU; the waiting flow gets a result that has passed it."""
     calls: list[str] = []
@@ -99,3 +106,20 @@ def test_train_flow_checks_the_registered_version_where_it_trained(monkeypatch: 
         monkeypatch.setattr(train_flow, name, noted(name, results.get(name)))
     assert train_flow.train_flow.fn(RunConfig(), DATASET) == trained("7")
     assert calls == [*results, "register_adapter", "return_result"]
+
+
+@pytest.mark.usefixtures("prefect_api")
+@pytest.mark.parametrize(("error", "attempts"), [(SettingsError(["too large"]), 1), (OSError("gone"), 3)], ids=str)
+def test_training_is_not_retried_with_wrong_settings(
+    error: Exception, attempts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts: list[int] = []
+
+    def open_run(*_: Any) -> RunRef:
+        starts.append(1)
+        raise error
+
+    monkeypatch.setattr(train_flow, "open_run", open_run)
+    state = train_flow.train_flow.with_options(retry_delay_seconds=0)(RunConfig(), DATASET, return_state=True)
+    assert state.is_failed()
+    assert len(starts) == attempts

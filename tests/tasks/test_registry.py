@@ -217,3 +217,15 @@ def test_champion_of_a_deleted_run_is_fetched(config: RunConfig, trained: Traine
     tracking.connect(config).delete_run(trained.run.tracking_run_id)
     champion = registry.fetch_champion(config, but_not="x")
     assert champion and (Path(champion.run.path) / "leakage_keys.npz").is_file()
+
+
+def test_champion_whose_files_are_gone_names_their_place(config: RunConfig, trained: TrainedRef) -> None:
+    number = registry.find_or_create_version(config, trained, "")
+    versions.point_alias(config, versions.CHAMPION, number)
+    place = Path(versions.all_versions(config)[0].source.removeprefix("file://")) / "artifacts"
+    place.rename(place.with_name("elsewhere"))
+    with pytest.raises(SettingsError, match=f"were in {place}/adapter, which is not there; put them back.*rollback"):
+        registry.fetch_champion(config, but_not="")
+    with pytest.raises(SettingsError, match=f"were in {place}/adapter"):
+        registry.fetch_version(config, versions.all_versions(config)[0])
+    assert not place.exists()

@@ -2,12 +2,14 @@
 
 import json
 import re
+import shutil
 import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.logging import disable_run_logger
 from sample_report import report
 
 from samples.cases import generate_rows, policy_text
@@ -15,9 +17,9 @@ from tasks import reporting, tracking
 from tasks.ledger import GATE, Entry, VersionId
 from tasks.lineage import code_commit
 from tasks.refs import DatasetRef, EvalReport, FolderRef, ModelVersionRef, RunRef, TrainedRef
-from tasks.reporting import publish_report
+from tasks.reporting import publish_missing_report, publish_report
 from tasks.tracking import fetch_report_page, report_name
-from tasks.versions import decide_once
+from tasks.versions import ADAPTER_TAG, decide_once
 from training_core.config import RunConfig
 from training_core.dataset.row_sample import sample_rows
 from training_core.evaluation.evidence import EvidenceRow, write_evidence_rows
@@ -213,3 +215,42 @@ def test_report_page_of_a_training_on_another_machine_is_in_the_output_folder(
     elsewhere = replace(finished, run=replace(finished.run, path="/not/on/this/machine/0123456789ab"))
     file = publish(config, rows, elsewhere)
     assert file.parent == Path(config.output_dir).resolve() / "0123456789ab" and file.is_file()
+
+
+@pytest.fixture
+def announced(monkeypatch: pytest.MonkeyPatch) -> list[Entry]:
+    entries: list[Entry] = []
+    monkeypatch.setattr(reporting, "announce", lambda _, entry: entries.append(entry))
+    return entries
+
+
+def publish_missing(config: RunConfig, rows: DatasetRef) -> None:
+    version = ModelVersionRef(config.registered_model_name, "1", champion=True, verdict="becomes champion: better")
+    with disable_run_logger():
+        publish_missing_report.fn(config, rows, version)
+
+
+def test_report_of_a_killed_run_is_made_up_for(
+    config: RunConfig, rows: DatasetRef, finished: TrainedRef, artifacts: list[str], announced: list[Entry], run: Path
+) -> None:
+    """Killed between verdict and report; the folder of the run may be gone as well."""
+    client, name = tracking.connect(config), config.registered_model_name
+    tags = {tracking.FINGERPRINT_TAG: finished.run.fingerprint, ADAPTER_TAG: finished.adapter.digest}
+    client.create_registered_model(name)
+    client.create_model_version(name, "nowhere", finished.run.tracking_run_id, tags)
+    publish_missing(config, rows)
+    assert not artifacts, "nothing was decided"
+    tracking.log_results(config, finished.run.tracking_run_id, finished.report)
+    shutil.rmtree(finished.report.folder.path)
+    own = VersionId("1", finished.run.fingerprint)
+    digest = finished.report.folder.digest
+    became = Entry(GATE, "becomes champion", own, None, own, row_sample=sample_rows([2**40]), evidence=digest)
+    entry = decide_once(config, lambda _: became)
+    assert entry
+    for _ in range(2):
+        publish_missing(config, rows)
+        assert announced == [entry]
+        assert len(artifacts) == 1 and "becomes champion" in artifacts[0]
+    page = report_name(entry.evidence, entry.time)
+    assert fetch_report_page(config, finished.run.tracking_run_id, page, run / "fetched.html")
+    assert finished.adapter.digest in (run / "fetched.html").read_text()

@@ -72,14 +72,17 @@ class _Encoded(NamedTuple):
 
 
 def encode_rows(rows: Sequence[Row], encoder: ChatEncoder, config: RunConfig) -> EncodedRows:
-    """Encode rows; a row whose labelled tokens do not decode to exactly its answer is rejected."""
+    """Encode rows; a row whose labelled tokens do not decode to exactly its answer is rejected.
+
+    An answer longer than ``max_seq_length`` is never trained on, so it is not decoded, which takes much memory.
+    """
     texts = [build_assistant_message(row.record) for row in rows]
     answers = encoder.encode_answers(texts)
-    decoded = encoder.decode_answers(answers)
+    decoded = encoder.decode_answers([answer if _fits(answer, config) else answer[:0] for answer in answers])
     prompts = encoder.encode_prompts([format_as_chat(row.record)[:-1] for row in rows])
     encoded, rejected = [], {}
     for position, (row, prompt, answer) in enumerate(zip(rows, prompts, answers, strict=True)):
-        if decoded[position] == texts[position]:
+        if not _fits(answer, config) or decoded[position] == texts[position]:
             encoded.append(_trimmed(_Encoded(row, row.record, prompt, answer, ""), encoder, config))
         else:
             what = "expected tokens that decode to the answer, got another text"
@@ -88,6 +91,10 @@ def encode_rows(rows: Sequence[Row], encoder: ChatEncoder, config: RunConfig) ->
     entities = _keys(_entities_of(item.record, config.entity_fields) for item in encoded)
     beginnings = _keys(map(_beginnings_of, (item.record for item in encoded)))
     return EncodedRows(_as_batch(encoded, config), _facts(encoded, config), entities, beginnings, rejected)
+
+
+def _fits(answer: TokenIds, config: RunConfig) -> bool:
+    return len(answer) <= config.max_seq_length
 
 
 def _trimmed(item: _Encoded, encoder: ChatEncoder, config: RunConfig) -> _Encoded:

@@ -1,7 +1,7 @@
 """Conversations as token ids, rendered the same way in training, evaluation and serving."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,6 +18,8 @@ TokenIds = NDArray[np.int32]
 # Qwen's pre-tokenizer never joins a newline and a following "#", so a text split before headings has the same tokens.
 _HEADING = "## "
 _CACHE_SIZE = 1_000
+# The tokenizer takes up to 300 bytes per character of what it encodes at once (measured on 2026-11-28).
+_CHARACTERS_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class ChatEncoder:
 
     Two caches save time: the template's tokens per sequence of roles, and the tokens of pieces of texts. Texts are
     split before second-level headings, and all pieces but the last of a conversation are cached, so a policy is encoded
-    once for all of its cases.
+    once for all of its cases. Memory is bounded: a text of more than ``_CHARACTERS_AT_ONCE`` is encoded in parts.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -52,7 +54,8 @@ class ChatEncoder:
 
         @lru_cache(maxsize=_CACHE_SIZE)
         def piece_ids(text: str) -> TokenIds:
-            return np.array(plain_text.encode(text, add_special_tokens=False).ids, np.int32)
+            encoded = (plain_text.encode(part, add_special_tokens=False).ids for part in _parts(text))
+            return np.concatenate([np.array(ids, np.int32) for ids in encoded])
 
         end = end_of_turn(tokenizer)
         assert end is not None, "a usable template ends an answer"
@@ -94,8 +97,13 @@ class ChatEncoder:
         return self.decode_answers([ids])[0]
 
     def _encode(self, texts: Sequence[str]) -> list[TokenIds]:
-        encodings = self.plain_text.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+        parts = [(place, part) for place, text in enumerate(texts) for part in _parts(text)]
+        found: list[list[TokenIds]] = [[] for _ in texts]
+        for batch in _batches(parts):
+            encodings = self.plain_text.encode_batch_fast([part for _, part in batch], add_special_tokens=False)
+            for (place, _), encoding in zip(batch, encodings, strict=True):
+                found[place].append(np.array(encoding.ids, np.int32))
+        return [ids[0] if len(ids) == 1 else np.concatenate(ids) for ids in found]
 
     def _before_end(self, ids: list[int]) -> list[int]:
         return ids[: ids.index(self.end_of_turn)] if self.end_of_turn in ids else ids
@@ -106,6 +114,25 @@ def _split(text: str) -> list[str]:
     first, *others = text.split(f"\n{_HEADING}")
     pieces = [first, *(_HEADING + piece for piece in others)]
     return [*(f"{piece}\n" for piece in pieces[:-1]), pieces[-1]]
+
+
+def _parts(text: str) -> list[str]:
+    starts = range(0, max(len(text), 1), _CHARACTERS_AT_ONCE)
+    return [text[start : start + _CHARACTERS_AT_ONCE] for start in starts]
+
+
+def _batches(parts: Sequence[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+    """The parts in order, in batches of fewer than two times ``_CHARACTERS_AT_ONCE``."""
+    batch: list[tuple[int, str]] = []
+    characters = 0
+    for item in parts:
+        batch.append(item)
+        characters += len(item[1])
+        if characters >= _CHARACTERS_AT_ONCE:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 def _encode_template(tokenizer: PreTrainedTokenizerFast, roles: tuple[str, ...]) -> list[TokenIds]:

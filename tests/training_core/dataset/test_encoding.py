@@ -230,3 +230,21 @@ def test_field_whose_name_has_a_dot_comes_before_a_path() -> None:
     assert field_value(by_name | {"order": {"id": 8}}, "order.id") == field_value(by_path, "order.id") == 7
     assert field_value({"order": "text"}, "order.id") is None
     assert field_value({"order": {"items": {"id": 3}}}, "order.items.id") == 3
+
+
+def test_long_answer_is_overlong_and_not_decoded(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoding takes memory for each token."""
+    decoded: list[int] = []
+
+    def watched(self: ChatEncoder, answers: list[list[int]]) -> list[str]:
+        decoded.extend(map(len, answers))
+        return decode(self, answers)
+
+    decode = ChatEncoder.decode_answers
+    monkeypatch.setattr(ChatEncoder, "decode_answers", watched)
+    long = record(output={"decision": "eligible", "conditions": ["12" * 100_000]})
+    built = build(write(tmp_path / "rows.jsonl", [*records(5), long]), tokenizer, max_seq_length=500)
+    assert built.report.accounts[0].overlong == 1
+    assert max(decoded) < 500

@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from row_samples import record, with_policy
+from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from samples.cases import generate_rows
 from training_core.model_setup import load_tokenizer
+from training_core.prompts import chat_encoding
 from training_core.prompts.chat_encoding import ChatEncoder, Message, _split
 from training_core.prompts.messages import format_as_chat
 
@@ -237,3 +239,33 @@ def test_chat_encoder_needs_a_chat_template(tiny_base: Path) -> None:
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match="chat template"):
         ChatEncoder.of(tokenizer)
+
+
+@pytest.mark.parametrize("size", [8, 10_000])
+def test_long_texts_are_encoded_a_few_characters_at_once(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokenizer's memory grows with what it encodes at once."""
+    monkeypatch.setattr(chat_encoding, "_CHARACTERS_AT_ONCE", size)
+    at_once: list[int] = []
+
+    class Watched:
+        def encode(self, text: str, **options: bool) -> Encoding:
+            at_once.append(len(text))
+            return ENCODER.plain_text.encode(text, **options)
+
+        def encode_batch_fast(self, texts: list[str], **options: bool) -> list[Encoding]:
+            at_once.append(sum(map(len, texts)))
+            return ENCODER.plain_text.encode_batch_fast(texts, **options)
+
+    monkeypatch.setattr(Tokenizer, "from_str", lambda _: Watched())
+    watched = ChatEncoder.of(QWEN)
+    texts = ["", "a long text €5 🙂\n## with a heading " * 9, "short", "b" * 100]
+    answers = watched.encode_answers(texts)
+    prompts = watched.encode_prompts([[{"role": "user", "content": text}] for text in texts])
+    assert watched.decode_answers(answers) == texts
+    for text, prompt in zip(texts, prompts, strict=True):
+        assert text in QWEN.decode(prompt)
+    assert max(at_once) < 2 * size
+    if size > sum(map(len, texts)):
+        assert [list(ids) for ids in prompts] == [
+            ENCODER.encode_prompt([{"role": "user", "content": text}]) for text in texts
+        ]
