@@ -76,17 +76,22 @@ def follow_journal(config: RunConfig, run: RunRef) -> Iterator[None]:
 
     What fails is logged and repeated after ``POLL_SECONDS``. When the body is done, all points and the last checkpoint
     are sent once more, and this time errors are raised: ``httpx.HTTPError`` or ``PrefectException`` from Prefect,
-    ``ConnectionError`` from MLflow, ``OSError`` from the store.
+    ``ConnectionError`` from MLflow, ``OSError`` from the store. When the body raises, such as at SIGTERM, the last
+    checkpoint is sent too, but only the body's exception is raised.
     """
     reporter, finished = _Reporter(config, run, (flow_run.id, flow_run.run_count)), threading.Event()
     # Two threads, so that a slow upload does not keep a replaced process alive.
     threads = [_repeat(action, finished) for action in (reporter.report, reporter.upload_checkpoint)]
     try:
-        yield
-    finally:
-        finished.set()
-        for thread in threads:
-            thread.join()
+        try:
+            yield
+        finally:
+            finished.set()
+            for thread in threads:
+                thread.join()
+    except BaseException:  # a machine that is taken away has saved a checkpoint, which the next one resumes from
+        _attempt(reporter.upload_checkpoint, "The last checkpoint may be missing in the artifact store")
+        raise
     reporter.catch_up()
     reporter.upload_checkpoint()
 
@@ -94,14 +99,19 @@ def follow_journal(config: RunConfig, run: RunRef) -> Iterator[None]:
 def _repeat(action: Callable[[], None], finished: threading.Event) -> threading.Thread:
     def loop() -> None:
         while not finished.wait(POLL_SECONDS):
-            try:
-                action()
-            except _EXPECTED_ERRORS as error:
-                get_run_logger().warning("Training continues; will try again: %s: %s", type(error).__name__, error)
+            _attempt(action, "Training continues; will try again")
 
     thread = threading.Thread(target=contextvars.copy_context().run, args=(loop,), daemon=True)
     thread.start()
     return thread
+
+
+def _attempt(action: Callable[[], None], consequence: str) -> None:
+    """Act, and log an expected error with what it means for the run."""
+    try:
+        action()
+    except _EXPECTED_ERRORS as error:
+        get_run_logger().warning("%s: %s: %s", consequence, type(error).__name__, error)
 
 
 def describe_progress(points: list[Point]) -> str:

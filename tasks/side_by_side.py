@@ -13,15 +13,15 @@ from tasks.versions import named_version, settings_of
 from training_core.config import RunConfig, SettingsError
 from training_core.data_loader import prepare_data
 from training_core.dataset.store import TrainingData, load_training_data
+from training_core.distributed import ADAPTER_FOLDER, train_adapter
 from training_core.evaluation.comparison import EvaluatedModel, compare_models, load_scores, save_comparison
 from training_core.evaluation.evidence import load_evidence, load_left_out
 from training_core.evaluation.gate import decide
 from training_core.evaluation.report import score_grid
 from training_core.folders import MANIFEST
 from training_core.grid import Grid
-from training_core.model_setup import digest_base_model, load_adapted_model, load_model_and_tokenizer
-from training_core.trainer import train_model
-from training_core.training.adapter import load_leakage_keys, write_adapter
+from training_core.model_setup import digest_base_model, load_adapted_model
+from training_core.training.adapter import load_leakage_keys
 from training_core.training.fingerprint import digest_rows, run_fingerprint
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -62,19 +62,17 @@ def reproduce(config: RunConfig, number: str) -> Reproduction:
     registered = _fetch(config, number)
     settings = replace(_settings(config, number), model_name=registered.base)
     dataset = _dataset(config, registered)
-    data = load_training_data(open_folder(dataset.folder, config))
+    rows = open_folder(dataset.folder, config)
     folder = Path(config.output_dir).resolve() / "reproduced" / registered.run.fingerprint[:12]
-    loaded = load_model_and_tokenizer(settings)
-    train_model(loaded, data, settings, folder)
-    write_adapter(loaded.model, loaded.tokenizer, settings, data.leakage_keys, folder / "adapter")
+    train_adapter(settings, rows, folder)
     base = digest_base_model(Path(registered.base))
     differences = [
-        *(["the training rows"] if digest_rows(data.train) != dataset.digest else []),
+        *(["the training rows"] if digest_rows(load_training_data(rows).train) != dataset.digest else []),
         *(["the base model"] if base != registered.run.base_digest else []),
     ]
     if not differences and run_fingerprint(settings, dataset.digest, base) != registered.run.fingerprint:
         differences = ["the training code or a setting"]
-    before, after = _weights_digest(Path(registered.adapter.path)), _weights_digest(folder / "adapter")
+    before, after = _weights_digest(Path(registered.adapter.path)), _weights_digest(folder / ADAPTER_FOLDER)
     return Reproduction(before, after, differences)
 
 

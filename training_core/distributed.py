@@ -1,12 +1,15 @@
 """Training in processes of its own, one per device of the machine; all of them end with the calling process."""
 
+import contextvars
 import itertools
 import json
 import logging
 import subprocess
 import sys
+import threading
 import warnings
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,7 +31,7 @@ logger = logging.getLogger(__name__)
 ADAPTER_FOLDER = "adapter"
 
 _PROBLEMS_FILE = "problems.json"  # why a process of the training ended, for the process that started it
-_SECONDS_TO_END = 30
+_SECONDS_TO_END = 30  # for a step and its checkpoint
 _LINES_KEPT = 100
 
 
@@ -62,8 +65,9 @@ def _train(config: RunConfig, dataset: Path, run_dir: Path, halvings: int) -> No
 def train_on_devices(config: RunConfig, dataset: Path, run_dir: Path, devices: int, halvings: int = 0) -> None:
     """Train on all devices, one process for each, and write ``run_dir/adapter``; ``halvings`` as in ``train_model``.
 
-    The processes log to the log of this process, and end when it does. Raises ``SettingsError`` when that is what ended
-    the training, and else ``RuntimeError`` with the last lines of the log.
+    The processes log to the log of this process, and end when it does. When this process is interrupted, they save a
+    checkpoint first, and log that too. Raises ``SettingsError`` when that is what ended the training, and else
+    ``RuntimeError`` with the last lines of the log.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     problems = run_dir / _PROBLEMS_FILE
@@ -72,16 +76,35 @@ def train_on_devices(config: RunConfig, dataset: Path, run_dir: Path, devices: i
     rank = ["training_core.child_processes"] * (devices > 1) + ["training_core.distributed"]
     command = [*launcher, *rank, json.dumps(asdict(config)), str(dataset), str(run_dir), str(halvings)]
     last_lines: deque[str] = deque(maxlen=_LINES_KEPT)
-    with child_process(command, output=subprocess.PIPE, seconds_to_end=_SECONDS_TO_END) as process:
-        for line in process.stdout or ():
-            last_lines.append(line.decode(errors="replace"))
-            logger.info("%s", last_lines[-1].rstrip())
-        process.wait()
+    with child_process(command, output=subprocess.PIPE) as process:
+        reader = _log_lines(process.stdout or (), last_lines)
+        try:
+            process.wait()
+        finally:
+            process.terminate()
+            reader.join(_SECONDS_TO_END)
     if process.returncode and problems.is_file():
         raise SettingsError(json.loads(problems.read_text(encoding="utf-8")))
     if process.returncode:
         log = "".join(last_lines)
         raise RuntimeError(f"training in {devices} processes failed with exit code {process.returncode}:\n{log}")
+
+
+def _log_lines(output: Iterable[bytes], last_lines: deque[str]) -> threading.Thread:
+    """Start to log what a training writes: in a thread, so that it goes on when this process is interrupted.
+
+    A training whose lines nobody reads stops at a full pipe, before its checkpoint is saved.
+    """
+
+    def loop() -> None:
+        for line in output:
+            last_lines.append(line.decode(errors="replace"))
+            logger.info("%s", last_lines[-1].rstrip())
+
+    # Prefect's log finds the run in the context.
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(loop,), daemon=True)
+    thread.start()
+    return thread
 
 
 def main() -> None:

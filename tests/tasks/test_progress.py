@@ -1,13 +1,15 @@
 """Reports of a running training, also when servers and stores fail, and the text of the progress artifact."""
 
 import logging
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import httpx
 import pytest
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, TerminationSignal
 
 from tasks import artifact_store, progress
 from tasks.progress import describe_progress, follow_journal
@@ -64,6 +66,25 @@ def test_progress_raises_when_the_last_upload_fails(run: RunRef, monkeypatch: py
     monkeypatch.setattr(progress, "save_progress", failing_once(OSError("no store"), then=threading.Event()))
     with pytest.raises(OSError, match="no store"), follow_journal(RunConfig(), run):
         pass
+
+
+def test_interrupted_training_uploads_its_last_checkpoint(run: RunRef, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "POLL_SECONDS", 60)
+    upload = Mock(return_value=10)
+    monkeypatch.setattr(progress, "save_progress", upload)
+    with pytest.raises(TerminationSignal), follow_journal(RunConfig(), run):
+        raise TerminationSignal(signal.SIGTERM)
+    upload.assert_called_once()
+
+
+def test_failed_upload_hides_no_interruption(
+    run: RunRef, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(progress, "POLL_SECONDS", 60)
+    monkeypatch.setattr(progress, "save_progress", failing_once(OSError("no store"), then=threading.Event()))
+    with pytest.raises(KeyboardInterrupt), follow_journal(RunConfig(), run):
+        raise KeyboardInterrupt
+    assert caplog.messages == ["The last checkpoint may be missing in the artifact store: OSError: no store"]
 
 
 def test_progress_shows_step_losses_speed_memory_and_time_left() -> None:

@@ -1,7 +1,11 @@
 """Training on several devices equals training on one: the same rows in every step, the same curve, one folder."""
 
 import dataclasses
+import functools
 import json
+import logging
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +18,8 @@ from safetensors.torch import load_file
 from tiny_models import tiny_training
 
 from training_core import distributed
+from training_core.base_model import PROJECT
+from training_core.child_processes import child_process
 from training_core.config import RunConfig, SettingsError
 from training_core.data_loader import prepare_data
 from training_core.distributed import train_adapter, train_on_devices
@@ -126,6 +132,41 @@ def test_training_on_one_gpu_has_its_own_process(
     assert train_adapter(config, rows, tmp_path / "apart").steps == 3
     here, apart = (tmp_path / run / "adapter/adapter_model.safetensors" for run in ("here", "apart"))
     assert apart.read_bytes() == here.read_bytes()
+
+
+# Writes more than a pipe holds before its checkpoint.
+SLOW_TO_END = """
+import signal, sys
+
+def save(*_):
+    print("x" * 1_000_000)
+    print("a checkpoint is saved", flush=True)
+    sys.exit(1)
+
+signal.signal(signal.SIGTERM, save)
+print("training", flush=True)
+while True:
+    signal.pause()
+"""
+
+
+def test_interrupted_caller_logs_how_its_training_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A stand-in trains; this process gets Ctrl-C as soon as it logs."""
+    (tmp_path / "slow_to_end.py").write_text(SLOW_TO_END)
+    stand_in = functools.partial(child_process, ["slow_to_end"], {"PYTHONPATH": f"{tmp_path}:{PROJECT}"})
+    monkeypatch.setattr(distributed, "child_process", lambda _, **options: stand_in(**options))
+    caplog.set_level(logging.INFO, distributed.__name__)
+    caplog.handler.addFilter(lambda record: record.getMessage() != "training" or interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        train_on_devices(RunConfig(), tmp_path, tmp_path / "run", 1)
+    assert caplog.messages[-1] == "a checkpoint is saved"
+
+
+def interrupt() -> bool:
+    os.kill(os.getpid(), signal.SIGINT)
+    return True
 
 
 def start(config: RunConfig, rows: Path, run_dir: Path) -> psutil.Popen:

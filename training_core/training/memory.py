@@ -19,6 +19,7 @@ from training_core.packing.batches import Batches, BatchSize
 from training_core.training.activation_checkpointing import enable_checkpointing
 from training_core.training.disk_space import adapter_parameters
 from training_core.training.free_memory import memory_to_have_gib
+from training_core.utils import pick_precision
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class MemoryEstimate:
 
 
 def estimate_memory(base: Path, config: RunConfig, batch: BatchSize, compute_bytes: int) -> MemoryEstimate:
-    """The memory of a training of a Qwen2 or Qwen3 base with this batch as its heaviest.
+    """The memory of a training with this batch as its heaviest.
 
     Of the base only ``config.json`` is read; no GPU is needed. ``compute_bytes`` is 4 for fp32 and 2 for bf16 and fp16.
     What the libraries themselves need is not counted, nor the scores of attention: its kernels keep none. Weights and
@@ -77,13 +78,13 @@ def _optimiser_bytes(config: RunConfig) -> int:
 
 def _activation_values(base: Path, config: RunConfig) -> float:
     """Values per token kept for the backward pass: those of all blocks, or the inputs of all and those of one block."""
-    blocks = load_skeleton(base).config.num_hidden_layers
-    features = {name.rpartition(".")[2]: layer.out_features for name, layer in linear_layers(base).items()}
-    hidden, queries, keys, inner = (features[name] for name in ("o_proj", "q_proj", "k_proj", "gate_proj"))
-    # Norms, their inputs and results; queries, keys and values before and after rotation; the four of the gated unit.
-    block = 6 * hidden + 4 * queries + 4 * keys + 4 * inner
+    skeleton = load_skeleton(base)
+    blocks, hidden = skeleton.config.num_hidden_layers, skeleton.get_input_embeddings().embedding_dim
+    results = sum(layer.out_features for layer in linear_layers(base).values()) / blocks
+    # Two norms, their inputs and results; what each linear layer computes, and what a rotation, gate or sum makes.
+    block = 4 * hidden + 2 * results
     if config.lora_dropout:  # each adapter keeps a masked copy of its input, and the mask
-        block += round(1.25 * sum(layer.in_features for layer in adapted_layers(config, base).values()) / blocks)
+        block += 1.25 * sum(layer.in_features for layer in adapted_layers(config, base).values()) / blocks
     return blocks * hidden + 2 * block if config.gradient_checkpointing else blocks * block
 
 
@@ -144,7 +145,8 @@ def measure_heaviest_batch(
 def _require_estimate(available: float, batches: Batches, config: RunConfig) -> None:
     """Without a GPU nothing is raised when memory runs out: the system ends the process."""
     base = fetch_tokenizer(config.model_name, config.cache_dir, config.model_revision)
-    needed = estimate_memory(base, config, batches.train.heaviest_size(), _FP32).total
+    compute_bytes = pick_precision(config.precision).dtype.itemsize
+    needed = estimate_memory(base, config, batches.train.heaviest_size(), compute_bytes).total
     logger.info("The training needs at least %.2f of %.1f GiB", needed, available)
     require_memory(Forecast(needed, available, 0, 0, batches.train.tokens_at_most), config)
 

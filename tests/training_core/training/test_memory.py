@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
+from unittest.mock import Mock
 
 import pytest
 import torch
 from tiny_models import tiny_training
+from transformers import Glm4Config, Phi3Config, PhiConfig, PreTrainedConfig, Qwen2Config
 
 from training_core.base_model import linear_layers
 from training_core.config import RunConfig, SettingsError
@@ -38,6 +40,13 @@ QWEN25_7B = {
     "num_hidden_layers": 28,
     "num_attention_heads": 28,
     "num_key_value_heads": 4,
+}
+SMALL = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
 }
 BATCH = BatchSize(tokens=8_192, labels=400)
 
@@ -93,6 +102,45 @@ def test_memory_estimate_grows_with_its_parts(
 
 def test_memory_estimate_counts_eight_bit_moments_as_a_quarter(estimate: Callable[..., MemoryEstimate]) -> None:
     assert estimate(optim="paged_adamw_8bit").optimiser == pytest.approx(estimate().optimiser / 4)
+
+
+# Layers of other names: fused projections, and a feed-forward layer without a gate.
+OTHERS = [
+    Phi3Config(**SMALL, num_key_value_heads=1, pad_token_id=0),
+    PhiConfig(**SMALL),
+    Glm4Config(**SMALL, num_key_value_heads=1, head_dim=32, pad_token_id=0),
+]
+
+
+@pytest.mark.parametrize("architecture", OTHERS, ids=lambda config: str(config.model_type))
+def test_memory_estimate_knows_no_names_of_layers(
+    estimate: Callable[..., MemoryEstimate], architecture: PreTrainedConfig
+) -> None:
+    facts = architecture.to_dict()
+    settings = {"packing": False, "gradient_checkpointing": False}
+    few, many = (estimate(architecture=facts | {"num_hidden_layers": blocks}, **settings) for blocks in (4, 8))
+    assert many.activations == pytest.approx(2 * few.activations)
+    assert few.activations > estimate(architecture=facts, packing=False).activations > 0
+
+
+def test_memory_estimate_of_fused_layers_is_that_of_separate_ones(estimate: Callable[..., MemoryEstimate]) -> None:
+    fused = Phi3Config(**SMALL, num_key_value_heads=1, pad_token_id=0).to_dict()
+    separate = Qwen2Config(**SMALL, num_key_value_heads=1).to_dict()
+    settings = {"packing": False, "lora_dropout": 0.0}
+    one, other = (estimate(architecture=facts, **settings).activations for facts in (fused, separate))
+    assert one == pytest.approx(other)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_required_memory_is_that_of_the_precision(
+    config: RunConfig, batches: Batches, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CPU computes in bf16 too where the setting says so."""
+    config = RunConfig(**vars(config) | {"precision": precision, "quantisation": "none"})
+    estimate = Mock(return_value=SimpleNamespace(total=1.0))
+    monkeypatch.setattr(memory, "estimate_memory", estimate)
+    memory._require_estimate(2.0, batches, config)
+    assert estimate.call_args.args[-1] == {"fp32": 4, "bf16": 2}[precision]
 
 
 @pytest.mark.parametrize("quantisation", ["nf4", "none"])
