@@ -20,7 +20,7 @@ _URIS = (
 
 
 def follow_move(store: Path, path_tag: str) -> None:
-    """Let the store name the artifacts beside it, when it names those of the folder that it was in before.
+    """Let the store name the artifacts next to it, when it names those of the folder that it was in before.
 
     ``path_tag`` is the tag of runs whose JSON has paths of that folder. Does nothing where the store came alone.
     """

@@ -86,7 +86,7 @@ def finetune(config: RunConfig, run: RunRef, dataset: DatasetRef) -> None:
     """Train from the last complete checkpoint and write the adapter; does nothing when it is written already.
 
     Has no retries: ``train-flow`` is retried as a whole. On GPUs the training has processes of its own, so that a
-    retry never loads a second model beside one that failed.
+    retry never loads a second model next to one that failed.
     """
     if seal_digest(_adapter_folder(run)):
         send_points(config, run.tracking_run_id, read_journal(Path(run.path) / "journal.jsonl"))

@@ -65,7 +65,7 @@ def seven_billion(bench: Bench) -> Iterator[Check]:
 
 
 def out_of_memory(bench: Bench) -> Iterator[Check]:
-    """A training that does not fit ends in a message with the remedy; then the model is loaded again, and that fits."""
+    """A training that does not fit ends in a message with the fix; then the model is loaded again, and that fits."""
     if bench.device == "cpu":
         yield figure("memory", "not measured: needs a GPU")
         return
@@ -81,13 +81,13 @@ def out_of_memory(bench: Bench) -> Iterator[Check]:
 
 
 def _refusal(bench: Bench) -> tuple[str, str, bool]:
-    """What a training that does not fit says, the remedy that it has to name, and whether it does."""
-    remedy = "set gradient_checkpointing true"
+    """What a training that does not fit says, the fix that it has to name, and whether it does."""
+    fix = "set gradient_checkpointing true"
     try:
         _train(bench, gradient_checkpointing=False)
     except SettingsError as error:
-        return str(error), remedy, remedy in str(error)
-    return "it fitted", remedy, False
+        return str(error), fix, fix in str(error)
+    return "it fitted", fix, False
 
 
 def _train(bench: Bench, *, gradient_checkpointing: bool) -> list[float]:

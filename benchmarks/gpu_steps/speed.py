@@ -1,4 +1,4 @@
-"""Speed and memory of trainings of 1.5 billion weights, beside TRL, and the gradient of rows that share a policy."""
+"""Speed and memory of trainings of 1.5 billion weights, next to TRL, and the gradient of rows that share a policy."""
 
 import math
 from collections.abc import Iterator

@@ -96,7 +96,7 @@ def _is_hidden(name: str) -> bool:
 def _by_name(parts: tuple[str, ...]) -> str:
     """Why a file is not read, from its place in the folder."""
     if any(part.startswith("_") for part in parts):
-        return "a name that begins with _ marks what Spark and Hive keep beside rows; rename it if it has rows"
+        return "a name that begins with _ marks what Spark and Hive keep next to rows; rename it if it has rows"
     if not parts[-1].lower().endswith(SUFFIXES):
         kinds, ends = ".jsonl, .ndjson, .json", ", ".join(filter(None, COMPRESSIONS))
         return f"expected a name that ends in {kinds} (also with {ends}) or .parquet"

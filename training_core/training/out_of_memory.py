@@ -1,4 +1,4 @@
-"""Out of memory on a GPU: one message with its remedy, or smaller batches that make the same steps."""
+"""Out of memory on a GPU: one message with its fix, or smaller batches that make the same steps."""
 
 import contextlib
 from collections.abc import Iterator

@@ -22,7 +22,7 @@ def problems_with(compiler: str, cache: Path) -> str:
 
 
 @pytest.mark.slow
-def test_missing_compiler_is_named_with_the_remedy(tmp_path: Path) -> None:
+def test_missing_compiler_is_named_with_the_fix(tmp_path: Path) -> None:
     problem = problems_with("no-such-compiler", tmp_path)
     assert "no-such-compiler" in problem
     assert "apt-get install gcc libc6-dev python3-dev" in problem

@@ -1,4 +1,4 @@
-"""A GPU that torch cannot use is a problem with a remedy, never a silent training on the CPU."""
+"""A GPU that torch cannot use is a problem with a fix, never a silent training on the CPU."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def test_gpu_worker_without_a_gpu_is_refused() -> None:
 
 
 @pytest.mark.parametrize("trace", ["version", "nvidia0", "nvidia-smi"])
-def test_gpu_with_an_old_driver_is_refused_with_the_remedy(machine: Path, trace: str) -> None:
+def test_gpu_with_an_old_driver_is_refused_with_the_fix(machine: Path, trace: str) -> None:
     (machine / trace).write_text("NVRM version: 535.104.05\nGCC version: 12\n")
     (machine / trace).chmod(0o755)
     (problem,) = gpu_problems(gpu_expected=False)

@@ -1,4 +1,4 @@
-"""Out of memory is one message with its remedy, or the same steps of smaller batches."""
+"""Out of memory is one message with its fix, or the same steps of smaller batches."""
 
 import itertools
 import logging
@@ -46,13 +46,11 @@ def failing(batches: range) -> Callable[..., Any]:
 
 
 @pytest.mark.slow
-def test_out_of_memory_stops_with_its_remedy(
-    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_out_of_memory_stops_with_its_fix(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SFTTrainer, "training_step", failing(range(9)))
     rows = prepare_data(config, Path(config.model_name))
-    remedy = r"memory: a step does not fit .*out of memory\); set per_device_train_batch_size 1 and gradient_accum"
-    with pytest.raises(SettingsError, match=remedy):
+    fix = r"memory: a step does not fit .*out of memory\); set per_device_train_batch_size 1 and gradient_accum"
+    with pytest.raises(SettingsError, match=fix):
         train_adapter(config, rows, tmp_path / "run")
 
 
