@@ -86,10 +86,7 @@ def _weights_digest(adapter: Path) -> str:
 def _fetch(config: RunConfig, number: str) -> RegisteredRef:
     version = named_version(config, number)
     assert version
-    try:
-        return fetch_version(replace(config, model_name=_settings(config, number).model_name), version)
-    except ValueError as error:
-        raise SettingsError([f"URI: cannot load version {number}: {error}"]) from error
+    return fetch_version(replace(config, model_name=_settings(config, number).model_name), version)
 
 
 def _settings(config: RunConfig, number: str) -> RunConfig:
