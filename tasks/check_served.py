@@ -1,4 +1,4 @@
-"""Loads a registered model in a process of its own and compares its answers with those of the evaluation, token for token.
+"""Loads a registered model in a process of its own and compares its answers with the evaluation's, token for token.
 
 The process must run the code that is packaged with the model: MLflow puts that first on the path, and what was imported
 before stays. So nothing of ``training_core`` is imported here before the model is loaded.

@@ -26,7 +26,7 @@ from training_core.training.compiler import compiler_problems
 from training_core.training.fingerprint import run_fingerprint
 from training_core.training.gpu_check import gpu_problems
 from training_core.training.journal import read_journal
-from training_core.utils import precision_problems
+from training_core.utils import pick_precision
 
 
 @task(task_run_name="open run", **NETWORK)
@@ -56,12 +56,12 @@ def open_run(config: RunConfig, dataset: DatasetRef) -> RunRef:
 
 def _require_worker_setup(config: RunConfig, dataset: DatasetRef) -> None:
     """The checks of preflight that depend on the machine, repeated on the machine that trains."""
+    pick_precision(config.precision)
     problems = [
         *store_problems(needed=True),
         *disk_problems(config, trained_here=True),
         *gpu_problems(gpu_expected=True),
         *compiler_problems(),
-        *precision_problems(config),
     ]
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         problems.append("MLFLOW_TRACKING_URI is not set for this worker; set it to the server that all workers use")

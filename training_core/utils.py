@@ -113,13 +113,13 @@ def validate_args(config: RunConfig) -> None:
         *_audit_problems("label_audit", config.label_audit),
         *_audit_problems("answer_audit", config.answer_audit),
         *_contradictions(config),
-        *(precision_problems(config) if config.train_on is None else []),
+        *(_precision_problems(config) if config.train_on is None else []),
     ]
     if problems:
         raise SettingsError(problems)
 
 
-def precision_problems(config: RunConfig) -> list[str]:
+def _precision_problems(config: RunConfig) -> list[str]:
     """Why this machine cannot compute in the precision of the settings."""
     try:
         pick_precision(config.precision)
