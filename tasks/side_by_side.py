@@ -84,15 +84,8 @@ def _weights_digest(adapter: Path) -> str:
 def _fetch(config: RunConfig, number: str) -> RegisteredRef:
     version = named_version(config, number)
     assert version
-<<<<<<< HEAD
-    try:
-        own = _settings(config, number)
-        return fetch_version(replace(config, model_name=own.model_name, model_revision=own.model_revision), version)
-    except ValueError as error:
-        raise SettingsError([f"URI: cannot load version {number}: {error}"]) from error
-=======
-    return fetch_version(replace(config, model_name=_settings(config, number).model_name), version)
->>>>>>> faults
+    own = _settings(config, number)
+    return fetch_version(replace(config, model_name=own.model_name, model_revision=own.model_revision), version)
 
 
 def _settings(config: RunConfig, number: str) -> RunConfig:
