@@ -30,6 +30,8 @@ TRY = "prefect deployment run sft-flow/demo --watch"
 # Concurrent runs of each pool's worker: on the CPU pool most runs only wait for a training; a GPU trains one at a time.
 WORKERS = {"cpu": 10, "gpu": 1}
 
+_SECONDS_TO_END = 45  # a training saves and uploads a checkpoint first; see ``save_when_interrupted``
+
 console = Console(highlight=False)
 
 
@@ -118,9 +120,8 @@ def worker(pool: str, home: Path, found: Servers) -> Iterator[subprocess.Popen[b
     folder = home / pool
     folder.mkdir(parents=True, exist_ok=True)
     command = ["prefect", "worker", "start", "--pool", pool, "--type", "process", "--limit", str(WORKERS[pool])]
-    with child_process(
-        command, found.worker_environment() | {"PREFECT_HOME": str(folder / "prefect")}, folder
-    ) as process:
+    environment = found.worker_environment() | {"PREFECT_HOME": str(folder / "prefect")}
+    with child_process(command, environment, folder, seconds_to_end=_SECONDS_TO_END) as process:
         yield process
 
 
