@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # pip has to see torch's exact pin before anything else asks for torch, or it may fetch another build of it first.
 TORCH := $(shell sed -n 's/^torch==.*/&/p' constraints.txt)
 
-.PHONY: demo test check lint types fix bench up deploy pretrained clean
+.PHONY: demo test test-core test-others check lint types fix bench up deploy pretrained clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sft-flow demo
@@ -20,8 +20,17 @@ up: $(VENV)/.installed
 deploy: $(VENV)/.installed
 	$(BIN)/python -m deployments.deploy
 
+# Tests of the core need the processor, the others mostly wait for servers: side by side they take two thirds of the time.
+CORE := tests/training_core tests/samples tests/benchmarks
+
 test: $(VENV)/.pretrained lint types
-	$(BIN)/pytest
+	$(MAKE) --jobs=2 --keep-going --output-sync=line test-core test-others
+
+test-core: $(VENV)/.pretrained
+	$(BIN)/pytest -o cache_dir=.pytest_cache/core $(CORE)
+
+test-others: $(VENV)/.pretrained
+	$(BIN)/pytest $(CORE:%=--ignore=%)
 
 check: $(VENV)/.installed lint types
 	$(BIN)/pytest -m "not slow"
