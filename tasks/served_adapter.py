@@ -44,7 +44,7 @@ class ServedAdapter(mlflow.pyfunc.PythonModel):
         limit = context.model_config["max_new_tokens"]
         self.config = replace(RunConfig.load(adapter), eval_max_new_tokens=limit, eval_batch_size=BATCH_SIZE)
         base = fetch_base_model(
-            context.model_config["base_model"], self.config.cache_dir, context.model_config["base_commit"]
+            context.model_config["base_model"], self.config.cache_dir, context.model_config.get("base_commit")
         )
         if digest_base_model(base) != context.model_config["base_digest"]:
             raise ValueError(f"{base} is not the base model that this adapter was trained on: its files differ")
