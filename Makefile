@@ -20,7 +20,7 @@ up: $(VENV)/.installed
 deploy: $(VENV)/.installed
 	$(BIN)/python -m deployments.deploy
 
-# Tests of the core need the processor, the others mostly wait for servers: side by side they take two thirds of the time.
+# Tests of the core need the processor, the others mostly wait for servers, so both run side by side.
 CORE := tests/training_core tests/samples tests/benchmarks
 
 test: $(VENV)/.pretrained lint types

@@ -83,15 +83,13 @@ def follow_journal(config: RunConfig, run: RunRef) -> Iterator[None]:
     # Two threads, so that a slow upload does not keep a replaced process alive.
     threads = [_repeat(action, finished) for action in (reporter.report, reporter.upload_checkpoint)]
     try:
-        try:
-            yield
-        finally:
-            finished.set()
-            for thread in threads:
-                thread.join()
-    except BaseException:  # a machine that is taken away has saved a checkpoint, which the next one resumes from
+        yield
+    finally:
+        finished.set()
+        for thread in threads:
+            thread.join()
+        # Also after SIGTERM: a machine that is taken away has saved a checkpoint, which the next one resumes from.
         _attempt(reporter.upload_checkpoint, "The last checkpoint may be missing in the artifact store")
-        raise
     reporter.catch_up()
     reporter.upload_checkpoint()
 

@@ -63,7 +63,7 @@ def test_progress_errors_are_logged_and_retried(
 
 def test_progress_raises_when_the_last_upload_fails(run: RunRef, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "POLL_SECONDS", 60)
-    monkeypatch.setattr(progress, "save_progress", failing_once(OSError("no store"), then=threading.Event()))
+    monkeypatch.setattr(progress, "save_progress", Mock(side_effect=OSError("no store")))
     with pytest.raises(OSError, match="no store"), follow_journal(RunConfig(), run):
         pass
 
