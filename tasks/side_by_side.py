@@ -6,11 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tasks.artifact_store import open_folder
-from tasks.refs import DatasetRef, FolderRef, RegisteredRef
-from tasks.registry import fetch_version
-from tasks.tracking import DATASET_TAG, connect
-from tasks.versions import named_version, settings_of
-from training_core.config import RunConfig, SettingsError
+from tasks.refs import RegisteredRef
+from tasks.registered import fetch_registered, registered_dataset, registered_settings
+from training_core.config import RunConfig
 from training_core.data_loader import prepare_data
 from training_core.dataset.store import TrainingData, load_training_data
 from training_core.distributed import ADAPTER_FOLDER, train_adapter
@@ -43,8 +41,8 @@ def compare_registered(versions: Sequence[tuple[RunConfig, str]], rows: str | No
     is decided or written to the registry.
     """
     (config, number), (_, other) = versions
-    first, second = (_fetch(config, number) for config, number in versions)
-    settings = _settings(config, number)
+    first, second = (fetch_registered(config, number) for config, number in versions)
+    settings = registered_settings(config, number)
     comparison = compare_models(_load(first), _load(second), _data(settings, first, rows), settings)
     folder = Path(config.output_dir).resolve() / "compared" / f"{number}-{other}-{first.run.fingerprint[:12]}"
     save_comparison(comparison, folder, folder)
@@ -59,9 +57,9 @@ def reproduce(config: RunConfig, number: str) -> Reproduction:
     Raises ``SettingsError`` when the run does not name its rows, and ``FileNotFoundError`` when they are neither on
     this machine nor in the artifact store.
     """
-    registered = _fetch(config, number)
-    settings = replace(_settings(config, number), model_name=registered.base)
-    dataset = _dataset(config, registered)
+    registered = fetch_registered(config, number)
+    settings = replace(registered_settings(config, number), model_name=registered.base)
+    dataset = registered_dataset(config, registered)
     rows = open_folder(dataset.folder, config)
     folder = Path(config.output_dir).resolve() / "reproduced" / registered.run.fingerprint[:12]
     train_adapter(settings, rows, folder)
@@ -81,28 +79,9 @@ def _weights_digest(adapter: Path) -> str:
     return str(json.loads((adapter / MANIFEST).read_text(encoding="utf-8"))[WEIGHTS_FILE])
 
 
-def _fetch(config: RunConfig, number: str) -> RegisteredRef:
-    version = named_version(config, number)
-    assert version
-    own = _settings(config, number)
-    return fetch_version(replace(config, model_name=own.model_name, model_revision=own.model_revision), version)
-
-
-def _settings(config: RunConfig, number: str) -> RunConfig:
-    return replace(settings_of(config, number), output_dir=config.output_dir)
-
-
-def _dataset(config: RunConfig, registered: RegisteredRef) -> DatasetRef:
-    tags = connect(config).get_run(registered.run.tracking_run_id).data.tags
-    if DATASET_TAG not in tags:
-        raise SettingsError([f"URI: the MLflow run of version {registered.version} does not name its rows"])
-    values = json.loads(tags[DATASET_TAG])
-    return DatasetRef(**values | {"folder": FolderRef(**values["folder"])})
-
-
 def _data(settings: RunConfig, registered: RegisteredRef, rows: str | None) -> TrainingData:
     """The rows to compare on, and training rows for the baselines: those of the version."""
-    stored = load_training_data(open_folder(_dataset(settings, registered).folder, settings))
+    stored = load_training_data(open_folder(registered_dataset(settings, registered).folder, settings))
     if rows is None:
         return stored
     given = replace(settings, dataset_path=rows, eval_path=rows, overlap="allow")

@@ -1,0 +1,32 @@
+"""A registered version, fetched to this machine: adapter and base, the settings it was trained with, and its rows."""
+
+import json
+from dataclasses import replace
+
+from tasks.refs import DatasetRef, FolderRef, RegisteredRef
+from tasks.registry import fetch_version
+from tasks.tracking import DATASET_TAG, connect
+from tasks.versions import named_version, settings_of
+from training_core.config import RunConfig, SettingsError
+
+
+def fetch_registered(config: RunConfig, number: str) -> RegisteredRef:
+    """The version of this number, downloaded and verified; its base has the commit that it was trained with."""
+    version = named_version(config, number)
+    assert version
+    own = registered_settings(config, number)
+    return fetch_version(replace(config, model_name=own.model_name, model_revision=own.model_revision), version)
+
+
+def registered_settings(config: RunConfig, number: str) -> RunConfig:
+    """The settings that the version was trained with, with the output folder of ``config``."""
+    return replace(settings_of(config, number), output_dir=config.output_dir)
+
+
+def registered_dataset(config: RunConfig, registered: RegisteredRef) -> DatasetRef:
+    """The dataset that the version was trained on. Raises ``SettingsError`` when its MLflow run does not name it."""
+    tags = connect(config).get_run(registered.run.tracking_run_id).data.tags
+    if DATASET_TAG not in tags:
+        raise SettingsError([f"URI: the MLflow run of version {registered.version} does not name its rows"])
+    values = json.loads(tags[DATASET_TAG])
+    return DatasetRef(**values | {"folder": FolderRef(**values["folder"])})
