@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from samples.packaged_file import packaged_file
-from samples.tiny_base import CHAT_TEMPLATE, CONTROL_TOKENS, WORDS
+from samples.tiny_base import CHAT_TEMPLATE, CONTROL_TOKENS
+from training_core.prompts.byte_pairs import WORDS
 
 
 def build() -> PreTrainedTokenizerFast:

@@ -32,6 +32,7 @@ from samples.rulebook import DECISIONS
 from training_core.dataset.encoding import IGNORED_LABEL
 from training_core.packing.attention import use_shared_prefix_attention
 from training_core.packing.plan import collate_pack, packed_dataset, plan_packing
+from training_core.prompts.byte_pairs import WORDS
 from training_core.prompts.chat_encoding import ChatEncoder
 from training_core.prompts.messages import build_assistant_message, format_as_chat
 from training_core.utils import set_seed
@@ -48,10 +49,6 @@ CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-# Splits words, single digits, punctuation and white space, as Qwen's tokenizers do.
-WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 

@@ -13,7 +13,7 @@ from tasks.refs import TrainedRef
 
 SERVED_BY = (
     *("mlflow", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets"),
-    *("orjson", "pydantic", "pyyaml", "scikit-learn", "scipy", "rich", "pandas"),
+    *("orjson", "tiktoken", "pydantic", "pyyaml", "scikit-learn", "scipy", "rich", "pandas"),
 )
 
 

@@ -1,19 +1,17 @@
 """Conversations as token ids, rendered the same way in training, evaluation and serving."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
-from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from training_core.prompts.byte_pairs import TextEncoder, text_encoder
+from training_core.prompts.byte_pairs import TokenIds as TokenIds
 from training_core.prompts.chat_templates import end_of_turn, placeholder, render, require_usable_template
 
 Message = dict[str, str]
-TokenIds = NDArray[np.int32]
 
 # Qwen's pre-tokenizer never joins a newline and a following "#", so a text split before headings has the same tokens.
 _HEADING = "## "
@@ -36,7 +34,7 @@ class ChatEncoder:
     """
 
     tokenizer: PreTrainedTokenizerFast
-    plain_text: Tokenizer
+    encode_texts: TextEncoder
     end_of_turn: int
     template_ids: Callable[[tuple[str, ...]], list[TokenIds]]
     piece_ids: Callable[[str], TokenIds]
@@ -45,8 +43,7 @@ class ChatEncoder:
     def of(cls, tokenizer: PreTrainedTokenizerFast) -> "ChatEncoder":
         """The encoder of a tokenizer; raises ``SettingsError`` if its chat template cannot be used."""
         require_usable_template(tokenizer)
-        without_control_tokens = json.loads(tokenizer.backend_tokenizer.to_str()) | {"added_tokens": []}
-        plain_text = Tokenizer.from_str(json.dumps(without_control_tokens))
+        encode_texts = text_encoder(tokenizer.backend_tokenizer)
 
         @lru_cache(maxsize=_CACHE_SIZE)
         def template_ids(roles: tuple[str, ...]) -> list[TokenIds]:
@@ -54,15 +51,14 @@ class ChatEncoder:
 
         @lru_cache(maxsize=_CACHE_SIZE)
         def piece_ids(text: str) -> TokenIds:
-            encoded = (plain_text.encode(part, add_special_tokens=False).ids for part in _parts(text))
-            return np.concatenate([np.array(ids, np.int32) for ids in encoded])
+            return np.concatenate([encode_texts([part])[0] for part in _parts(text)])
 
         end = end_of_turn(tokenizer)
         assert end is not None, "a usable template ends an answer"
-        return cls(tokenizer, plain_text, end, template_ids, piece_ids)
+        return cls(tokenizer, encode_texts, end, template_ids, piece_ids)
 
     def encode_prompts(self, conversations: Sequence[Sequence[Message]]) -> list[TokenIds]:
-        """Token ids of each conversation, including the generation prompt, encoded on all cores."""
+        """Token ids of each conversation, including the generation prompt."""
         split = [[_split(message["content"]) for message in messages] for messages in conversations]
         last_pieces = self._encode([texts[-1].pop() for texts in split])
         prompts = []
@@ -100,9 +96,8 @@ class ChatEncoder:
         parts = [(place, part) for place, text in enumerate(texts) for part in _parts(text)]
         found: list[list[TokenIds]] = [[] for _ in texts]
         for batch in _batches(parts):
-            encodings = self.plain_text.encode_batch_fast([part for _, part in batch], add_special_tokens=False)
-            for (place, _), encoding in zip(batch, encodings, strict=True):
-                found[place].append(np.array(encoding.ids, np.int32))
+            for (place, _), ids in zip(batch, self.encode_texts([part for _, part in batch]), strict=True):
+                found[place].append(ids)
         return [ids[0] if len(ids) == 1 else np.concatenate(ids) for ids in found]
 
     def _before_end(self, ids: list[int]) -> list[int]:

@@ -1,18 +1,18 @@
 """Prompts equal those of the chat template, and no text of a message becomes a control token."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from row_samples import record, with_policy
-from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from samples.cases import generate_rows
 from training_core.model_setup import load_tokenizer
 from training_core.prompts import chat_encoding
-from training_core.prompts.chat_encoding import ChatEncoder, Message, _split
+from training_core.prompts.chat_encoding import ChatEncoder, Message, TokenIds, _split
 from training_core.prompts.messages import format_as_chat
 
 # Like Qwen3: <think> is an added token that is not special, and asking without thinking opens an empty think block.
@@ -247,16 +247,11 @@ def test_long_texts_are_encoded_a_few_characters_at_once(size: int, monkeypatch:
     monkeypatch.setattr(chat_encoding, "_CHARACTERS_AT_ONCE", size)
     at_once: list[int] = []
 
-    class Watched:
-        def encode(self, text: str, **options: bool) -> Encoding:
-            at_once.append(len(text))
-            return ENCODER.plain_text.encode(text, **options)
+    def watch(texts: Sequence[str]) -> list[TokenIds]:
+        at_once.append(sum(map(len, texts)))
+        return ENCODER.encode_texts(texts)
 
-        def encode_batch_fast(self, texts: list[str], **options: bool) -> list[Encoding]:
-            at_once.append(sum(map(len, texts)))
-            return ENCODER.plain_text.encode_batch_fast(texts, **options)
-
-    monkeypatch.setattr(Tokenizer, "from_str", lambda _: Watched())
+    monkeypatch.setattr(chat_encoding, "text_encoder", lambda _: watch)
     watched = ChatEncoder.of(QWEN)
     texts = ["", "a long text €5 🙂\n## with a heading " * 9, "short", "b" * 100]
     answers = watched.encode_answers(texts)
