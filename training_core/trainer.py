@@ -30,6 +30,7 @@ from training_core.training.interruption import save_when_interrupted
 from training_core.training.journal import read_journal
 from training_core.training.memory import measure_heaviest_batch, memory_fix, peak_memory_gib, require_memory
 from training_core.training.out_of_memory import explain_out_of_memory, halved_batches
+from training_core.training.sharding import average_gradients, shard_base
 from training_core.utils import Precision, set_seed
 
 logger = logging.getLogger(__name__)
@@ -157,9 +158,13 @@ def load_summary(run_dir: Path) -> TrainingSummary:
 def _train(
     loaded: LoadedModel, rows: Dataset, batches: Batches, config: RunConfig, run_dir: Path, checkpoint: Path | None
 ) -> None:
+    if config.sharding == "fsdp":
+        shard_base(loaded.model)
     trainer = create_trainer(loaded, batches, config, run_dir)
     share_left = 1 - _steps_done(checkpoint) / batches.steps.total
     require_memory(measure_heaviest_batch(trainer, batches, config, share_left), config)
+    if config.sharding == "fsdp":
+        average_gradients(trainer)
     trainer.add_callback(RequireFinite(trainer.model, rows))
     set_seed(config.seed + PartialState().process_index)  # each device draws its own dropout masks
     try:
