@@ -20,6 +20,7 @@ from training_core.folders import complete_file
 from training_core.model_setup import LoadedModel
 from training_core.packing.attention import use_shared_prefix_attention
 from training_core.packing.batches import NOTABLY_IDLE, Batches, Steps
+from training_core.packing.capabilities import kernels
 from training_core.packing.plan import collate_pack
 from training_core.training.activation_checkpointing import checkpointing_arguments
 from training_core.training.callbacks import KeepJournal, SealCheckpoints
@@ -161,6 +162,9 @@ def _train(
     if config.sharding == "fsdp":
         shard_base(loaded.model)
     trainer = create_trainer(loaded, batches, config, run_dir)
+    with trainer.accelerator.autocast():
+        used = kernels(loaded.model, packing=config.packing)
+    logger.info("Computed by: %s", "; ".join(f"{part}: {kernel}" for part, kernel in used.items()))
     share_left = 1 - _steps_done(checkpoint) / batches.steps.total
     require_memory(measure_heaviest_batch(trainer, batches, config, share_left), config)
     if config.sharding == "fsdp":
