@@ -9,7 +9,7 @@ from tasks.artifact_store import open_folder, publish
 from tasks.recovery import SCORING
 from tasks.refs import DatasetRef, EvalReport, FolderRef, RegisteredRef, RunRef
 from tasks.registry import fetch_champion
-from training_core.config import RunConfig
+from training_core.config import RunConfig, SettingsError
 from training_core.dataset.store import TrainingData, load_training_data
 from training_core.evaluation.comparison import (
     EvaluatedModel,
@@ -21,6 +21,7 @@ from training_core.evaluation.comparison import (
 from training_core.folders import seal_digest
 from training_core.model_setup import fetch_base_model, free_models, load_adapted_model
 from training_core.training.adapter import load_leakage_keys
+from training_core.training.gpu_check import gpu_problems
 from training_core.training.out_of_memory import explain_out_of_memory
 
 
@@ -29,7 +30,7 @@ def evaluate(config: RunConfig, run: RunRef, adapter: FolderRef, dataset: Datase
     """Score all models on the same rows, unless this comparison exists. Retried once: the champion is downloaded.
 
     The candidate is loaded from its folder, as every later process loads it, and no model is left in memory. Raises
-    ``SettingsError`` when the answers do not fit in the GPU's memory.
+    ``SettingsError`` when torch cannot use the GPU, or the answers do not fit in its memory.
     """
     data = load_training_data(open_folder(dataset.folder, config))
     champion = fetch_champion(config, but_not=run.fingerprint)
@@ -52,6 +53,8 @@ def _compare(
     data: TrainingData,
     folder: Path,
 ) -> None:
+    if problems := gpu_problems(gpu_expected=config.train_on is not None):
+        raise SettingsError(problems)
     with explain_out_of_memory("a batch of answers", f"set eval_batch_size {max(1, config.eval_batch_size // 2)}"):
         candidate = _load(fetch_base_model(config.model_name, config.cache_dir, config.model_revision), adapter, run)
         other = _load_champion(champion) if champion else None

@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+import torch
 from prefect import get_run_logger, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import WorkPoolStatus
@@ -22,6 +23,7 @@ from training_core.training.compiler import compiler_problems
 from training_core.training.disk_space import bytes_of_a_run
 from training_core.training.gpu_check import gpu_problems
 from training_core.training.memory import estimate_memory, memory_fix
+from training_core.training.sharding import sharding_problems
 
 GPU_MEMORY = "SFT_FLOW_GPU_GIB"
 
@@ -39,7 +41,7 @@ def preflight(config: RunConfig, dataset: DatasetRef) -> None:
         *tracking_problems(config),
         *store_problems(needed=config.train_on is not None),
         *disk_problems(config, trained_here=config.train_on is None),
-        *([*gpu_problems(gpu_expected=False), *compiler_problems()] if config.train_on is None else []),
+        *(_problems_here(config) if config.train_on is None else []),
         *(_pool_problems(config.train_on, config.max_queue_hours) if config.train_on else []),
         *_memory_problems(config, dataset),
     ]
@@ -47,6 +49,12 @@ def preflight(config: RunConfig, dataset: DatasetRef) -> None:
         raise SettingsError(problems)
     if changed := another_base(config, dataset.base_digest):
         get_run_logger().warning(changed)
+
+
+def _problems_here(config: RunConfig) -> list[str]:
+    """Why this machine's GPUs cannot train."""
+    sharding = sharding_problems(config.sharding, torch.cuda.device_count())
+    return [*gpu_problems(gpu_expected=False), *compiler_problems(), *sharding]
 
 
 def disk_problems(config: RunConfig, *, trained_here: bool) -> list[str]:

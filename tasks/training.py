@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import torch
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
@@ -26,6 +27,7 @@ from training_core.training.compiler import compiler_problems
 from training_core.training.fingerprint import run_fingerprint
 from training_core.training.gpu_check import gpu_problems
 from training_core.training.journal import read_journal
+from training_core.training.sharding import sharding_problems
 from training_core.utils import pick_precision
 
 
@@ -62,6 +64,7 @@ def _require_worker_setup(config: RunConfig, dataset: DatasetRef) -> None:
         *disk_problems(config, trained_here=True),
         *gpu_problems(gpu_expected=True),
         *compiler_problems(),
+        *sharding_problems(config.sharding, torch.cuda.device_count()),
     ]
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         problems.append("MLFLOW_TRACKING_URI is not set for this worker; set it to the server that all workers use")

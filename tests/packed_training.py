@@ -17,7 +17,7 @@ VOCABULARY = 96
 
 
 def build(architecture: str, **settings: Any) -> PreTrainedModel:
-    return tiny_model(architecture, vocab_size=VOCABULARY, **settings)
+    return tiny_model(architecture, **{"vocab_size": VOCABULARY} | settings)
 
 
 def random_rows(seed: int, policies: int = 3, cases: int = 4, policy_tokens: int = 60) -> Dataset:

@@ -168,6 +168,11 @@ class RunConfig:
         description="How the base model's linear layers are stored: in four bits (nf4), or in the run's precision "
         "(none), which needs more memory but does not round them.",
     )
+    sharding: Literal["none", "fsdp"] = Field(
+        "none",
+        description="With several GPUs: each holds the whole base model (none), or a part of every weight and gathers "
+        "the others while it computes (fsdp), which takes less memory and more time.",
+    )
     packing: bool = Field(True, description="Pack rows into sequences without padding; a row never attends to another.")
     gradient_checkpointing: bool = Field(
         True, description="Recompute activations in the backward pass: less memory, about a third more time."

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from torch.distributed.elastic.multiprocessing.errors import record
 from transformers.utils.logging import disable_progress_bar
 
 from training_core.child_processes import child_process
@@ -24,6 +25,7 @@ from training_core.folders import complete_file, seal_digest
 from training_core.model_setup import free_models, load_model_and_tokenizer
 from training_core.trainer import TrainingSummary, load_summary, train_model
 from training_core.training.adapter import write_adapter
+from training_core.training.interruption import end_when_stuck
 from training_core.training.out_of_memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
@@ -107,10 +109,13 @@ def _log_lines(output: Iterable[bytes], last_lines: deque[str]) -> threading.Thr
     return thread
 
 
+@record  # else the launcher cannot say what went wrong in the process that failed first
 def main() -> None:
     """Run one of the processes of ``train_on_devices``; torch's launcher starts it."""
     settings, dataset, run_dir, halvings = sys.argv[1:]
     ranks = PartialState(cpu=not torch.cuda.is_available())
+    if ranks.num_processes > 1:
+        end_when_stuck()
     disable_progress_bar()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("training_core").setLevel(logging.INFO)

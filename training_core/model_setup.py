@@ -84,20 +84,25 @@ def load_tokenizer(base: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def load_base(base: Path, precision: Precision, quantisation: Literal["nf4", "none"] = "nf4") -> PreTrainedModel:
+def load_base(
+    base: Path, precision: Precision, quantisation: Literal["nf4", "none"] = "nf4", device: int | str | None = None
+) -> PreTrainedModel:
     """The base model, frozen, in the run's precision; its linear layers in NF4 with double quantisation, or not.
 
     So has everything that it computes, from the embeddings to the logits. peft's ``prepare_model_for_kbit_training``
     would make embeddings, norms and head fp32, and with them the states between the layers: twice the memory, and on
     a GPU attention in fp32. Training and evaluation both load it with this function, so that both compute the same.
+    Without ``device`` it is on this process's GPU, or on the CPU where there is none.
 
     Source: Dettmers et al. 2023, https://arxiv.org/abs/2305.14314, section 3.
     """
+    if device is None:
+        device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         base,
         quantization_config=_nf4(precision) if quantisation == "nf4" else None,
         dtype=precision.dtype,
-        device_map={"": torch.cuda.current_device()} if torch.cuda.is_available() else {"": "cpu"},
+        device_map={"": device},
     )
     # On CPUs with AVX512-bf16 bitsandbytes repacks the weights at the first evaluation, for a kernel that has no
     # gradient and rounds to bf16, and never unpacks them: the training after that evaluation would be wrong.
@@ -129,7 +134,7 @@ class LoadedModel:
 
 
 def load_model_and_tokenizer(config: RunConfig) -> LoadedModel:
-    """The base with a fresh adapter, ready to train, and its tokenizer.
+    """The base with a fresh adapter, ready to train, and its tokenizer; one to be sharded is still on the CPU.
 
     The adapter's weights are always fp32: bf16 adapters do not resume exactly. Expects settings that ``validate_args``
     has checked. Raises ``SettingsError`` where this machine does not compute in the settings' ``precision``.
@@ -138,7 +143,7 @@ def load_model_and_tokenizer(config: RunConfig) -> LoadedModel:
     logger.info("Precision: %s", precision.reason)
     set_seed(config.seed)  # for the initial weights of the adapter
     base = fetch_base_model(config.model_name, config.cache_dir, config.model_revision)
-    model = load_base(base, precision, config.quantisation)
+    model = load_base(base, precision, config.quantisation, "cpu" if config.sharding == "fsdp" else None)
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora_r,

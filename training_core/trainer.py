@@ -20,6 +20,7 @@ from training_core.folders import complete_file
 from training_core.model_setup import LoadedModel
 from training_core.packing.attention import use_shared_prefix_attention
 from training_core.packing.batches import NOTABLY_IDLE, Batches, Steps
+from training_core.packing.capabilities import kernels
 from training_core.packing.plan import collate_pack
 from training_core.training.activation_checkpointing import checkpointing_arguments
 from training_core.training.callbacks import KeepJournal, SealCheckpoints
@@ -30,6 +31,7 @@ from training_core.training.interruption import save_when_interrupted
 from training_core.training.journal import read_journal
 from training_core.training.memory import measure_heaviest_batch, memory_fix, peak_memory_gib, require_memory
 from training_core.training.out_of_memory import explain_out_of_memory, halved_batches
+from training_core.training.sharding import average_gradients, shard_base
 from training_core.utils import Precision, set_seed
 
 logger = logging.getLogger(__name__)
@@ -157,9 +159,16 @@ def load_summary(run_dir: Path) -> TrainingSummary:
 def _train(
     loaded: LoadedModel, rows: Dataset, batches: Batches, config: RunConfig, run_dir: Path, checkpoint: Path | None
 ) -> None:
+    if config.sharding == "fsdp":
+        shard_base(loaded.model)
     trainer = create_trainer(loaded, batches, config, run_dir)
+    with trainer.accelerator.autocast():
+        used = kernels(loaded.model, packing=config.packing)
+    logger.info("Computed by: %s", "; ".join(f"{part}: {kernel}" for part, kernel in used.items()))
     share_left = 1 - _steps_done(checkpoint) / batches.steps.total
     require_memory(measure_heaviest_batch(trainer, batches, config, share_left), config)
+    if config.sharding == "fsdp":
+        average_gradients(trainer)
     trainer.add_callback(RequireFinite(trainer.model, rows))
     set_seed(config.seed + PartialState().process_index)  # each device draws its own dropout masks
     try:

@@ -105,6 +105,20 @@ def test_evaluation_scores_all_rows_of_the_same_split(
     assert (report.rows, left_out) == (len(data.held_out), 0)
 
 
+@pytest.mark.parametrize("train_on", [None, "train-flow/gpu"], ids=["here", "pool"])
+def test_evaluation_never_answers_on_the_cpu_in_silence(
+    settings: RunConfig, loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train_on: str | None
+) -> None:
+    """The GPU's driver is too old, or a worker of a GPU pool has no GPU."""
+    data, dataset = rows_of(settings)
+    adapter = adapter_of(loaded, settings, data.leakage_keys, tmp_path / "run")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("training_core.training.gpu_check.find_driver", lambda: None if train_on else "driver 535")
+    monkeypatch.setattr(evaluation, "load_adapted_model", None)
+    with pytest.raises(SettingsError, match="expected one on this worker" if train_on else "found driver 535"):
+        evaluated(replace(settings, train_on=train_on), tmp_path / "run", adapter, dataset)
+
+
 @pytest.mark.parametrize("ends", ["well", "out of memory"])
 def test_evaluation_leaves_no_model_in_memory(
     settings: RunConfig, loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str

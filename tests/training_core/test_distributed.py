@@ -109,6 +109,36 @@ def test_distributed_training_survives_the_kill_of_any_process(config: RunConfig
 
 
 @pytest.mark.slow
+def test_sharded_training_survives_a_kill_and_equals_a_whole_one(config: RunConfig, tmp_path: Path) -> None:
+    """The whole base trains in one process, the sharded one in two, of which the second is killed."""
+    config = RunConfig(
+        **vars(config) | {"max_steps": 4, "gradient_accumulation_steps": 2, "gradient_checkpointing": True}
+    )
+    alone, _ = train(config, tmp_path / "one", 1)
+    config = dataclasses.replace(config, sharding="fsdp")
+    unbroken, _ = train(config, tmp_path / "two", 2)
+    killed = tmp_path / "killed"
+    caller = start(config, prepare_data(config, Path(config.model_name)), killed)
+    while last_step(killed) < 2:
+        assert caller.is_running() and caller.status() != psutil.STATUS_ZOMBIE
+        time.sleep(0.05)
+    caller.children()[0].children()[1].kill()
+    assert caller.wait(timeout=120) != 0
+    resumed, summary = train(config, killed, 2)
+    assert 1 <= summary.resumed_from_step < 4
+    assert torch.equal(resumed, unbroken)
+    torch.testing.assert_close(unbroken, alone, rtol=1e-3, atol=1e-4)
+    assert curve(killed) == curve(tmp_path / "two") == pytest.approx(curve(tmp_path / "one"), rel=1e-5)
+    assert files_of(killed / "adapter") == files_of(tmp_path / "one" / "adapter")
+
+
+def files_of(adapter: Path) -> dict[str, list[str]]:
+    """The names of an adapter's files, and of its tensors."""
+    tensors = sorted(load_file(adapter / "adapter_model.safetensors"))
+    return {"files": sorted(path.name for path in adapter.iterdir()), "tensors": tensors}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
 def test_training_in_processes_names_what_stopped_it(config: RunConfig, tmp_path: Path, devices: int) -> None:
     """Not as the log of a process: as the error that a training in this process raises."""

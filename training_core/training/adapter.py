@@ -15,6 +15,7 @@ from training_core.base_weights import text_prefix
 from training_core.config import RunConfig, SettingsError
 from training_core.dataset.encoding import SECRET, keyed
 from training_core.folders import complete_file, complete_folder
+from training_core.packing.capabilities import kernels
 from training_core.prompts.chat_templates import served_template
 from training_core.utils import log_system_info
 
@@ -44,7 +45,8 @@ def write_adapter(
         served.chat_template = served_template(tokenizer)
         served.save_pretrained(draft)
         config.save(draft)
-        (draft / "system.json").write_text(json.dumps(log_system_info(), indent=2) + "\n", encoding="utf-8")
+        system = log_system_info() | {"kernels": kernels(model, packing=config.packing)}
+        (draft / "system.json").write_text(json.dumps(system, indent=2) + "\n", encoding="utf-8")
 
 
 def _name_as_released(weights: Path, base: Path) -> None:

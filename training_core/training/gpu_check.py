@@ -1,4 +1,4 @@
-"""Whether torch can use the GPU that should be there: without this check a training would run on the CPU, silently."""
+"""Whether torch can use the GPU that should be there: without this check all would run on the CPU, silently."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"  # set to nothing, it says that a process shall
 
 _DRIVER_VERSION = Path("/proc/driver/nvidia/version")
 _DEVICES = Path("/dev")
-_BY_CHOICE = f"to train on the CPU, set {VISIBLE} to nothing"
+_BY_CHOICE = f"to use the CPU, set {VISIBLE} to nothing"
 
 
 def gpu_problems(*, gpu_expected: bool) -> list[str]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import signal
 import threading
 import time
@@ -18,6 +19,7 @@ logger = logging.getLogger(__name__)
 # Who sends a signal waits only so long for the end: a person about ten seconds, Kubernetes thirty. A step that takes
 # longer is given up.
 _SECONDS_TO_SAVE = {signal.SIGINT: 7, signal.SIGTERM: 24}
+_SECONDS_TO_LEAVE = 3  # after those; torch's launcher kills 30 seconds after its SIGTERM
 
 
 @contextlib.contextmanager
@@ -38,6 +40,28 @@ def save_when_interrupted() -> Iterator["SaveWhenInterrupted"]:
             signal.signal(number, handler)
     if callback.received:
         signal.raise_signal(callback.received)
+
+
+def end_when_stuck() -> None:
+    """Let this process, one of several, end with a message where a signal does not end it: when it waits for another.
+
+    The launcher sends SIGTERM to all when one has failed. Who waits on the GPU for that one runs no handler of Python:
+    only the part in C, which writes the signal's number to a pipe that a thread reads.
+    """
+    receiver, sender = os.pipe()
+    os.set_blocking(sender, False)
+    signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
+    threading.Thread(target=_leave, args=(receiver,), daemon=True).start()
+
+
+def _leave(receiver: int) -> None:
+    while (number := os.read(receiver, 1)[0]) not in _SECONDS_TO_SAVE:
+        pass
+    time.sleep(_SECONDS_TO_SAVE[signal.Signals(number)] + _SECONDS_TO_LEAVE)
+    what = "the step does not end, so another process of this training has failed or takes too long"
+    logger.error("%s: %s; this one ends without a checkpoint", signal.Signals(number).name, what)
+    logging.shutdown()
+    os._exit(128 + number)
 
 
 class SaveWhenInterrupted(TrainerCallback):

@@ -1,6 +1,7 @@
 """The memory of a training: estimated from the base's ``config.json``, then measured with its heaviest batch."""
 
 import logging
+import math
 import resource
 import time
 from dataclasses import asdict, dataclass
@@ -23,7 +24,8 @@ from training_core.utils import pick_precision
 
 logger = logging.getLogger(__name__)
 
-_NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes per weight: half, and the double-quantised constants of its block of 64
+_NF4 = 0.5  # bytes per weight
+_NF4_SCALES = 1 / 64 + 4 / (64 * 256)  # double-quantised, of each 64 weights
 _FP32 = 4
 _HEAD_TILE = (4096, 32768)  # labels and tokens of the vocabulary that TRL's fused head computes at once
 
@@ -45,23 +47,24 @@ class MemoryEstimate:
         return sum(asdict(self).values())
 
 
-def estimate_memory(base: Path, config: RunConfig, batch: BatchSize, compute_bytes: int) -> MemoryEstimate:
+def estimate_memory(
+    base: Path, config: RunConfig, batch: BatchSize, compute_bytes: int, devices: float = math.inf
+) -> MemoryEstimate:
     """The memory of a training with this batch as its heaviest.
 
-    Of the base only ``config.json`` is read; no GPU is needed. ``compute_bytes`` is 4 for fp32 and 2 for bf16 and fp16.
+    Of the base only ``config.json`` is read; no GPU is needed. ``compute_bytes`` is 4 for fp32 and 2 for bf16 and fp16;
+    ``devices`` that share out the base with ``sharding="fsdp"``, as many as one likes where that is not known.
     What the libraries themselves need is not counted, nor the scores of attention: its kernels keep none. Weights and
     adapter are exact to a hundredth. The total is a lower bound: on 2026-11-22 trainings of 512 to 2,048 tokens on a
     CPU needed a quarter to two fifths more where rows were packed, and up to twice as much where they were padded.
     ``measure_heaviest_batch`` was within 11%.
     """
-    skeleton = load_skeleton(base)
-    vocabulary = skeleton.config.vocab_size
-    linear = sum(layer.weight.numel() for layer in linear_layers(base).values())
-    others = sum(weight.numel() for weight in skeleton.parameters()) - linear
+    vocabulary = load_skeleton(base).config.vocab_size
+    linear, others = _weight_bytes(base, config, compute_bytes, devices if config.sharding == "fsdp" else 1)
     trained = adapter_parameters(config, base)
     gib = {
-        "linear_weights": linear * (_NF4 if config.quantisation == "nf4" else compute_bytes),
-        "other_weights": others * compute_bytes,
+        "linear_weights": linear,
+        "other_weights": others,
         "adapter": trained * _FP32,
         "gradients": trained * _FP32,
         "optimiser": trained * _optimiser_bytes(config),
@@ -69,6 +72,21 @@ def estimate_memory(base: Path, config: RunConfig, batch: BatchSize, compute_byt
         "logits": min(batch.labels, _HEAD_TILE[0]) * min(vocabulary, _HEAD_TILE[1]) * 2 * _FP32,
     }
     return MemoryEstimate(**{name: size / 2**30 for name, size in gib.items()})
+
+
+def _weight_bytes(base: Path, config: RunConfig, compute_bytes: int, devices: float) -> tuple[float, float]:
+    """Bytes of the linear layers' weights on one of the devices that share them, and of all others."""
+    skeleton = load_skeleton(base)
+    linear = sum(layer.weight.numel() for layer in linear_layers(base).values())
+    others = sum(weight.numel() for weight in skeleton.parameters()) - linear
+    size, scales = (_NF4, _NF4_SCALES) if config.quantisation == "nf4" else (compute_bytes, 0)
+    if devices == 1:
+        return linear * (size + scales), others * compute_bytes
+    # The block that is computed and the next one are whole; see training.sharding for what else is.
+    linear_bytes = linear * size / devices + 2 * linear * size / skeleton.config.num_hidden_layers + linear * scales
+    embeddings = skeleton.get_input_embeddings().weight
+    sharded = 0 if embeddings is skeleton.get_output_embeddings().weight else embeddings.numel()
+    return linear_bytes, (others - sharded + sharded / devices) * compute_bytes
 
 
 def _optimiser_bytes(config: RunConfig) -> int:
@@ -146,7 +164,7 @@ def _require_estimate(available: float, batches: Batches, config: RunConfig) -> 
     """Without a GPU nothing is raised when memory runs out: the system ends the process."""
     base = fetch_tokenizer(config.model_name, config.cache_dir, config.model_revision)
     compute_bytes = pick_precision(config.precision).dtype.itemsize
-    needed = estimate_memory(base, config, batches.train.heaviest_size(), compute_bytes).total
+    needed = estimate_memory(base, config, batches.train.heaviest_size(), compute_bytes, batches.steps.devices).total
     logger.info("The training needs at least %.2f of %.1f GiB", needed, available)
     require_memory(Forecast(needed, available, 0, 0, batches.train.tokens_at_most), config)
 
@@ -208,6 +226,8 @@ def memory_fix(config: RunConfig, batch_tokens: int = 0) -> str:
         return f"set per_device_train_batch_size {smaller[0]} and gradient_accumulation_steps {batches}"
     if config.quantisation == "none":
         return "set quantisation nf4"
+    if config.sharding == "none" and torch.cuda.device_count() > 1:
+        return "set sharding fsdp"
     return f"set max_seq_length {length // 2} (overlong decides on longer rows), or use a smaller base"
 
 

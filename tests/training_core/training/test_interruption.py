@@ -1,6 +1,8 @@
 """A signal saves a checkpoint before it takes effect."""
 
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -74,3 +76,28 @@ def test_handlers_are_those_from_before_without_a_signal() -> None:
     with save_when_interrupted():
         assert signal.getsignal(signal.SIGTERM) is not before
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+# Waits for another process as a collective operation does: in C++, where no handler of Python's runs.
+STUCK = """
+import logging, signal
+from torch.distributed import TCPStore
+from training_core.training import interruption
+logging.basicConfig()
+interruption._SECONDS_TO_SAVE = {signal.SIGINT: 0.1, signal.SIGTERM: 0.1}
+interruption._SECONDS_TO_LEAVE = 0.1
+interruption.end_when_stuck()
+with interruption.save_when_interrupted():
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    print("waiting", flush=True)
+    store.wait(["of the process that failed"])
+"""
+
+
+def test_process_that_waits_for_a_failed_one_ends_with_a_message() -> None:
+    with subprocess.Popen([sys.executable, "-c", STUCK], stdout=-1, stderr=-1, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "waiting\n"
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "SIGTERM: the step does not end, so another process of this training has failed" in errors

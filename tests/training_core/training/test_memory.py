@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,9 +74,11 @@ def batches(config: RunConfig) -> Batches:
 def estimate(tmp_path: Path) -> Callable[..., MemoryEstimate]:
     """The estimate for a base of which only config.json is present."""
 
-    def estimate(batch: BatchSize = BATCH, architecture: dict[str, Any] = QWEN25_7B, **settings: Any) -> MemoryEstimate:
+    def estimate(
+        batch: BatchSize = BATCH, architecture: dict[str, Any] = QWEN25_7B, devices: float = 1, **settings: Any
+    ) -> MemoryEstimate:
         (tmp_path / "config.json").write_text(json.dumps(architecture))
-        return estimate_memory(tmp_path, RunConfig(**settings), batch, 2)
+        return estimate_memory(tmp_path, RunConfig(**settings), batch, 2, devices)
 
     return estimate
 
@@ -98,6 +101,21 @@ def test_memory_estimate_grows_with_its_parts(
     assert all(after[name] >= before[name] for name in before)
     assert terms <= {name for name in before if after[name] > before[name]}
     assert sum(after.values()) == pytest.approx(estimate(**change).total)
+
+
+def test_memory_estimate_of_a_sharded_base_divides_its_blocks(estimate: Callable[..., MemoryEstimate]) -> None:
+    """What is whole: two blocks of 28, NF4's scales, and the head, which is as large as the embeddings."""
+    whole, halves, quarters, least = (
+        estimate(devices=devices, sharding=sharding)
+        for devices, sharding in ((1, "none"), (2, "fsdp"), (4, "fsdp"), (math.inf, "fsdp"))
+    )
+    gathered = (2 / 28 * 0.5 + 1 / 64 + 4 / 64 / 256) / (0.5 + 1 / 64 + 4 / 64 / 256) * whole.linear_weights
+    assert least.linear_weights == pytest.approx(gathered)
+    assert halves.linear_weights - gathered == pytest.approx(2 * (quarters.linear_weights - gathered))
+    assert [each.other_weights / whole.other_weights for each in (halves, least)] == pytest.approx(
+        [0.75, 0.5], rel=1e-3
+    )
+    assert halves.adapter == whole.adapter
 
 
 def test_memory_estimate_counts_eight_bit_moments_as_a_quarter(estimate: Callable[..., MemoryEstimate]) -> None:
