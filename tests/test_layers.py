@@ -40,6 +40,7 @@ ORDER = (
     *("data_loader", "training", "trainer", "distributed", "evaluation", "export"),
 )
 MLFLOW_IMPORTERS = {
+    "tasks/create_once.py",
     "tasks/ledger.py",
     "tasks/registry.py",
     "tasks/tracking.py",
