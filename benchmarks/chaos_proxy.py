@@ -32,7 +32,7 @@ Choose = Callable[[str, str], Fault]  # of a request's method and path
 
 
 class Proxy(ThreadingHTTPServer):
-    """A server in front of the one at ``upstream``; ``choose`` says what happens to each request, ``injected`` counts."""
+    """A server in front of the one at ``upstream``; ``choose`` decides on each request, ``injected`` counts."""
 
     daemon_threads = True
     request_queue_size = 256

@@ -5,11 +5,15 @@ import contextlib
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from random import Random
 from typing import TypeVar
 
+from benchmarks.chaos_proxy import Fault, proxy
+from benchmarks.chaos_table import Trial
+from flows.local_servers import mlflow_server
 from tasks.ledger import GATE, Entry, Ledger
 from tasks.refs import DatasetRef, EvalReport, FolderRef, RunRef, TrainedRef
 from tasks.registry import find_or_create_version
@@ -24,6 +28,7 @@ from training_core.training.journal import Point
 
 TRIES = 4  # of a task, as in tasks.recovery.NETWORK; without its pauses
 _STEPS = 5
+_SHARE_OF_FAULTS = 1 / 6
 
 Done = TypeVar("Done")
 
@@ -145,12 +150,69 @@ def held(database: Path, fingerprint: str, name: str) -> dict[str, int]:
 @contextlib.contextmanager
 def tracked_at(address: str) -> Iterator[None]:
     """Use the MLflow server at this address."""
-    before = os.environ.get("MLFLOW_TRACKING_URI")
-    os.environ["MLFLOW_TRACKING_URI"] = address
+    with environment(MLFLOW_TRACKING_URI=address):
+        yield
+
+
+@contextlib.contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Set environment variables, and restore those of before."""
+    before = os.environ.copy()
+    os.environ.update(variables)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["MLFLOW_TRACKING_URI"]
-        else:
-            os.environ["MLFLOW_TRACKING_URI"] = before
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def lost_answers(home: Path, seeds: Iterator[Random]) -> Iterator[Trial]:
+    """MLflow did what it was asked for and the answer was lost, at calls of tracking, registration and promotion."""
+    yield from _through_a_proxy(home, seeds, [Fault.LOST])
+
+
+def server_faults(home: Path, seeds: Iterator[Random]) -> Iterator[Trial]:
+    """MLflow refuses a connection, hangs, answers with a 500, or is late."""
+    yield from _through_a_proxy(home, seeds, [Fault.REFUSED, Fault.HUNG, Fault.ERROR, Fault.SLOW])
+
+
+def _through_a_proxy(home: Path, seeds: Iterator[Random], faults: Sequence[Fault]) -> Iterator[Trial]:
+    store = home / "mlflow.db"
+    with _impatient(), mlflow_server(f"sqlite:///{store}", home / "artifacts", 0) as server:
+        server.wait()
+        for number, random in enumerate(seeds):
+            yield _disturbed(training(home / f"{number}", f"chaos-{number}"), store, server.address, random, faults)
+
+
+def _disturbed(one: Training, store: Path, address: str, random: Random, faults: Sequence[Fault]) -> Trial:
+    """Register a training while one request in six meets a fault."""
+
+    def choose(_method: str, path: str) -> Fault:
+        # One file of the package is like the others.
+        hit = random.random() < _SHARE_OF_FAULTS and "/artifacts/code/" not in path
+        return random.choice(faults) if hit else Fault.NONE
+
+    problem = ""
+    with proxy(address, choose) as faulty, tracked_at(faulty.address):
+        try:
+            register(one)
+        except (RegistryError, OSError) as error:
+            problem = f"{type(error).__name__}: {error}"[:500]
+    injected = sum(faulty.injected.values())
+    return judge(held(store, one.run.fingerprint, one.config.registered_model_name), ONE_OF_EACH, injected, problem)
+
+
+def judge(found: Mapping[str, int], wanted: Mapping[str, int], injected: int, problem: str = "") -> Trial:
+    """Compare what MLflow holds with what it holds of a run that nothing disturbed."""
+    wrong = {what: (found[what], count) for what, count in wanted.items() if found[what] != count}
+    lost = sum(max(0, count - got) for got, count in wrong.values())
+    twice = sum(max(0, got - count) for got, count in wrong.values())
+    problem = f"{problem} {wrong or ''}".strip()
+    return Trial(injected, 0 if problem else injected, lost, twice, problem)
+
+
+@contextlib.contextmanager
+def _impatient() -> Iterator[None]:
+    """MLflow's client gives up a request after seconds."""
+    with environment(MLFLOW_HTTP_REQUEST_TIMEOUT="5", MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR="0"):
+        yield

@@ -23,6 +23,7 @@ ORDER = (
     *(
         "config",
         "child_processes",
+        "error_causes",
         "folders",
         "base_model",
         "base_support",
