@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks.chaos_disk import deleted_databases, full_disk, locked_store
 from benchmarks.chaos_jobs import temporary_folder
 from benchmarks.chaos_kills import kill_checkpoint_writes, kill_runs
 from benchmarks.chaos_registry import lost_answers, server_faults
@@ -33,6 +34,9 @@ PARTS: dict[Part, int] = {
     kill_checkpoint_writes: 50,
     lost_answers: 200,
     server_faults: 100,
+    full_disk: 12,
+    locked_store: 4,
+    deleted_databases: 2,
 }
 NAMES = {part.__name__: str(part.__doc__).strip().rstrip(".") for part in PARTS}
 

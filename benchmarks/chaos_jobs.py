@@ -41,11 +41,18 @@ class Job:
 
     folder: Path
     script: bool = False
+    output_name: str = "runs"
 
     @property
     def output_dir(self) -> Path:
         """Where the run writes."""
-        return self.folder / "runs"
+        return self.folder / self.output_name
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Servers of its own, and one thread."""
+        variables = {"PREFECT_API_URL": "", "MLFLOW_TRACKING_URI": "", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        return os.environ | variables
 
     @property
     def command(self) -> list[str]:
@@ -64,12 +71,11 @@ class Job:
     def start(self, **environment: str) -> subprocess.Popen[str]:
         """Start it in a session of its own; its output is in ``output.log``."""
         command = self.command
-        variables = {"PREFECT_API_URL": "", "MLFLOW_TRACKING_URI": "", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         with (self.folder / "output.log").open("w") as log:
             return subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env=os.environ | variables | environment,
+                env=self.environment | environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 text=True,

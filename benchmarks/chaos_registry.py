@@ -19,7 +19,7 @@ from tasks.refs import DatasetRef, EvalReport, FolderRef, RunRef, TrainedRef
 from tasks.registry import find_or_create_version
 from tasks.tracking import log_private_file, log_results, open_tracking_run, send_points
 from tasks.versions import CANDIDATE, RegistryError, decide_once, find_version, point_alias, version_id
-from training_core.config import RunConfig
+from training_core.config import RunConfig, read_settings
 from training_core.evaluation.gate import BECOMES_CHAMPION
 from training_core.folders import seal
 from training_core.model_setup import digest_base_model
@@ -51,7 +51,7 @@ def training(folder: Path, name: str) -> Training:
         (folder / part).mkdir(parents=True, exist_ok=True)
     (folder / "base" / "config.json").write_text("{}")
     places = {"output_dir": str(folder), "dataset_path": "rows.jsonl", "model_name": str(folder / "base")}
-    config = RunConfig(registered_model_name=name, **places)
+    config = read_settings({"registered_model_name": name, **places})
     config.save(folder / "adapter")
     (folder / "adapter" / "adapter_model.safetensors").write_bytes(name.encode())
     (folder / "evaluation" / "scores.json").write_text(json.dumps({"candidate": {"accuracy": 0.5}}))

@@ -37,7 +37,8 @@ def folder_problem(folder: Path, *, create: bool = False) -> str:
             probe.write(bytes(_PROBE_BYTES))
             probe.flush()
     except FileNotFoundError:
-        return f"{str(folder)!r} is not there: it was deleted or moved, or cannot be created; put it back"
+        why = "it cannot be created; choose another" if create else "it was deleted or moved; put it back"
+        return f"{str(folder)!r} is not there: {why}"
     except OSError as error:
         return f"cannot write to {str(folder)!r}: {error.strerror}; free space, or allow this user to write there"
     return ""

@@ -90,9 +90,10 @@ def is_transient(_task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool
 
     After ``RETRIES`` only a server that cannot be reached is waited for.
     """
-    if isinstance(state.data, ValueError) or is_disk_error(state.data):
+    error = state.data if isinstance(state.data, BaseException) else None
+    if isinstance(error, ValueError) or is_disk_error(error):
         return False
-    return run.run_count <= RETRIES or is_network_error(state.data)
+    return run.run_count <= RETRIES or is_network_error(error)
 
 
 def _is_server_error(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
