@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from flows.local_servers import mlflow_server, prefect_server
+from flows.local_servers import lasting_prefect_server, mlflow_server, prefect_server
+from flows.output_folder import writable_folder
 from flows.terminal import run_command
 from tasks.startup import paused_garbage_collection
 from training_core.config import RunConfig, SettingsError, config_from_command_line, read_settings
@@ -156,7 +157,8 @@ def run_flow(config: RunConfig) -> None:
     setup_logging()
     require_servers()
     validate_args(config)
-    with prefect_api(Path(config.output_dir)) as wait:  # the server starts during the imports
+    folder = Path(config.output_dir)
+    with writable_folder(folder), prefect_api(folder) as wait:  # the server starts during the imports
         with paused_garbage_collection():
             from training_core.dataset.store import require_fit_rows, require_known_names
         report = report_on_rows(config)[1]
@@ -198,7 +200,7 @@ def prefect_api(output_dir: Path) -> Iterator[Callable[[], object]]:
         yield lambda: None
         return
     home = output_dir.resolve() / "prefect"
-    with prefect_server(home) as server:
+    with lasting_prefect_server(home) as server:
         os.environ |= {"PREFECT_API_URL": f"{server.address}/api", "PREFECT_HOME": str(home)}
         yield server.wait
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from flows.reevaluate_flow import reevaluate_flow
 from flows.sft_flow import sft_flow
+from flows.short_logs import shorten_errors
 from tasks.refs import FinishedRun, ModelVersionRef
 from tasks.reporting import run_grids
 from tasks.tracking import tracking_uri
@@ -49,6 +50,7 @@ def evaluate_and_show(config: RunConfig, version: str) -> None:
 
 def _quieten_libraries() -> None:
     """Hide messages that a user cannot act on."""
+    shorten_errors()
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     # Renamed for transformers 6; the ranges in pyproject.toml end before it.

@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ _DEPLOYMENT_SERVICES = (
 )
 
 
+_RESTARTS = 5  # of a server that dies; one that cannot start is not worth more
 _WAITING_CONNECTIONS = 2048  # uvicorn's own default
 
 
@@ -46,14 +48,22 @@ class Server:
 
 @contextlib.contextmanager
 def prefect_server(
-    home: Path, preferred_port: int = 4200, *, database: str | None = None, for_workers: bool = False
+    home: Path,
+    preferred_port: int = 4200,
+    *,
+    database: str | None = None,
+    for_workers: bool = False,
+    log: Path | None = None,
 ) -> Iterator[Server]:
     """A Prefect server with its UI and its database: SQLite in ``home`` unless a URL is given.
 
     Prefect's own temporary server keeps running, and keeps the database open, when its parent is killed; this one
-    stops.
+    stops. With a ``log`` its output goes to that file.
     """
     home.mkdir(parents=True, exist_ok=True)
+    if not (home / "prefect.db").exists():
+        for leftover in home.glob("prefect.db-*"):  # SQLite would read that of a deleted database into the new one
+            leftover.unlink()
     listener = listen(preferred_port)
     address = _address(listener)
     environment = {
@@ -68,9 +78,35 @@ def prefect_server(
         **{f"PREFECT_SERVER_SERVICES_{name}_ENABLED": str(for_workers).lower() for name in _DEPLOYMENT_SERVICES},
     }
     command = ["uvicorn", "--factory", "flows.prefect_app:create_app", "--log-level", "error", "--fd", "0"]
-    with listener, child_process(command, environment, stdin=listener.fileno()) as process:
+    with contextlib.ExitStack() as opened:
+        opened.enter_context(listener)
+        output = opened.enter_context(log.open("wb")).fileno() if log else None
+        process = opened.enter_context(child_process(command, environment, stdin=listener.fileno(), output=output))
         listener.close()  # here, so that nothing answers on its port when the server dies
         yield Server(process, address, "/api/health")
+
+
+@contextlib.contextmanager
+def lasting_prefect_server(home: Path) -> Iterator[Server]:
+    """A Prefect server that is started again, at the same address, when something kills it; its log is in ``home``."""
+    home.mkdir(parents=True, exist_ok=True)
+    ended, log = threading.Event(), home / "server.log"
+    with contextlib.ExitStack() as later, prefect_server(home, log=log) as server:
+        port = int(server.address.rpartition(":")[2])
+
+        def watch() -> None:
+            process = server.process
+            for _ in range(_RESTARTS):
+                process.wait()
+                if ended.is_set() or not home.is_dir():
+                    return
+                process = later.enter_context(prefect_server(home, port, log=log)).process
+
+        threading.Thread(target=watch, daemon=True).start()
+        try:
+            yield server
+        finally:
+            ended.set()
 
 
 @contextlib.contextmanager

@@ -16,13 +16,14 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from mlflow.entities import LifecycleStage
+from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.tracking import MlflowClient
 from pydantic import TypeAdapter
 
 from tasks.commands import mlflow_command
+from tasks.create_once import found_or_created
 from tasks.tracking import DECISIONS, connect, experiment_id, tracking_uri
 from training_core.config import RunConfig, SettingsError
 from training_core.dataset.row_sample import share_seen
@@ -209,17 +210,24 @@ def _run_id(client: MlflowClient, config: RunConfig) -> str | None:
 
 def _create_run(client: MlflowClient, config: RunConfig) -> str:
     """The ledger's run. Of two processes that create it at once, the one whose experiment name was free wins."""
-    name = config.registered_model_name
+    name, experiment = config.registered_model_name, experiment_id(client, config, DECISIONS)
     tags = {_NAME_TAG: name, "mlflow.runName": f"decisions on {name}"}
-    run_id = str(client.create_run(experiment_id(client, config, DECISIONS), tags=tags).info.run_id)
-    client.set_terminated(run_id, "FINISHED")
+
+    def runs() -> list[Run]:
+        return list(client.search_runs([experiment], f"tags.`{_NAME_TAG}` = '{name}'", order_by=["start_time ASC"]))
+
+    run, others = found_or_created(runs, lambda: client.create_run(experiment, tags=tags))
+    client.set_terminated(run.info.run_id, "FINISHED")
     try:
-        client.create_experiment(_experiment(config), tags={_RUN_TAG: run_id})
+        client.create_experiment(_experiment(config), tags={_RUN_TAG: run.info.run_id})
     except MlflowException as error:
         if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
             raise
-        client.delete_run(run_id)
-    return str(_run_id(client, config))
+    named = str(_run_id(client, config))
+    for other in (run, *others):
+        if other.info.run_id != named:
+            client.delete_run(other.info.run_id)
+    return named
 
 
 def _experiment(config: RunConfig) -> str:

@@ -4,6 +4,8 @@
 What happens                          Who acts, and when                    What follows
 ====================================  ====================================  ======================================
 A server, store or the hub fails      The task: NETWORK                     The task is retried, three times
+- and cannot be reached               The task: NETWORK                     The same, for more than half an hour
+A disk is full or cannot be written   The task, train-flow                  The run fails at once
 Prefect fails during the wait for a   The task: WAITING                     The same; errors of the training are
 training on another pool                                                    not retried here
 Scoring fails                         The task: SCORING                     The task is retried once
@@ -43,6 +45,8 @@ from prefect.logging.handlers import APILogWorker
 from prefect.runtime import flow_run
 from prefect.tasks import RetryConditionCallable
 
+from training_core.error_causes import is_disk_error, is_network_error
+
 # A flow run sends a heartbeat in this interval; three missed ones are a dead machine.
 HEARTBEAT = timedelta(seconds=30)
 SILENT_RUN_CRASHES_AFTER = 3 * HEARTBEAT
@@ -81,17 +85,26 @@ class FlowRetries(TypedDict):
     retry_delay_seconds: int
 
 
-def is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Whether a failure may be gone at the next try: what servers did, not what settings and rows are."""
-    return not isinstance(state.data, ValueError)
+def is_transient(_task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Whether a failure may be gone at the next try: what servers did, not what settings, rows and disks are.
+
+    After ``RETRIES`` only a server that cannot be reached is waited for.
+    """
+    error = state.data if isinstance(state.data, BaseException) else None
+    if isinstance(error, ValueError) or is_disk_error(error):
+        return False
+    return run.run_count <= RETRIES or is_network_error(error)
 
 
 def _is_server_error(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
     return isinstance(state.data, httpx.HTTPError)
 
 
+# Of a task whose error may be gone; a server that cannot be reached is waited for as long as there are delays.
+RETRIES = 3
 # For a task that uses servers, stores or the hub.
-NETWORK: TaskRetries = {"retries": 3, "retry_delay_seconds": [5, 30, 120], "retry_condition_fn": is_transient}
+_DELAYS = [5.0, 30, 120, 300, 300, 300, 600, 600]
+NETWORK: TaskRetries = {"retries": len(_DELAYS), "retry_delay_seconds": _DELAYS, "retry_condition_fn": is_transient}
 # For the task that waits for a training, which has retries of its own.
 WAITING: TaskRetries = {**NETWORK, "retry_condition_fn": _is_server_error}
 # Scoring may take an hour, so it is not repeated often.
@@ -108,7 +121,9 @@ def retried_if_transient() -> Iterator[None]:
     """
     try:
         yield
-    except ValueError:
+    except (ValueError, OSError) as error:
+        if not (isinstance(error, ValueError) or is_disk_error(error)):
+            raise
         with contextlib.suppress(httpx.HTTPError), get_client(sync_client=True) as client:
             client.update_flow_run(UUID(flow_run.id), empirical_policy=FlowRunPolicy(retries=0))
         raise

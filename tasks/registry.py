@@ -2,6 +2,7 @@
 
 import contextlib
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import mlflow
@@ -13,6 +14,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.tracking import MlflowClient
 
 from tasks.commands import registry_command
+from tasks.create_once import found_or_created
 from tasks.ledger import read_ledger
 from tasks.model_package import package_adapter
 from tasks.moved_store import local_path
@@ -30,10 +32,12 @@ from tasks.versions import (
     CHAMPION,
     LIMIT_TAG,
     all_versions,
+    delete_version,
     find_champion,
     find_version,
     named_version,
     require_served_limit,
+    versions_of,
 )
 from training_core.base_model import base_folder
 from training_core.config import RunConfig, SettingsError
@@ -53,6 +57,7 @@ def find_or_create_version(config: RunConfig, trained: TrainedRef, description: 
     """
     client, run = connect(config), trained.run
     version = find_version(config, run.fingerprint) or _create_version(client, config, trained)
+    _delete_unused_models(client, config, run)
     if version.tags[ADAPTER_TAG] != trained.adapter.digest:
         what = f"{version.name} version {version.version} holds the adapter of another run that trained the same"
         raise ValueError(f"{what}; start a new run: it evaluates that one, and trains nothing")
@@ -160,12 +165,14 @@ def _create_version(client: MlflowClient, config: RunConfig, trained: TrainedRef
         _BASE_DIGEST_TAG: run.base_digest,
         **({BASE_COMMIT_TAG: run.base_commit} if run.base_commit else {}),
     }
-    own = client.create_model_version(
-        name, model.artifact_location, run.tracking_run_id, tags=tags, model_id=model.model_id
+    first, others = found_or_created(
+        lambda: versions_of(config, run.fingerprint),
+        lambda: client.create_model_version(
+            name, model.artifact_location, run.tracking_run_id, tags=tags, model_id=model.model_id
+        ),
     )
-    first = find_version(config, run.fingerprint) or own
-    if first.version != own.version:  # another process was faster by a moment
-        client.delete_model_version(name, own.version)
+    for other in others:  # another process was faster by a moment
+        delete_version(config, other)
     return first
 
 
@@ -177,16 +184,34 @@ def _find_or_log_model(client: MlflowClient, config: RunConfig, trained: Trained
         ADAPTER_TAG: trained.adapter.digest,
         LIMIT_TAG: str(config.eval_max_new_tokens),
     }
-    own = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
-    found = client.search_logged_models([experiment], own)
-    if found and found[0].status == "READY":
-        return found[0]
-    model = found[0] if found else client.create_logged_model(experiment, "adapter", run.tracking_run_id, tags=tags)
+    model, _ = found_or_created(
+        lambda: _logged_models(client, experiment, tags),
+        lambda: client.create_logged_model(experiment, "adapter", run.tracking_run_id, tags=tags),
+    )
+    if model.status == "READY":
+        return model
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "model"
         package_adapter(trained, _base_name(config), config.eval_max_new_tokens, package)
         client.log_model_artifacts(model.model_id, str(package))
     return client.finalize_logged_model(model.model_id, "READY")
+
+
+def _logged_models(client: MlflowClient, experiment: str, tags: Mapping[str, str]) -> list[LoggedModel]:
+    """Those with these tags; one that is complete comes first, then the oldest."""
+    own = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+    found = client.search_logged_models([experiment], own)
+    return sorted(found, key=lambda model: (model.status != "READY", model.creation_timestamp, model.model_id))
+
+
+def _delete_unused_models(client: MlflowClient, config: RunConfig, run: RunRef) -> None:
+    """Delete what a lost answer, or another process at the same moment, left next to the model of a version."""
+    own = {FINGERPRINT_TAG: run.fingerprint}
+    versions = client.search_model_versions(f"tags.`{FINGERPRINT_TAG}` = '{run.fingerprint}'")
+    used = {version.source for version in versions}  # of every registered model
+    for model in _logged_models(client, experiment_id(client, config), own):
+        if model.artifact_location not in used:
+            client.delete_logged_model(model.model_id)
 
 
 def _base_name(config: RunConfig) -> str:

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import httpx
 from filelock import FileLock
-from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, LifecycleStage, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, LifecycleStage, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.tracking import MlflowClient
 
 from tasks.commands import mlflow_command
+from tasks.create_once import found_or_created
 from tasks.moved_store import ARTIFACTS, follow_move
 from tasks.refs import DatasetRef, EvalReport, RunRef
 from training_core.config import RunConfig
@@ -98,12 +99,14 @@ def open_tracking_run(config: RunConfig, fingerprint: str, dataset: DatasetRef, 
     """The id of the one MLflow run of this fingerprint; created with its parameters and dataset when it is missing."""
     client = connect(config)
     experiment = experiment_id(client, config)
-    found = client.search_runs([experiment], f"tags.`{FINGERPRINT_TAG}` = '{fingerprint}'", order_by=["start_time ASC"])
     name = tracking_run_name(config)
     tags = {FINGERPRINT_TAG: fingerprint, "mlflow.runName": name, DATASET_TAG: json.dumps(asdict(dataset))}
     if dataset.base_commit:
         tags[BASE_COMMIT_TAG] = dataset.base_commit
-    run = found[0] if found else client.create_run(experiment, tags=tags)
+    run, others = found_or_created(
+        lambda: _runs_of(client, experiment, fingerprint), lambda: client.create_run(experiment, tags=tags)
+    )
+    _delete_runs(client, others)
     known = run.data.params
     params = {name: str(value)[:_LONGEST_PARAM] for name, value in asdict(config).items() if name not in known}
     client.log_batch(run.info.run_id, params=[Param(name, value) for name, value in params.items()])
@@ -116,6 +119,18 @@ def open_tracking_run(config: RunConfig, fingerprint: str, dataset: DatasetRef, 
         client.log_artifact(run.info.run_id, str(rows / "report.json"), "data")
         client.log_artifact(run.info.run_id, str(rows / "rejected.jsonl"), "data")
     return str(run.info.run_id)
+
+
+def _runs_of(client: MlflowClient, experiment: str, fingerprint: str) -> list[Run]:
+    """All runs of a fingerprint; the one that has its parameters comes first, since a process uses it."""
+    found = client.search_runs([experiment], f"tags.`{FINGERPRINT_TAG}` = '{fingerprint}'")
+    return sorted(found, key=lambda run: (not run.data.params, run.info.start_time, run.info.run_id))
+
+
+def _delete_runs(client: MlflowClient, runs: Sequence[Run]) -> None:
+    """A process that has created one of them, and still uses it, is refused by the server and tries again."""
+    for run in runs:
+        client.delete_run(run.info.run_id)
 
 
 def tag_run(config: RunConfig, run_id: str, tags: Mapping[str, str]) -> None:
@@ -164,8 +179,11 @@ def log_results(config: RunConfig, run_id: str, report: EvalReport) -> None:
     ]
     client.log_batch(run_id, metrics=metrics)
     client.log_artifacts(run_id, report.folder.path, f"evaluation/{report.folder.digest[:12]}")
-    if client.get_run(run_id).info.status != "FINISHED":
+    run = client.get_run(run_id)
+    if run.info.status != "FINISHED":
         client.set_terminated(run_id, "FINISHED")
+    of_the_same = _runs_of(client, run.info.experiment_id, run.data.tags[FINGERPRINT_TAG])
+    _delete_runs(client, [other for other in of_the_same if other.info.run_id != run_id])
 
 
 def report_name(evidence: str, time: str) -> str:

@@ -45,8 +45,22 @@ def named_version(config: RunConfig, name: str) -> ModelVersion | None:
 
 def find_version(config: RunConfig, fingerprint: str) -> ModelVersion | None:
     """The one version of a run fingerprint, if any."""
-    found = all_versions(config, f" and tags.`{FINGERPRINT_TAG}` = '{fingerprint}'")
+    found = versions_of(config, fingerprint)
     return found[0] if found else None
+
+
+def versions_of(config: RunConfig, fingerprint: str) -> list[ModelVersion]:
+    """All versions of a run fingerprint; the first is the one that counts."""
+    return all_versions(config, f" and tags.`{FINGERPRINT_TAG}` = '{fingerprint}'")
+
+
+def delete_version(config: RunConfig, version: ModelVersion) -> None:
+    """Delete a version; one that another process has deleted meanwhile is no error."""
+    try:
+        connect(config).delete_model_version(version.name, version.version)
+    except MlflowException as error:
+        if error.error_code not in _MISSING:
+            raise
 
 
 def all_versions(config: RunConfig, condition: str = "") -> list[ModelVersion]:

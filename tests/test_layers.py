@@ -23,6 +23,7 @@ ORDER = (
     *(
         "config",
         "child_processes",
+        "error_causes",
         "folders",
         "base_model",
         "base_support",
@@ -40,6 +41,7 @@ ORDER = (
     *("data_loader", "training", "trainer", "distributed", "evaluation", "export"),
 )
 MLFLOW_IMPORTERS = {
+    "tasks/create_once.py",
     "tasks/ledger.py",
     "tasks/registry.py",
     "tasks/tracking.py",

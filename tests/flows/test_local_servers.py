@@ -98,7 +98,7 @@ def test_empty_api_url_counts_as_unset(tmp_path: Path, monkeypatch: pytest.Monke
     def fake_server(home: Path) -> Iterator[Server]:
         yield Server(subprocess.Popen([sys.executable, "-c", ""]), "http://127.0.0.1:1", "/health")
 
-    monkeypatch.setattr(cli, "prefect_server", fake_server)
+    monkeypatch.setattr(cli, "lasting_prefect_server", fake_server)
     monkeypatch.setenv("PREFECT_API_URL", "")
     monkeypatch.setenv("PREFECT_HOME", "")
     with cli.prefect_api(tmp_path):

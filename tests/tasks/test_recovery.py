@@ -1,9 +1,11 @@
 """The recovery policy: each layer waits longer than the one that acts before it."""
 
+import errno
 from datetime import timedelta
 
 import pytest
 from prefect import Flow, Task
+from prefect.client.schemas.objects import TaskRun
 from prefect.states import Failed
 
 from deployments.job_templates import base_job_template
@@ -68,9 +70,48 @@ def test_flows_take_their_retries_from_the_table(flow: Flow[..., object]) -> Non
     assert flow.retries == expected
 
 
-@pytest.mark.parametrize(("error", "retried"), [(OSError(), True), (SettingsError(["x"]), False)], ids=str)
-def test_retries_skip_errors_of_settings_and_rows(error: Exception, retried: bool) -> None:
-    assert recovery.NETWORK["retry_condition_fn"](None, None, Failed(data=error)) == retried
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+def wrapped(error: Exception) -> Exception:
+    """As MLflow's client and SQLAlchemy raise it: in an error of their own, without its number."""
+    try:
+        try:
+            raise error
+        except OSError:
+            raise RuntimeError("API request failed")  # noqa: B904
+    except RuntimeError as outer:
+        return outer
+
+
+@pytest.mark.parametrize(
+    ("error", "retried"),
+    [
+        (OSError(), True),
+        (SettingsError(["x"]), False),
+        (FULL, False),
+        (wrapped(FULL), False),
+        (RuntimeError("(sqlite3.OperationalError) database or disk is full"), False),
+        (wrapped(ConnectionRefusedError()), True),
+    ],
+    ids=str,
+)
+def test_retries_skip_errors_of_settings_rows_and_disks(error: Exception, retried: bool) -> None:
+    assert (
+        recovery.NETWORK["retry_condition_fn"](None, TaskRun.model_construct(run_count=1), Failed(data=error))
+        == retried
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "retried"),
+    [(wrapped(ConnectionRefusedError()), True), (TimeoutError(), True), (OSError(), False)],
+    ids=repr,
+)
+def test_server_that_is_away_is_waited_for(error: Exception, retried: bool) -> None:
+    late = TaskRun.model_construct(run_count=recovery.RETRIES + 1)
+    assert recovery.NETWORK["retry_condition_fn"](None, late, Failed(data=error)) == retried
+    assert sum(recovery.NETWORK["retry_delay_seconds"]) > timedelta(minutes=30).total_seconds()
 
 
 @pytest.mark.parametrize("starts", [recovery.MAX_ATTEMPTS, recovery.MAX_ATTEMPTS + 1])

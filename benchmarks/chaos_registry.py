@@ -1,0 +1,218 @@
+"""Trainings with dummy weights that are tracked, registered and promoted through a faulty proxy, and what MLflow then
+holds of each."""
+
+import contextlib
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import TypeVar
+
+from benchmarks.chaos_proxy import Fault, proxy
+from benchmarks.chaos_table import Trial
+from flows.local_servers import mlflow_server
+from tasks.ledger import GATE, Entry, Ledger
+from tasks.refs import DatasetRef, EvalReport, FolderRef, RunRef, TrainedRef
+from tasks.registry import find_or_create_version
+from tasks.tracking import log_private_file, log_results, open_tracking_run, send_points
+from tasks.versions import CANDIDATE, RegistryError, decide_once, find_version, point_alias, version_id
+from training_core.config import RunConfig, read_settings
+from training_core.evaluation.gate import BECOMES_CHAMPION
+from training_core.folders import seal
+from training_core.model_setup import digest_base_model
+from training_core.training.adapter import LEAKAGE_KEYS_FILE
+from training_core.training.journal import Point
+
+TRIES = 4  # of a task, as in tasks.recovery.NETWORK; without its pauses
+_STEPS = 5
+_SHARE_OF_FAULTS = 1 / 6
+
+Done = TypeVar("Done")
+
+
+@dataclass(frozen=True)
+class Training:
+    """A finished training that MLflow has not heard of."""
+
+    config: RunConfig
+    dataset: DatasetRef
+    rows: Path
+    run: RunRef
+    adapter: FolderRef
+    report: EvalReport
+
+
+def training(folder: Path, name: str) -> Training:
+    """A training with dummy weights; ``name`` is that of its registered model and makes its fingerprint."""
+    for part in ("base", "adapter", "evaluation", "rows"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    (folder / "base" / "config.json").write_text("{}")
+    places = {"output_dir": str(folder), "dataset_path": "rows.jsonl", "model_name": str(folder / "base")}
+    config = read_settings({"registered_model_name": name, **places})
+    config.save(folder / "adapter")
+    (folder / "adapter" / "adapter_model.safetensors").write_bytes(name.encode())
+    (folder / "evaluation" / "scores.json").write_text(json.dumps({"candidate": {"accuracy": 0.5}}))
+    (folder / LEAKAGE_KEYS_FILE).write_bytes(b"keys")
+    for file in ("report.json", "rejected.jsonl"):
+        (folder / "rows" / file).touch()
+    digest = digest_base_model(folder / "base")
+    dataset = DatasetRef(FolderRef(str(folder / "rows"), None, "r" * 64), "d" * 64, 10, 2, digest)
+    adapter = FolderRef(str(folder / "adapter"), None, seal(folder / "adapter"))
+    report = EvalReport(
+        FolderRef(str(folder / "evaluation"), None, "e" * 64), 2, {"candidate": 0.5}, {"candidate": 0.0}, None
+    )
+    return Training(
+        config, dataset, folder / "rows", RunRef(name.ljust(64, "0"), str(folder), digest, ""), adapter, report
+    )
+
+
+def register(one: Training, tries: int = TRIES) -> None:
+    """Track, register and promote a training, each step repeated like the task that does it."""
+    config, fingerprint = one.config, one.run.fingerprint
+    run_id = _repeat(lambda: open_tracking_run(config, fingerprint, one.dataset, one.rows), tries)
+    trained = TrainedRef(replace(one.run, tracking_run_id=run_id), one.adapter, one.report)
+    points = [Point(step, _STEPS, 1000.0 + step, {"loss": 1.0 / step}) for step in range(1, _STEPS + 1)]
+    for sent in (points[:2], points):
+        _repeat(lambda sent=sent: send_points(config, run_id, sent), tries)  # type: ignore[misc]
+    _repeat(lambda: log_private_file(config, trained.run, LEAKAGE_KEYS_FILE), tries)
+    version = _repeat(lambda: find_or_create_version(config, trained, "described"), tries)
+    _repeat(lambda: point_alias(config, CANDIDATE, version), tries)
+    _repeat(lambda: log_results(config, run_id, one.report), tries)
+    _repeat(lambda: promote(config, fingerprint), tries)
+
+
+def promote(config: RunConfig, fingerprint: str) -> None:
+    """Make the training's version champion, once."""
+
+    def entry_of(ledger: Ledger) -> Entry:
+        own = version_id(find_version(config, fingerprint))
+        last = ledger.last_by_gate(fingerprint)
+        return last or Entry(GATE, BECOMES_CHAMPION, own, ledger.champion, own, "better")
+
+    decide_once(config, entry_of)
+
+
+def _repeat(step: Callable[[], Done], tries: int) -> Done:
+    for left in range(tries - 1, -1, -1):
+        try:
+            return step()
+        except (RegistryError, OSError):
+            if not left:
+                raise
+    raise AssertionError
+
+
+# What MLflow holds of one training, apart from what was deleted; "deleted versions" are those that once had a number.
+ONE_OF_EACH: Mapping[str, int] = {
+    "runs": 1,
+    "runs that never end": 0,
+    "logged models": 1,
+    "logged models that are not ready": 0,
+    "versions": 1,
+    "deleted versions": 0,
+    "points": _STEPS,
+    "points twice": 0,
+    "decisions": 1,
+    "ledgers": 1,
+}
+_OWN_RUNS = "run_uuid IN (SELECT run_uuid FROM tags WHERE key = 'sft_flow.fingerprint' AND value = :fingerprint)"
+_OWN_MODELS = (
+    "model_id IN (SELECT model_id FROM logged_model_tags WHERE tag_key = 'sft_flow.fingerprint' AND tag_value ="
+    " :fingerprint) AND lifecycle_stage = 'active'"
+)
+_LEDGERS = "run_uuid IN (SELECT run_uuid FROM tags WHERE key = 'sft_flow.ledger_of' AND value = :name)"
+_COUNTS = {
+    "runs": f"FROM runs WHERE {_OWN_RUNS} AND lifecycle_stage = 'active'",
+    "runs that never end": f"FROM runs WHERE {_OWN_RUNS} AND status != 'FINISHED'",
+    "logged models": f"FROM logged_models WHERE {_OWN_MODELS}",
+    "logged models that are not ready": f"FROM logged_models WHERE {_OWN_MODELS} AND status != 2",
+    "versions": "FROM model_versions WHERE name = :name AND current_stage != 'Deleted_Internal'",
+    "deleted versions": "FROM model_versions WHERE name = :name AND current_stage = 'Deleted_Internal'",
+    "points": f"FROM (SELECT DISTINCT step FROM metrics WHERE key = 'loss' AND {_OWN_RUNS})",
+    "points twice": f"- count(DISTINCT step) FROM metrics WHERE key = 'loss' AND {_OWN_RUNS}",
+    "decisions": f"FROM params WHERE key LIKE 'decision.%' AND {_LEDGERS}",
+    "ledgers": f"FROM runs WHERE {_LEDGERS} AND lifecycle_stage = 'active'",
+}
+
+
+def held(database: Path, fingerprint: str, name: str) -> dict[str, int]:
+    """What a store holds of a training and of its registered model; ``ONE_OF_EACH`` when nothing is lost or twice."""
+    with contextlib.closing(sqlite3.connect(database, timeout=60)) as store:
+        values = {"fingerprint": fingerprint, "name": name}
+        return {
+            what: store.execute(f"SELECT count(*) {query}", values).fetchone()[0] for what, query in _COUNTS.items()
+        }
+
+
+@contextlib.contextmanager
+def tracked_at(address: str) -> Iterator[None]:
+    """Use the MLflow server at this address."""
+    with environment(MLFLOW_TRACKING_URI=address):
+        yield
+
+
+@contextlib.contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Set environment variables, and restore those of before."""
+    before = os.environ.copy()
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def lost_answers(home: Path, seeds: Iterator[Random]) -> Iterator[Trial]:
+    """MLflow did what it was asked for and the answer was lost, at calls of tracking, registration and promotion."""
+    yield from _through_a_proxy(home, seeds, [Fault.LOST])
+
+
+def server_faults(home: Path, seeds: Iterator[Random]) -> Iterator[Trial]:
+    """MLflow refuses a connection, hangs, answers with a 500, or is late."""
+    yield from _through_a_proxy(home, seeds, [Fault.REFUSED, Fault.HUNG, Fault.ERROR, Fault.SLOW])
+
+
+def _through_a_proxy(home: Path, seeds: Iterator[Random], faults: Sequence[Fault]) -> Iterator[Trial]:
+    store = home / "mlflow.db"
+    with _impatient(), mlflow_server(f"sqlite:///{store}", home / "artifacts", 0) as server:
+        server.wait()
+        for number, random in enumerate(seeds):
+            yield _disturbed(training(home / f"{number}", f"chaos-{number}"), store, server.address, random, faults)
+
+
+def _disturbed(one: Training, store: Path, address: str, random: Random, faults: Sequence[Fault]) -> Trial:
+    """Register a training while one request in six meets a fault."""
+
+    def choose(_method: str, path: str) -> Fault:
+        # One file of the package is like the others.
+        hit = random.random() < _SHARE_OF_FAULTS and "/artifacts/code/" not in path
+        return random.choice(faults) if hit else Fault.NONE
+
+    problem = ""
+    with proxy(address, choose) as faulty, tracked_at(faulty.address):
+        try:
+            register(one)
+        except (RegistryError, OSError) as error:
+            problem = f"{type(error).__name__}: {error}"[:500]
+    injected = sum(faulty.injected.values())
+    return judge(held(store, one.run.fingerprint, one.config.registered_model_name), ONE_OF_EACH, injected, problem)
+
+
+def judge(found: Mapping[str, int], wanted: Mapping[str, int], injected: int, problem: str = "") -> Trial:
+    """Compare what MLflow holds with what it holds of a run that nothing disturbed."""
+    wrong = {what: (found[what], count) for what, count in wanted.items() if found[what] != count}
+    lost = sum(max(0, count - got) for got, count in wrong.values())
+    twice = sum(max(0, got - count) for got, count in wrong.values())
+    problem = f"{problem} {wrong or ''}".strip()
+    return Trial(injected, 0 if problem else injected, lost, twice, problem)
+
+
+@contextlib.contextmanager
+def _impatient() -> Iterator[None]:
+    """MLflow's client gives up a request after seconds."""
+    with environment(MLFLOW_HTTP_REQUEST_TIMEOUT="5", MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR="0"):
+        yield

@@ -1,0 +1,44 @@
+"""The folder that a run writes to: tried before anything starts, and asked again when the run has failed."""
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from flows.terminal import CANNOT_WRITE
+from training_core.config import SettingsError
+
+_PROBE_BYTES = 2**20
+
+
+@contextlib.contextmanager
+def writable_folder(folder: Path) -> Iterator[None]:
+    """Raise ``SettingsError`` when ``folder`` cannot be written to; end with one sentence when the body fails for that.
+
+    Libraries word a full disk, or a folder that is gone, in many ways, and a server on the same disk fails too.
+    """
+    if problem := folder_problem(folder, create=True):
+        raise SettingsError([f"output_dir: {problem}"])
+    try:
+        yield
+    finally:
+        error = sys.exc_info()[1]
+        if isinstance(error, Exception) and not isinstance(error, ValueError) and (problem := folder_problem(folder)):
+            sys.stderr.write(f"output_dir: {problem}; then the same command resumes.\n")
+            sys.exit(CANNOT_WRITE)
+
+
+def folder_problem(folder: Path, *, create: bool = False) -> str:
+    """Why a file of a megabyte cannot be written to a folder, and the fix; empty where it can."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True) if create else folder.stat()
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(_PROBE_BYTES))
+            probe.flush()
+    except FileNotFoundError:
+        why = "it cannot be created; choose another" if create else "it was deleted or moved; put it back"
+        return f"{str(folder)!r} is not there: {why}"
+    except OSError as error:
+        return f"cannot write to {str(folder)!r}: {error.strerror}; free space, or allow this user to write there"
+    return ""

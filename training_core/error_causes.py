@@ -1,0 +1,38 @@
+"""What is behind an error: libraries wrap errors of the disk and the network in their own, and word them anew."""
+
+import errno
+import socket
+from collections.abc import Iterator
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
+# SQLite, safetensors and torch name no number.
+_DISK_WORDS = (
+    "no space left on device",
+    "disk is full",
+    "readonly database",
+    "read-only file system",
+    "disk i/o error",
+)
+_NETWORK = (ConnectionError, TimeoutError, socket.gaierror)
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, what it was raised from, and so on to the first one."""
+    seen: set[int] = set()
+    while error and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def is_disk_error(error: BaseException | None) -> bool:
+    """Whether a disk is full or cannot be written to: no retry mends that, a person does."""
+    return any(
+        (isinstance(one, OSError) and one.errno in _DISK) or any(words in str(one).lower() for words in _DISK_WORDS)
+        for one in causes(error)
+    )
+
+
+def is_network_error(error: BaseException | None) -> bool:
+    """Whether a server could not be reached, or hung up: it may be back in half an hour."""
+    return any(isinstance(one, _NETWORK) for one in causes(error))
