@@ -78,8 +78,12 @@ def mlflow_server(tracking_uri: str, artifacts: Path, preferred_port: int = 5000
     """An MLflow server with its UI; clients upload and download artifacts through it."""
     listener = listen(preferred_port)
     address = _address(listener)
-    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    command = ["mlflow", "server", "--backend-store-uri", tracking_uri, "--workers", "1", "--uvicorn-opts", "--fd 0"]
+    environment = {
+        "MLFLOW_BACKEND_STORE_URI": tracking_uri,  # not an argument: every user of the machine can read those
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    command = ["mlflow", "server", "--workers", "1", "--uvicorn-opts", "--fd 0"]
     command += ["--artifacts-destination", artifacts.as_uri()]
     with listener, child_process(command, environment, stdin=listener.fileno()) as process:
         listener.close()
