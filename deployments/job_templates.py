@@ -65,8 +65,6 @@ def _process(_gpu: bool) -> Changes:
 
 def _docker(gpu: bool) -> Changes:
     job = {
-        "command": None,
-        "env": CONTAINER_ENVIRONMENT | {name: f"{{{{ ${name} }}}}" for name in FROM_THE_WORKER},
         "container_create_kwargs": {
             "user": f"{USER}:{USER}",
             "init": True,
@@ -78,6 +76,7 @@ def _docker(gpu: bool) -> Changes:
     }
     gpus = [{"driver": "nvidia", "count": 1, "capabilities": [["gpu"]]}] if gpu else None
     return job, {
+        "env": {"default": CONTAINER_ENVIRONMENT | {name: f"{{{{ ${name} }}}}" for name in FROM_THE_WORKER}},
         "image": {"default": _image(gpu)},
         "volumes": {"default": [f"sft-flow-{_side(gpu)}:{WORK_FOLDER}"]},
         # The worker reads the exit code when the output has ended. Without output, or when the container removed
@@ -91,8 +90,8 @@ def _docker(gpu: bool) -> Changes:
 
 def _kubernetes(gpu: bool) -> Changes:
     tolerations = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}] if gpu else []
-    job = {"command": None, "env": CONTAINER_ENVIRONMENT}
-    return job | {"job_manifest": yaml.safe_load(KUBERNETES_JOB.read_text(encoding="utf-8"))}, {
+    return {"job_manifest": yaml.safe_load(KUBERNETES_JOB.read_text(encoding="utf-8"))}, {
+        "env": {"default": CONTAINER_ENVIRONMENT},
         "namespace": {"default": "sft-flow"},
         "image": {"default": _image(gpu)},
         "finished_job_ttl": {"default": 24 * 60 * 60},

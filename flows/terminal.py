@@ -47,7 +47,7 @@ def run_command(command: Callable[[], None]) -> None:
 
 
 def print_line(text: str, style: str = "") -> None:
-    """Print a line that may hold names and messages that are not ours: none colours the terminal or leaks a password."""
+    """Print a line that may hold names and messages from elsewhere: none changes the terminal or shows a password."""
     console.print(Text(shown(text), style), soft_wrap=True)
 
 

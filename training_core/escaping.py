@@ -27,7 +27,6 @@ _MARKUP = re.compile(
 _NUMBERED = re.compile(r"^\d+(?=[.)]\s)")
 
 
-
 def without_secrets(text: str) -> str:
     """The text with ``***`` for the password, or the login as a whole, of each address, and for keys in its query."""
     return _SIGNED.sub(rf"\1{_HIDDEN}", _LOGIN.sub(f"://{_HIDDEN}@", text))
@@ -35,10 +34,12 @@ def without_secrets(text: str) -> str:
 
 def shown(text: str) -> str:
     """The text as a terminal, a log or a page may show it: secrets hidden, and ``\\x1b`` for what cannot be seen."""
-    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), without_secrets(text))
+    return _UNSEEN.sub(
+        lambda found: found[0].encode("unicode_escape").decode("ascii"), without_secrets(text.replace("\r\n", "\n"))
+    )
 
 
 def in_markdown(text: str) -> str:
     """The text on one line, so that Markdown shows it as it is: no link, picture, table, code or HTML comes of it."""
-    line = _MARKUP.sub(r"\\\g<0>", escape(" ".join(shown(text).split()), quote=False))
+    line = _MARKUP.sub(r"\\\g<0>", escape(shown(" ".join(text.split())), quote=False))
     return _NUMBERED.sub(r"\g<0>\\", line)

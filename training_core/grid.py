@@ -45,9 +45,11 @@ class Grid:
     def markdown(self) -> str:
         """The table in Markdown."""
         line = ["---:" if self.is_number(column) else "---" for column in range(len(self.head))]
-        rows = [self.head, line, *self.rows] if self.rows else []
-        table = [f"| {' | '.join(map(in_markdown, row))} |" for row in rows]
-        return "\n".join([f"**{in_markdown(self.title)}**", "", *table, *(["", in_markdown(self.note)] if self.note else [])])
+        head, *rows = ([in_markdown(cell) for cell in row] for row in (self.head, *self.rows))
+        table = [f"| {' | '.join(cells)} |" for cells in (head, line, *rows)] if rows else []
+        return "\n".join(
+            [f"**{in_markdown(self.title)}**", "", *table, *(["", in_markdown(self.note)] if self.note else [])]
+        )
 
     def is_number(self, column: int) -> bool:
         """Whether a column has only numbers; never the first one, which has names."""
