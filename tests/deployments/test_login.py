@@ -65,7 +65,7 @@ def command(servers: Servers, password: str, *words: str) -> subprocess.Complete
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_run_goes_through_the_login_and_writes_it_nowhere(servers: Servers, home: Path) -> None:
     assert asked(servers, None) == asked(servers, "another-password") == [401, 401]
     assert asked(servers, PASSWORD) == [200, 200]
