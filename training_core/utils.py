@@ -24,6 +24,7 @@ from training_core.config import RunConfig, SettingsError
 from training_core.escaping import shown
 from training_core.rows.files import client_errors_as_os_errors
 from training_core.rows.locate import find_files
+from training_core.rows.strict_json import DataError
 from training_core.user_functions import UserFunction
 
 logger = logging.getLogger(__name__)
@@ -63,8 +64,15 @@ def _shown_record(*arguments: Any, **more: Any) -> logging.LogRecord:
     if not record.name.startswith("uvicorn"):  # its formatter reads the arguments
         record.msg, record.args = shown(record.getMessage()), ()
     if record.exc_info:
-        record.exc_text = shown("".join(traceback.format_exception(*record.exc_info)).rstrip())
+        record.exc_text = shown(_described(record.exc_info[1]))
     return record
+
+
+def _described(error: BaseException | None) -> str:
+    """An error of settings or rows is a message to people; any other is one to developers, with its traceback."""
+    if isinstance(error, SettingsError | DataError):
+        return str(error)
+    return "".join(traceback.format_exception(error)).rstrip()
 
 
 def set_seed(seed: int) -> None:
