@@ -18,51 +18,56 @@ from prefect.deployments.runner import RunnerDeployment
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
-from rich.console import Console
 
 from deployments.job_templates import PoolKind
+from deployments.record import AUTOMATION, DEPLOYMENT, SCHEDULE, Item, read_record, remove, write_record
 from deployments.topology import Pool, automations, deployments, pools
 from flows.cli import DEMO_BAD_SHARE, DEMO_ROWS, DEMO_SEED
+from flows.terminal import complain, print_line
 from samples.cases import write_rows
 from tasks.artifact_store import VARIABLE as STORE
 from tasks.artifact_store import store_problems
+from tasks.servers import server_problems
 from training_core.rows.files import client_errors_as_os_errors
 
 POOL_KIND, NOTIFY = "SFT_FLOW_POOL_KIND", "SFT_FLOW_NOTIFY"
 
-Outcome = Literal["created", "updated", "unchanged"]
+Outcome = Literal["created", "updated", "unchanged", "removed"]
 
 _AUTOMATION_FIELDS = ("name", "description", "enabled", "trigger", "actions")
 
 
 def main() -> None:
-    """Deploy the topology; prints for each object whether it was created, updated or is unchanged."""
+    """Deploy the topology; prints for each object whether it was created, updated, removed or is unchanged."""
     kind, store = os.environ.get(POOL_KIND, "process"), os.environ.get(STORE, "")
     kinds = typing.get_args(PoolKind)
     problems = [
         *([] if PREFECT_API_URL.value() else ["PREFECT_API_URL is not set; set it to the API of your Prefect server"]),
+        *server_problems(),
         *store_problems(needed=True),
         *([] if kind in kinds else [f"{POOL_KIND}: expected one of {', '.join(kinds)}, got {kind!r}"]),
     ]
     if problems:
-        sys.exit("\n".join(["Nothing was deployed:", *(f"  - {problem}" for problem in problems)]))
+        complain("\n".join(["Nothing was deployed:", *(f"  - {problem}" for problem in problems)]))
+        sys.exit(1)
     try:
         _deploy_and_print(typing.cast(PoolKind, kind), store)
     except (ValueError, OSError, ImportError, httpx.HTTPError) as error:  # wrong input, the store, the server
-        sys.exit(f"Deployed only in part: {error}")
+        complain(f"Deployed only in part: {error}")
+        sys.exit(1)
 
 
 def _deploy_and_print(kind: PoolKind, store: str) -> None:
-    console = Console(highlight=False)
     with get_client(sync_client=True) as client:
         for outcome, what, name in deploy(client, kind, store, os.environ.get(NOTIFY)):
-            console.print(f"{outcome:10} {what:11} {name}", markup=False, soft_wrap=True)
+            print_line(f"{outcome:10} {what:11} {name}")
 
 
 def deploy(
     client: SyncPrefectClient, kind: PoolKind, store: str, notify: str | None = None
 ) -> Iterator[tuple[Outcome, str, str]]:
-    """Create or update pools, demo rows, deployments and automations; yields outcome, kind and name of each.
+    """Create or update pools, demo rows, deployments and automations, and remove those deployments, schedules and
+    automations that an earlier call created and that are no longer declared; yields outcome, kind and name of each.
 
     ``notify`` is the name of a notification block, such as ``slack-webhook/team``. Raises ``ValueError`` when there is
     no such block, or when a pool of another kind has the name of one of ours.
@@ -75,11 +80,26 @@ def deploy(
     demo_rows = f"{store.rstrip('/')}/samples.jsonl"
     yield _apply_rows(demo_rows), "rows", demo_rows
     ids: dict[str, UUID] = {}
+    declared: set[Item] = set()
     for deployment in deployments(demo_rows):
         outcome, ids[deployment.full_name] = _apply_deployment(client, deployment)
-        yield outcome, "deployment", deployment.full_name
+        declared |= {(DEPLOYMENT, deployment.full_name), *_schedules(deployment)}
+        yield outcome, DEPLOYMENT, deployment.full_name
     for automation in automations(ids, block):
-        yield _apply_automation(client, automation), "automation", automation.name
+        declared.add((AUTOMATION, automation.name))
+        yield _apply_automation(client, automation), AUTOMATION, automation.name
+    yield from _remove_undeclared(client, declared)
+
+
+def _schedules(deployment: RunnerDeployment) -> set[Item]:
+    return {(SCHEDULE, f"{deployment.full_name} {schedule.slug}") for schedule in deployment.schedules or []}
+
+
+def _remove_undeclared(client: SyncPrefectClient, declared: set[Item]) -> Iterator[tuple[Outcome, str, str]]:
+    for kind, name in sorted(read_record(client) - declared):
+        if remove(client, (kind, name)):
+            yield "removed", kind, name
+    write_record(client, declared)
 
 
 def _block_id(client: SyncPrefectClient, name: str) -> UUID:
@@ -136,6 +156,10 @@ def _apply_deployment(client: SyncPrefectClient, deployment: RunnerDeployment) -
     except ObjectNotFound:
         return "created", _apply(client, deployment)
     _keep_switches(deployment, found)
+    own = {schedule.slug for schedule in deployment.schedules or []}
+    found.schedules = [
+        schedule for schedule in found.schedules if schedule.slug in own
+    ]  # others are not ours to change
     if _compared_fields(deployment, _schema(deployment)) == _compared_fields(found, found.parameter_openapi_schema):
         return "unchanged", found.id
     return "updated", _apply(client, deployment)
@@ -171,6 +195,7 @@ def _compared_fields(
         "parameters": deployment.parameters,
         "schema": schema,
         "pool": deployment.work_pool_name,
+        "queue": deployment.work_queue_name,
         "schedules": [
             (schedule.slug, schedule.active, schedule.schedule.model_dump(include={"cron", "timezone"}))
             for schedule in deployment.schedules or []

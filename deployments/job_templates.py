@@ -28,7 +28,9 @@ CONTAINER_ENVIRONMENT = {**RUN_ENVIRONMENT, "PREFECT_HOME": f"{WORK_FOLDER}/.pre
 
 # Variables that a container gets from its worker's environment; the server never has their values.
 FROM_THE_WORKER = (
-    *("MLFLOW_TRACKING_URI", "SFT_FLOW_STORE", "SFT_FLOW_SECRET", "HF_TOKEN"),
+    *("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
+    *("PREFECT_UI_URL", "SFT_FLOW_MLFLOW_URL"),
+    *("SFT_FLOW_STORE", "SFT_FLOW_SECRET", "SFT_FLOW_ALLOWED_ROOTS", "SFT_FLOW_ALLOWED_FUNCTIONS", "HF_TOKEN"),
     *("AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
     *("AWS_DEFAULT_REGION", "SFT_FLOW_GPU_GIB"),
 )
@@ -47,20 +49,18 @@ def base_job_template(kind: PoolKind, gpu: bool) -> dict[str, Any]:
     job, variables = {"process": _process, "docker": _docker, "kubernetes": _kubernetes}[kind](gpu)
     template["job_configuration"] |= job
     properties = template["variables"]["properties"]
+    for name in job.keys() & properties.keys() - variables.keys():
+        del properties[name]  # its value is the pool's
     for name, change in variables.items():
         properties[name] = properties.get(name, {}) | change
     return template
 
 
 def _process(_gpu: bool) -> Changes:
-    return {}, {
-        "env": {"default": RUN_ENVIRONMENT},
+    # None of these is a variable of a run: whoever starts one would choose its code and what it may read.
+    return {"command": None, "env": RUN_ENVIRONMENT, "working_dir": "."}, {
         # A worker that streams output notices a killed process only when no child of it holds the pipe open.
         "stream_output": {"default": False},
-        "working_dir": {
-            "default": ".",
-            "description": "Folder that relative paths refer to; '.' is the folder where the worker was started.",
-        },
     }
 
 

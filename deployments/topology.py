@@ -27,6 +27,7 @@ from training_core.config import read_settings_file
 WEEKLY = Cron("0 3 * * 1", timezone="UTC", active=False, slug="weekly")
 OFTEN = Cron(f"*/{JANITOR_PERIOD.seconds // 60} * * * *", timezone="UTC", slug="often")
 ROWS_UPDATED = "rows.updated"
+JANITOR_QUEUE = "janitor"
 
 
 _FINAL_STATES = ("Completed", NOTHING_NEW, CHAMPION_FAILS, "Failed", "TimedOut", "Cancelled", "Crashed")
@@ -49,7 +50,8 @@ class Pool:
 def pools(kind: PoolKind) -> list[Pool]:
     """One pool for work without a GPU, and one whose workers have a GPU each and take one run at a time."""
     return [
-        Pool("cpu", kind, base_job_template(kind, gpu=False), {}),
+        # A run that waits for its training keeps its place at a worker; the janitor has a worker of its own.
+        Pool("cpu", kind, base_job_template(kind, gpu=False), {JANITOR_QUEUE: 1, "default": 2}),
         Pool("gpu", kind, base_job_template(kind, gpu=True), {"urgent": 1, "default": 2}),
     ]
 
@@ -65,7 +67,7 @@ def deployments(demo_rows: str) -> list[RunnerDeployment]:
         _deployment(sft_flow, "demo", "cpu", demo),
         _deployment(reevaluate_flow, "qwen", "gpu", qwen),
         _deployment(reevaluate_flow, "demo", "gpu", demo),
-        _deployment(janitor_flow, "often", "cpu", {}, OFTEN),
+        _deployment(janitor_flow, "often", "cpu", {}, OFTEN, JANITOR_QUEUE),
     ]
 
 
@@ -75,11 +77,13 @@ def _deployment(
     pool: str,
     parameters: dict[str, Any] | None = None,
     schedule: Schedule | None = None,
+    queue: str = "default",
 ) -> RunnerDeployment:
     # Workers have the code installed, so a module path is enough: no storage, no pull step.
     return flow.to_deployment(  # type: ignore[return-value]  # a coroutine only where the caller is one
         name,
         work_pool_name=pool,
+        work_queue_name=queue,
         parameters=parameters or {},
         schedules=[schedule] if schedule else [],
         entrypoint_type=EntrypointType.MODULE_PATH,

@@ -8,16 +8,16 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
 from flows.local_servers import lasting_prefect_server, mlflow_server, prefect_server
 from flows.output_folder import writable_folder
-from flows.terminal import run_command
+from flows.terminal import complain, console, print_line, run_command
 from tasks.startup import paused_garbage_collection
 from training_core.config import RunConfig, SettingsError, config_from_command_line, read_settings
 from training_core.dataset.report import DataReport
+from training_core.escaping import shown
 from training_core.rows.strict_json import DataError
 
 ROOT = Path(__file__).parent.parent
@@ -63,8 +63,6 @@ ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 
-console = Console()
-
 
 def main() -> None:
     """Exit with 0 on success, with 1 when ``check`` finds rows unfit, with 2 when settings are invalid or rows unfit to
@@ -87,7 +85,7 @@ def _main() -> None:
     try:
         command(arguments)
     except (SettingsError, DataError) as error:
-        sys.stderr.write(f"{error}\n")
+        complain(str(error))
         sys.exit(2)
 
 
@@ -113,10 +111,10 @@ def _print_report(report: DataReport, folder: Path) -> None:
     for grid in data_grids(report):
         console.print(grid.terminal())
     for name, file in (("Page", "report.html"), ("JSON", "report.json"), ("Rejected", "rejected.jsonl")):
-        console.print(Text(f"{name:9}{folder / file}"), soft_wrap=True)
-    console.print(Text(f"\n{verdict(report)}", style="bold red" if report.failures else "bold green"))
+        print_line(f"{name:9}{folder / file}")
+    print_line(f"\n{verdict(report)}", "bold red" if report.failures else "bold green")
     for failure in with_short_names(report).failures:
-        console.print(Padding(Text(f"- {failure}"), (0, 0, 0, 2), expand=False))
+        console.print(Padding(Text(shown(f"- {failure}")), (0, 0, 0, 2), expand=False))
 
 
 def report_on_rows(config: RunConfig) -> tuple[Path, DataReport]:
@@ -141,7 +139,7 @@ def demo(arguments: Sequence[str]) -> None:
     config = read_settings(config_from_command_line(["--config", str(DEMO_CONFIG), *arguments], "sft-flow demo"))
     rows = Path(config.dataset_path)
     if rows.exists():
-        console.print(f"Sample rows reused: {rows}", markup=False)
+        print_line(f"Sample rows reused: {rows}")
     else:
         rows.parent.mkdir(parents=True, exist_ok=True)
         write_rows(rows, DEMO_ROWS, DEMO_SEED, DEMO_BAD_SHARE)
@@ -215,10 +213,10 @@ def ui(arguments: Sequence[str]) -> None:
     home, store = Path(config.output_dir).resolve() / "prefect", tracking_uri(config)
     with contextlib.ExitStack() as servers:
         prefect = servers.enter_context(prefect_server(home))
-        console.print(f"Prefect: {prefect.wait()}/runs")
+        print_line(f"Prefect: {prefect.wait()}/runs")
         if not store.startswith("http"):  # it has a server already
             store = servers.enter_context(mlflow_server(store, home.parent / "mlartifacts")).wait()
-        console.print(f"MLflow:  {store}/#/experiments?workflowType=machine_learning")
-        console.print("Ctrl-C stops what was started here.")
+        print_line(f"MLflow:  {store}/#/experiments?workflowType=machine_learning")
+        print_line("Ctrl-C stops what was started here.")
         with contextlib.suppress(KeyboardInterrupt):
             signal.pause()

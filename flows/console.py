@@ -6,17 +6,15 @@ import warnings
 from datetime import timedelta
 
 from prefect.logging.handlers import APILogWorker
-from rich.console import Console
 
 from flows.reevaluate_flow import reevaluate_flow
 from flows.sft_flow import sft_flow
 from flows.short_logs import shorten_errors
+from flows.terminal import console, print_line
 from tasks.refs import FinishedRun, ModelVersionRef
 from tasks.reporting import run_grids
 from tasks.tracking import tracking_uri
 from training_core.config import RunConfig
-
-console = Console(highlight=False)
 
 
 def run_and_print(config: RunConfig) -> None:
@@ -33,7 +31,7 @@ def run_and_print(config: RunConfig) -> None:
     else:
         lines = _finished(config, outcome, took)
     for line in [*lines, f"UIs      sft-flow ui --output_dir {config.output_dir}"]:
-        console.print(line, markup=False, soft_wrap=True)
+        print_line(line)
 
 
 def evaluate_and_show(config: RunConfig, version: str) -> None:
@@ -45,7 +43,7 @@ def evaluate_and_show(config: RunConfig, version: str) -> None:
     finally:
         APILogWorker.drain_all(timeout=10)
     for line in _finished(config, finished, timedelta(seconds=round(time.monotonic() - started))):
-        console.print(line, markup=False, soft_wrap=True)
+        print_line(line)
 
 
 def _quieten_libraries() -> None:

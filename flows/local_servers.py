@@ -1,6 +1,7 @@
 """Servers for one machine. They stop with the process that started them, also when that is killed by SIGKILL."""
 
 import contextlib
+import secrets
 import socket
 import subprocess
 import threading
@@ -53,9 +54,11 @@ def prefect_server(
     *,
     database: str | None = None,
     for_workers: bool = False,
+    login: str = "",
     log: Path | None = None,
 ) -> Iterator[Server]:
-    """A Prefect server with its UI and its database: SQLite in ``home`` unless a URL is given.
+    """A Prefect server with its UI and its database: SQLite in ``home`` unless a URL is given. With a login, such as
+    ``user:password``, it answers those who give that.
 
     Prefect's own temporary server keeps running, and keeps the database open, when its parent is killed; this one
     stops. With a ``log`` its output goes to that file.
@@ -75,6 +78,7 @@ def prefect_server(
         "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
         "PREFECT_SERVER_SERVICES_EVENT_LOGGER_ENABLED": "false",
         **({"PREFECT_API_DATABASE_CONNECTION_URL": database} if database else {}),
+        **({"PREFECT_SERVER_API_AUTH_STRING": login} if login else {}),
         **{f"PREFECT_SERVER_SERVICES_{name}_ENABLED": str(for_workers).lower() for name in _DEPLOYMENT_SERVICES},
     }
     command = ["uvicorn", "--factory", "flows.prefect_app:create_app", "--log-level", "error", "--fd", "0"]
@@ -110,16 +114,38 @@ def lasting_prefect_server(home: Path) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def mlflow_server(tracking_uri: str, artifacts: Path, preferred_port: int = 5000) -> Iterator[Server]:
-    """An MLflow server with its UI; clients upload and download artifacts through it."""
+def mlflow_server(
+    tracking_uri: str, artifacts: Path, preferred_port: int = 5000, *, login: str = ""
+) -> Iterator[Server]:
+    """An MLflow server with its UI; clients upload and download artifacts through it. ``login`` is as Prefect's."""
     listener = listen(preferred_port)
     address = _address(listener)
-    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    command = ["mlflow", "server", "--backend-store-uri", tracking_uri, "--workers", "1", "--uvicorn-opts", "--fd 0"]
-    command += ["--artifacts-destination", artifacts.as_uri()]
+    environment = {
+        "MLFLOW_BACKEND_STORE_URI": tracking_uri,  # not an argument: every user of the machine can read those
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        **(_mlflow_login(login, artifacts.parent) if login else {}),
+    }
+    command = ["mlflow", "server", "--workers", "1", "--uvicorn-opts", "--fd 0"]
+    command += ["--artifacts-destination", artifacts.as_uri(), *(["--app-name", "basic-auth"] if login else [])]
     with listener, child_process(command, environment, stdin=listener.fileno()) as process:
         listener.close()
         yield Server(process, address, "/health")
+
+
+def _mlflow_login(login: str, folder: Path) -> dict[str, str]:
+    """The environment of MLflow's own authentication with one administrator. MLflow takes a password only once, so its
+    table of users is made anew at each start."""
+    user, _, password = login.partition(":")
+    settings, users = folder / "mlflow_login.ini", folder / "mlflow_login.db"
+    users.unlink(missing_ok=True)
+    settings.write_text(f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{users}\n", encoding="utf-8")
+    return {
+        "MLFLOW_AUTH_CONFIG_PATH": str(settings),
+        "MLFLOW_AUTH_ADMIN_USERNAME": user,
+        "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(),
+    }
 
 
 def listen(preferred_port: int) -> socket.socket:

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from flows.parameters import takes_settings
 from flows.sft_flow import ended
+from tasks.confinement import require_allowed
 from tasks.data import build_dataset, validate_data
 from tasks.evaluation import evaluate
 from tasks.promotion import promote
@@ -28,6 +29,7 @@ def reevaluate_flow(config: RunConfig, version: Version = CANDIDATE) -> Finished
     """Evaluate a registered adapter again and promote it to champion if it is significantly better; trains nothing."""
     limit_attempts()
     setup_logging()
+    require_allowed(config)
     validate_data(config)
     dataset = build_dataset(config)
     registered = fetch_registered(config, version, dataset)

@@ -9,9 +9,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from rich.console import Console
-
 from flows.registry_settings import OUTPUT_DIR, registry_settings, require_model
+from flows.terminal import complain, console, print_line
 from flows.version_cli import compare, evaluate, report, reproduce
 from tasks.by_hand import promote_by_hand, reject_by_hand, roll_back
 from tasks.commands import registry_command
@@ -29,8 +28,6 @@ from training_core.config import RunConfig, SettingsError
 from training_core.grid import Grid
 from training_core.rows.strict_json import DataError
 
-console = Console()
-
 
 def main(name: str, arguments: Sequence[str]) -> None:
     """Run a command; what cannot be done ends the process with one line and exit code 2."""
@@ -46,7 +43,7 @@ def main(name: str, arguments: Sequence[str]) -> None:
 
 
 def _fail(name: str, text: str) -> None:
-    sys.stderr.write(f"sft-flow {name}: {' '.join(text.split())}\n")
+    complain(f"sft-flow {name}: {' '.join(text.split())}")
     sys.exit(2)
 
 
@@ -151,14 +148,14 @@ def _report(config: RunConfig, entry: Entry) -> None:
     name = config.registered_model_name
     champion = f"version {entry.after.number} is champion" if entry.after else "there is no champion"
     before = f"; before: {_number(entry.before)}" if entry.before != entry.after else ""
-    console.print(f"{name}: {champion}{before} (decision {entry.number})", markup=False)
+    print_line(f"{name}: {champion}{before} (decision {entry.number})")
     if os.environ.get("PREFECT_API_URL"):
         from tasks.announcements import announce
 
         announce(name, entry)
     if entry.withdrawn:
         shown = registry_command(config, "versions", name)
-        console.print(f"Withdrawn: {len(entry.withdrawn)}; no run promotes them again. {shown}", soft_wrap=True)
+        print_line(f"Withdrawn: {len(entry.withdrawn)}; no run promotes them again. {shown}")
 
 
 def _in_words(entry: Entry) -> str:

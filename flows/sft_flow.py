@@ -5,6 +5,7 @@ from prefect.states import Completed
 
 from flows.parameters import takes_settings
 from flows.train_flow import train_flow
+from tasks.confinement import require_allowed
 from tasks.data import build_dataset, validate_data
 from tasks.preflight import preflight
 from tasks.promotion import find_finished, promote
@@ -31,6 +32,7 @@ def sft_flow(config: RunConfig) -> FinishedRun | State[ModelVersionRef] | State[
     """
     limit_attempts()
     setup_logging()
+    require_allowed(config)
     validate_data(config)
     dataset = build_dataset(config)
     name_by_fingerprint(config, run_fingerprint(config, dataset.digest, dataset.base_digest))

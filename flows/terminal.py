@@ -7,8 +7,15 @@ import sys
 import traceback
 from collections.abc import Callable
 
+from rich.console import Console
+from rich.text import Text
+
+from training_core.escaping import shown
+
 CRASHED, CANNOT_WRITE = 70, 74  # EX_SOFTWARE and EX_IOERR of sysexits.h
 INTERRUPTED = 128 + signal.SIGINT  # as a shell reports a command that a signal has ended
+
+console = Console(highlight=False)
 
 HOW_TO_RESUME = "Interrupted. The same command resumes from the last checkpoint.\n"
 
@@ -39,8 +46,18 @@ def run_command(command: Callable[[], None]) -> None:
         _end(CANNOT_WRITE)
 
 
+def print_line(text: str, style: str = "") -> None:
+    """Print a line that may hold names and messages from elsewhere: none changes the terminal or shows a password."""
+    console.print(Text(shown(text), style), soft_wrap=True)
+
+
+def complain(text: str) -> None:
+    """The same on standard error."""
+    sys.stderr.write(f"{shown(text)}\n")
+
+
 def _end_after_a_crash(*error: object) -> None:
-    traceback.print_exception(*error)  # type: ignore[call-overload]
+    complain("".join(traceback.format_exception(*error)).rstrip())  # type: ignore[call-overload]
     _end(CRASHED)
 
 

@@ -2,6 +2,7 @@
 
 from prefect import flow
 
+from tasks.confinement import require_allowed
 from tasks.evaluation import evaluate
 from tasks.recovery import TRAINING, limit_attempts, retried_if_transient
 from tasks.refs import DatasetRef, TrainedRef
@@ -22,6 +23,7 @@ def train_flow(config: RunConfig, dataset: DatasetRef) -> TrainedRef:
     limit_attempts()
     setup_logging()
     with retried_if_transient():
+        require_allowed(config, dataset)
         run = open_run(config, dataset)
         finetune(config, run, dataset)
         adapter = publish_adapter(config, run)

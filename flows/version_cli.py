@@ -11,16 +11,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from flows.registry_settings import OUTPUT_DIR, registry_settings, require_model
+from flows.terminal import console, print_line
 from tasks.commands import registry_command
 from tasks.ledger import read_ledger
 from tasks.tracking import fetch_report_page, report_name
 from tasks.versions import named_version, require_tracking_run, settings_of, version_id
 from training_core.config import RunConfig, SettingsError, config_from_command_line, read_settings
-
-console = Console()
 
 
 def compare(arguments: Sequence[str]) -> None:
@@ -36,7 +33,7 @@ def compare(arguments: Sequence[str]) -> None:
 
     grid, verdict = compare_registered(configs, given.rows)
     console.print(grid.terminal())
-    console.print(f"{given.uris[0]} against {given.uris[1]}: {verdict}", markup=False)
+    print_line(f"{given.uris[0]} against {given.uris[1]}: {verdict}")
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -75,7 +72,7 @@ def report(arguments: Sequence[str]) -> None:
         what = f"URI: {config.registered_model_name} version {number} has no report page"
         fix = registry_command(config, "evaluate", given.uri)
         raise SettingsError([f"{what}; evaluate it again, which writes one: {fix}"])
-    console.print(str(file.resolve()), markup=False, highlight=False, soft_wrap=True)
+    print_line(str(file.resolve()))
 
 
 def _fetch_report(config: RunConfig, number: str, file: Path) -> bool:
@@ -106,11 +103,11 @@ def reproduce(arguments: Sequence[str]) -> None:
         fix = "give the rows back their place, or the store its files"
         raise SettingsError([f"{given.uri}: cannot be trained again: {error}; {fix}"]) from error
     same = found.registered == found.trained_again
-    console.print(f"Weights registered     {found.registered}", soft_wrap=True)
-    console.print(f"Weights trained again  {found.trained_again}", soft_wrap=True)
-    console.print("The weights are equal, bit by bit." if same else "The weights differ.")
+    print_line(f"Weights registered     {found.registered}")
+    print_line(f"Weights trained again  {found.trained_again}")
+    print_line("The weights are equal, bit by bit." if same else "The weights differ.")
     for difference in found.differences:
-        console.print(f"Not as it was: {difference}", markup=False)
+        print_line(f"Not as it was: {difference}")
     sys.exit(0 if same else 1)
 
 

@@ -5,6 +5,7 @@ from typing import Final
 from prefect.events import emit_event
 
 from tasks.ledger import HAND, ROLLBACK, Entry
+from training_core.escaping import shown
 
 PROMOTED: Final = "sft-flow.promoted"
 CHAMPION_FAILING: Final = "sft-flow.champion-failing"
@@ -21,7 +22,7 @@ def announce(name: str, entry: Entry) -> None:
         emit_event(
             event,
             resource={"prefect.resource.id": f"sft-flow.model.{name}.{about.number}"},
-            payload={"verdict": f"{name} version {entry.version.number} {entry.verdict}{by}"},
+            payload={"verdict": shown(f"{name} version {entry.version.number} {entry.verdict}{by}")},
         )
 
 

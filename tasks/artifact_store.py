@@ -10,7 +10,8 @@ from filelock import FileLock
 from prefect import get_run_logger
 
 from tasks.refs import FolderRef
-from training_core.config import RunConfig
+from training_core.config import RunConfig, SettingsError
+from training_core.escaping import without_secrets
 from training_core.folders import MANIFEST, complete_folder, seal_digest
 from training_core.rows.files import client_errors_as_os_errors
 from training_core.training.checkpoints import step_of
@@ -111,7 +112,10 @@ def _stored_steps(url: str) -> set[int]:
 
 def store_problems(needed: bool) -> list[str]:
     """Why folders cannot travel through the artifact store. Writes an empty file to it and deletes the file."""
-    url = _store_url(f"write-check-{uuid4()}")
+    try:
+        url = _store_url(f"write-check-{uuid4()}")
+    except SettingsError as error:
+        return error.problems
     if url is None:
         fix = "set it to a URL that all workers reach, such as s3://bucket/sft-flow"
         return [f"{VARIABLE} is not set, and train_on names another pool; {fix}"] if needed else []
@@ -128,7 +132,10 @@ def store_problems(needed: bool) -> list[str]:
 
 
 def _store_url(*parts: str) -> str | None:
-    store = os.environ.get(VARIABLE)
+    store = os.environ.get(VARIABLE, "")
+    if without_secrets(store) != store:  # addresses of folders go to servers, with the references to them
+        fix = "give keys to its client, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or in ~/.config/fsspec"
+        raise SettingsError([f"{VARIABLE}: expected an address without a password, got {store!r}; {fix}"])
     return "/".join([store.rstrip("/"), *parts]) if store else None
 
 

@@ -4,6 +4,7 @@ import os
 import shlex
 
 from training_core.config import RunConfig, settings_info
+from training_core.escaping import without_secrets
 
 
 def registry_command(config: RunConfig, *words: str, with_reason: bool = False) -> str:
@@ -15,5 +16,9 @@ def registry_command(config: RunConfig, *words: str, with_reason: bool = False) 
 
 
 def mlflow_command(tracking_uri: str, *words: str) -> str:
-    """A command of MLflow's own, which has no default for the store."""
-    return f"MLFLOW_TRACKING_URI={shlex.quote(tracking_uri)} {shlex.join(['mlflow', *words])}"
+    """A command of MLflow's own, which has no default for the store; an address with a password is not repeated: it is
+    the one in the environment already."""
+    command = shlex.join(["mlflow", *words])
+    if without_secrets(tracking_uri) != tracking_uri:
+        return command
+    return f"MLFLOW_TRACKING_URI={shlex.quote(tracking_uri)} {command}"

@@ -16,6 +16,7 @@ from training_core.dataset.store import (
     require_known_names,
 )
 from training_core.dataset.tables import as_markdown, verdict
+from training_core.escaping import in_markdown
 from training_core.model_setup import digest_base_model, fetch_base_model, fetch_tokenizer, hub_commit
 from training_core.training.fingerprint import digest_rows
 from training_core.utils import validate_args
@@ -30,8 +31,8 @@ def validate_data(config: RunConfig) -> None:
     validate_args(config)
     folder = prepare_data(config, fetch_tokenizer(config.model_name, config.cache_dir, config.model_revision))
     report = load_report(folder)
-    text = f"{as_markdown(report)}\n\nThe same as a page: `{folder / PAGE_FILE}`"
-    create_markdown_artifact(text, key="sft-flow-rows", description=verdict(report))
+    text = f"{as_markdown(report)}\n\nThe same as a page: {in_markdown(str(folder / PAGE_FILE))}"
+    create_markdown_artifact(text, key="sft-flow-rows", description=in_markdown(verdict(report)))
     require_fit_rows(report)
     require_known_names(report, config)
 

@@ -9,6 +9,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from tasks.announcements import announce
 from tasks.artifact_store import open_folder
+from tasks.commands import registry_command
 from tasks.ledger import Entry, read_ledger
 from tasks.recovery import NETWORK
 from tasks.refs import DatasetRef, EvalReport, FolderRef, ModelVersionRef, RunRef, TrainedRef
@@ -19,6 +20,7 @@ from training_core.config import RunConfig
 from training_core.dataset.store import load_report
 from training_core.dataset.tables import account_grid
 from training_core.distributed import ADAPTER_FOLDER
+from training_core.escaping import in_markdown
 from training_core.evaluation.comparison import load_scores
 from training_core.evaluation.evidence import load_left_out
 from training_core.evaluation.report import group_grid, score_grid
@@ -35,13 +37,14 @@ def publish_report(config: RunConfig, dataset: DatasetRef, trained: TrainedRef, 
     report_page = publish_page(config, dataset, trained, version)
     report = open_folder(trained.report.folder, config)
     pictures = [f"![{path.stem}]({_as_data_url(path)})" for path in sorted(report.glob("*.png"), reverse=True)]
-    heading = f"# {version.name} version {version.version} {version.verdict}"
+    heading = in_markdown(f"{version.name} version {version.version} {version.verdict}")
     tables = [grid.markdown() for grid in run_grids(config, dataset, trained)]
     page = run_page(config, trained.run.tracking_run_id)
     links = [f"[Curve, predictions and model in MLflow]({page})"] if page else []
-    where = f"Report page: `{report_page}`, or `sft-flow report models:/{version.name}/{version.version}`"
-    text = "\n\n".join([heading, where, *links, *tables, *pictures])
-    create_markdown_artifact(text, key="sft-flow-report", description=heading[2:])
+    command = registry_command(config, "report", f"models:/{version.name}/{version.version}")
+    where = f"Report page: {in_markdown(f'{report_page}, or {command}')}"
+    text = "\n\n".join([f"# {heading}", where, *links, *tables, *pictures])
+    create_markdown_artifact(text, key="sft-flow-report", description=heading)
     return str(report_page)
 
 

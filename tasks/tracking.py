@@ -22,11 +22,13 @@ from tasks.commands import mlflow_command
 from tasks.create_once import found_or_created
 from tasks.moved_store import ARTIFACTS, follow_move
 from tasks.refs import DatasetRef, EvalReport, RunRef
-from training_core.config import RunConfig
+from training_core.config import RunConfig, SettingsError
+from training_core.escaping import without_secrets
 from training_core.folders import complete_file, complete_folder, seal_digest
 from training_core.training.journal import Point
 
 EXPERIMENT = "sft-flow"
+PUBLIC_ADDRESS = "SFT_FLOW_MLFLOW_URL"  # of the MLflow server for browsers, where workers use another one
 DECISIONS = "sft-flow-decisions"  # apart from the trainings, one run for each registered model
 FINGERPRINT_TAG, FLOW_RUN_TAG, DESCRIPTION_TAG = "sft_flow.fingerprint", "sft_flow.flow_run", "mlflow.note.content"
 DATASET_TAG = "sft_flow.dataset"
@@ -44,6 +46,7 @@ def tracking_uri(config: RunConfig) -> str:
     """``MLFLOW_TRACKING_URI`` where it is set, else a SQLite file in ``output_dir``, created when missing."""
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if uri:
+        _reject_login(uri)
         return uri
     store = Path(config.output_dir).resolve() / "mlflow.db"
     store.parent.mkdir(parents=True, exist_ok=True)
@@ -54,6 +57,13 @@ def tracking_uri(config: RunConfig) -> str:
                 MlflowClient(f"sqlite:///{draft}").search_experiments()
         _follow_move_once(store)
     return f"sqlite:///{store}"
+
+
+def _reject_login(uri: str) -> None:
+    """MLflow's client shows an address of a server as it is; a database has its password nowhere else."""
+    if uri.startswith("http") and without_secrets(uri) != uri:
+        fix = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
+        raise SettingsError([f"MLFLOW_TRACKING_URI: expected an address without a login, got {uri!r}; {fix}"])
 
 
 @lru_cache
@@ -139,8 +149,9 @@ def tag_run(config: RunConfig, run_id: str, tags: Mapping[str, str]) -> None:
 
 
 def run_page(config: RunConfig, run_id: str) -> str | None:
-    """The URL of a run's page; ``None`` when there is no server but a SQLite file."""
-    uri, experiment = tracking_uri(config), connect(config).get_run(run_id).info.experiment_id
+    """The URL of a run's page for a browser; ``None`` when there is no server but a SQLite file."""
+    uri = os.environ.get(PUBLIC_ADDRESS) or tracking_uri(config)
+    experiment = connect(config).get_run(run_id).info.experiment_id
     if not uri.startswith(("http://", "https://")):
         return None
     return f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning"

@@ -131,12 +131,14 @@ def existing(config: RunConfig, one: VersionId | None) -> ModelVersion | None:
 
 
 def point_alias(config: RunConfig, alias: str, version: str | None) -> None:
-    """Let an alias of the registered model point to a version, or remove it."""
+    """Let an alias of the registered model point to a version that is still there, or remove it."""
     client, model = connect(config), config.registered_model_name
     if version:
         try:
             client.set_registered_model_alias(model, alias, version)
         except MlflowException as error:
+            if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+                return  # deleted at this moment: the next decision finds it gone, and says so in the ledger
             # MLflow looks before it inserts: of two processes that set a new alias at once, one is refused.
             if error.error_code != ErrorCode.Name(BAD_REQUEST):
                 raise

@@ -21,6 +21,8 @@ MAY_IMPORT = {
 # Inside training_core, lowest first: a module imports from its own package and from those before it.
 ORDER = (
     *(
+        "escaping",
+        "pages",
         "config",
         "child_processes",
         "error_causes",

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, field_validator
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
+
+from training_core.escaping import shown, without_secrets
 
 # Settings that do not change the weights. All others are part of the run fingerprint: a setting that is missing here
 # can cost an unneeded training, but never the reuse of a wrong adapter.
@@ -39,7 +41,7 @@ class SettingsError(ValueError):
     """One or more settings are invalid; the message has one line per problem."""
 
     def __init__(self, problems: Sequence[str]) -> None:
-        self.problems = list(problems)
+        self.problems = [shown(problem) for problem in problems]
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
         super().__init__("\n".join([f"The settings have {count}:", *(f"  - {line}" for line in self.problems)]))
 
@@ -267,6 +269,17 @@ class RunConfig:
         24.0, gt=0, description="With train_on: maximum wait for a worker to start the training, in hours."
     )
 
+    @field_validator("*")
+    @classmethod
+    def _is_publishable(cls, value: Any) -> Any:
+        """Settings are written to files, servers and logs: none may hold a password or what a terminal would obey."""
+        if isinstance(value, str) and without_secrets(value) != value:
+            fix = "give keys to the store's client by its environment variables or its configuration file"
+            raise ValueError(f"expected an address without a password or a signature; {fix}")
+        if isinstance(value, str) and shown(value) != value:
+            raise ValueError("expected a text without control characters")
+        return value
+
     def training_settings(self) -> dict[str, Any]:
         """The settings that affect the weights, for the run fingerprint."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in NOT_OF_TRAINING}
@@ -344,7 +357,8 @@ def _describe(name: str, problem: Any) -> str:
         return f"{name}: unknown setting; " + (f"did you mean {close[0]}?" if close else "--help lists all settings")
     if problem["type"] == "string_unicode":  # a file name in another encoding, which no report can hold
         return f"{name}: expected UTF-8, got {problem['input']!r}; rename it"
-    return f"{name}: {problem['msg']}, got {problem['input']!r}{_unwanted(name, problem)}"
+    expected = problem["ctx"]["error"] if problem["type"] == "value_error" else problem["msg"]
+    return f"{name}: {expected}, got {problem['input']!r}{_unwanted(name, problem)}"
 
 
 def _unwanted(name: str, problem: Any) -> str:

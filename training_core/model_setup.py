@@ -80,7 +80,7 @@ def digest_base_model(folder: Path) -> str:
 
 def load_tokenizer(base: Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a base model folder."""
-    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(base)
+    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     return tokenizer
 
 
@@ -103,6 +103,8 @@ def load_base(
         quantization_config=_nf4(precision) if quantisation == "nf4" else None,
         dtype=precision.dtype,
         device_map={"": device},
+        use_safetensors=True,  # other files of weights are pickles, which are programs
+        trust_remote_code=False,
     )
     # On CPUs with AVX512-bf16 bitsandbytes repacks the weights at the first evaluation, for a kernel that has no
     # gradient and rounds to bf16, and never unpacks them: the training after that evaluation would be wrong.

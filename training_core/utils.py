@@ -5,10 +5,11 @@ import logging
 import os
 import platform
 import random
+import traceback
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import fsspec
 import numpy as np
@@ -20,8 +21,10 @@ from training_core.base_model import base_folder
 from training_core.base_support import support_problems
 from training_core.base_weights import file_problems
 from training_core.config import RunConfig, SettingsError
+from training_core.escaping import shown
 from training_core.rows.files import client_errors_as_os_errors
 from training_core.rows.locate import find_files
+from training_core.rows.strict_json import DataError
 from training_core.user_functions import UserFunction
 
 logger = logging.getLogger(__name__)
@@ -43,7 +46,9 @@ class Precision:
 
 
 def setup_logging(level: int = logging.INFO) -> None:
-    """Show the log lines of ``training_core`` on the terminal; other loggers do not change."""
+    """Show the log lines of ``training_core`` on the terminal. From now on no logger of this process writes a password
+    or a control character that a file name or an error message has; else other loggers do not change."""
+    logging.setLogRecordFactory(_shown_record)
     core = logging.getLogger("training_core")
     core.setLevel(level)
     core.propagate = False
@@ -52,6 +57,22 @@ def setup_logging(level: int = logging.INFO) -> None:
         terminal.set_name("terminal")
         terminal.setFormatter(logging.Formatter("%(asctime)s | %(levelname)-7s | %(message)s", "%H:%M:%S"))
         core.addHandler(terminal)
+
+
+def _shown_record(*arguments: Any, **more: Any) -> logging.LogRecord:
+    record = logging.LogRecord(*arguments, **more)
+    if not record.name.startswith("uvicorn"):  # its formatter reads the arguments
+        record.msg, record.args = shown(record.getMessage()), ()
+    if record.exc_info:
+        record.exc_text = shown(_described(record.exc_info[1]))
+    return record
+
+
+def _described(error: BaseException | None) -> str:
+    """An error of settings or rows is a message to people; any other is one to developers, with its traceback."""
+    if isinstance(error, SettingsError | DataError):
+        return str(error)
+    return "".join(traceback.format_exception(error)).rstrip()
 
 
 def set_seed(seed: int) -> None:

@@ -12,6 +12,7 @@ import yaml
 
 DEPLOYMENTS = Path(__file__).parents[2] / "deployments"
 COMPOSE = DEPLOYMENTS / "compose.yaml"
+LOGIN = DEPLOYMENTS / "compose.login.yaml"
 TEXT = COMPOSE.read_text(encoding="utf-8")
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(TEXT)["services"]
 
@@ -25,7 +26,9 @@ EXAMPLE = example(".env.example")
 # Read by Compose itself, not used in the file.
 OF_COMPOSE = {"COMPOSE_PROJECT_NAME"}
 SECRETS = {"PREFECT_DB_PASSWORD", "MLFLOW_DB_PASSWORD", "S3_ACCESS_KEY", "S3_SECRET_KEY"}
-WORKERS = ("worker-cpu", "worker-gpu")
+LOGIN_SECRETS = {"LOGIN_USER", "LOGIN_PASSWORD", "MLFLOW_FORM_SECRET"}
+EMPTY = {"SFT_FLOW_SECRET", "HF_TOKEN", "SFT_FLOW_ALLOWED_ROOTS", "SFT_FLOW_ALLOWED_FUNCTIONS"}
+WORKERS = ("worker-cpu", "worker-janitor", "worker-gpu")
 
 
 def compose_client() -> list[str] | None:
@@ -39,12 +42,13 @@ CLIENT = compose_client()
 needs_compose = pytest.mark.skipif(CLIENT is None, reason="no docker compose and no docker-compose on the PATH")
 
 
-def read_by_compose(tmp_path: Path, values: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def read_by_compose(tmp_path: Path, values: dict[str, str], *files: Path) -> subprocess.CompletedProcess[str]:
     assert CLIENT
     env_file = tmp_path / "filled.env"
     env_file.write_text("".join(f"{name}={value}\n" for name, value in values.items()), encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if name not in EXAMPLE}
-    command = [*CLIENT, "--file", str(COMPOSE), "--env-file", str(env_file), "--profile", "gpu", "config"]
+    given = [word for file in (COMPOSE, *files) for word in ("--file", str(file))]
+    command = [*CLIENT, *given, "--env-file", str(env_file), "--profile", "gpu", "config"]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -69,10 +73,42 @@ def test_compose_rejects_the_file_without_a_secret(tmp_path: Path, missing: str)
     assert "fill in deployments/.env" in read.stderr
 
 
+@needs_compose
+def test_login_is_for_both_servers_and_all_who_use_them(tmp_path: Path) -> None:
+    read = read_by_compose(tmp_path, EXAMPLE | dict.fromkeys(SECRETS | LOGIN_SECRETS, "abc123"), LOGIN)
+    assert read.returncode == 0, read.stderr
+    services = yaml.safe_load(read.stdout)["services"]
+    assert set(services) == set(SERVICES)
+    assert services["prefect"]["environment"]["PREFECT_SERVER_API_AUTH_STRING"] == "abc123:abc123"
+    assert "--app-name basic-auth" in " ".join(services["mlflow"]["command"])
+    for name in ("deploy", *WORKERS):
+        environment = services[name]["environment"]
+        assert environment["PREFECT_API_AUTH_STRING"] == "abc123:abc123"
+        assert environment["MLFLOW_TRACKING_PASSWORD"] == "abc123"
+        assert environment["PREFECT_API_URL"], "the rest of the environment stays"
+
+
+@needs_compose
+@pytest.mark.parametrize("missing", sorted(LOGIN_SECRETS))
+def test_login_is_rejected_while_a_part_is_missing(tmp_path: Path, missing: str) -> None:
+    values = EXAMPLE | dict.fromkeys(SECRETS | LOGIN_SECRETS, "abc123") | {missing: ""}
+    read = read_by_compose(tmp_path, values, LOGIN)
+    assert read.returncode != 0
+    assert "fill in deployments/.env" in read.stderr
+
+
+def test_workers_know_the_addresses_that_browsers_use() -> None:
+    """The names of the network's services are no links for people."""
+    for worker in WORKERS:
+        environment = SERVICES[worker]["environment"]
+        for name in ("PREFECT_UI_URL", "SFT_FLOW_MLFLOW_URL"):
+            assert environment[name].startswith("http://${PUBLIC_HOST:-localhost}:")
+
+
 def test_env_example_has_every_variable_and_no_secret() -> None:
-    used = set(re.findall(r"(?<!\$)\$\{(\w+)", TEXT))
+    used = set(re.findall(r"(?<!\$)\$\{(\w+)", TEXT + LOGIN.read_text(encoding="utf-8")))
     assert used | OF_COMPOSE == set(EXAMPLE)
-    assert {name for name, value in EXAMPLE.items() if not value} == SECRETS | {"HF_TOKEN", "SFT_FLOW_SECRET"}
+    assert {name for name, value in EXAMPLE.items() if not value} == SECRETS | LOGIN_SECRETS | EMPTY
 
 
 def test_compose_requires_secrets_and_contains_none() -> None:
@@ -103,7 +139,7 @@ def test_worker_env_example_matches_compose_and_has_no_secret() -> None:
     elsewhere = example("worker.env.example")
     assert elsewhere.keys() == SERVICES["worker-gpu"]["environment"].keys()
     assert {name for name, value in elsewhere.items() if not value} == {
-        *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "SFT_FLOW_SECRET"),
+        *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", *EMPTY),
     }
 
 
@@ -140,7 +176,7 @@ def test_ports_are_bound_to_this_machine_by_default() -> None:
 
 def test_containers_have_no_privileges() -> None:
     ours = [definition for definition in SERVICES.values() if "build" in definition]
-    assert len(ours) == 6
+    assert len(ours) == 7
     for definition in ours:
         assert definition["cap_drop"] == ["ALL"]
         assert definition["security_opt"] == ["no-new-privileges:true"]

@@ -15,9 +15,12 @@ from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.events.schemas.automations import AutomationCore
-from prefect.exceptions import PrefectHTTPStatusError
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.schedules import Cron
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.types.entrypoint import EntrypointType
 
+from deployments import topology
 from deployments.deploy import deploy
 from flows.local_servers import prefect_server
 
@@ -61,7 +64,8 @@ def demo(client: SyncPrefectClient, outcomes: dict[str, str]) -> DeploymentRespo
 
 def test_deploy_creates_everything_once(outcomes: dict[str, str], client: SyncPrefectClient, folder: Path) -> None:
     assert {name: outcome for name, outcome in outcomes.items() if outcome != "created"} == {
-        "gpu/default": "unchanged"  # the server creates it with the pool
+        "gpu/default": "unchanged",  # the server creates it with the pool
+        "cpu/default": "unchanged",
     }
     environment = os.environ | {"PREFECT_API_URL": str(client.api_url), "SFT_FLOW_STORE": folder.as_uri()}
     command = [sys.executable, "-m", "deployments.deploy"]  # a new process, where sets have another order
@@ -102,6 +106,56 @@ def test_deploy_keeps_switches_set_in_the_ui(outcomes: dict[str, str], client: S
 
     assert [schedule.active for schedule in client.read_deployment_by_name("sft-flow/qwen").schedules] == [True]
     assert not client.read_automations_by_name(automation.name)[0].enabled
+
+
+@pytest.fixture
+def one_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A topology with one more deployment, schedule and automation."""
+
+    def more_deployments(demo_rows: str) -> list[Any]:
+        flow = topology.janitor_flow
+        extra = flow.to_deployment("extra", work_pool_name="cpu", entrypoint_type=EntrypointType.MODULE_PATH)
+        declared = topology.deployments(demo_rows)
+        hourly = Cron("0 * * * *", timezone="UTC", active=False, slug="hourly")
+        (demo,) = [one for one in declared if one.full_name == "sft-flow/demo"]
+        place = declared.index(demo)
+        declared[place] = topology._deployment(topology.sft_flow, "demo", "cpu", dict(demo.parameters), hourly)
+        return [*declared, extra]
+
+    def more_automations(ids: dict[str, Any], notify: Any) -> list[AutomationCore]:
+        extra = topology.train_on_new_rows(ids["sft-flow/demo"]).model_copy(update={"name": "sft-flow: extra"})
+        return [*topology.automations(ids, notify), extra]
+
+    monkeypatch.setattr("deployments.deploy.deployments", more_deployments)
+    monkeypatch.setattr("deployments.deploy.automations", more_automations)
+
+
+def test_deploy_removes_what_it_created_and_nothing_else(
+    outcomes: dict[str, str],
+    client: SyncPrefectClient,
+    folder: Path,
+    one_more: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    deploy_all(client, folder)
+    demo = client.read_deployment_by_name("sft-flow/demo")
+    client.create_deployment_schedules(demo.id, [(CronSchedule(cron="5 5 * * *"), False)])
+    (automation,) = client.read_automations_by_name("sft-flow: extra")
+    by_hand = automation.model_dump(exclude={"id", "owner_resource"}) | {"name": "sft-flow: by hand"}
+    client.create_automation(AutomationCore(**by_hand))
+
+    monkeypatch.undo()
+    again = deploy_all(client, folder)
+
+    removed = {"janitor-flow/extra", "sft-flow/demo hourly", "sft-flow: extra"}
+    assert {name for name, outcome in again.items() if outcome == "removed"} == removed
+    schedules = client.read_deployment_by_name("sft-flow/demo").schedules
+    assert [schedule.schedule.cron for schedule in schedules] == ["5 5 * * *"], "one made in the UI stays"
+    assert client.read_automations_by_name("sft-flow: by hand")
+    assert not client.read_automations_by_name("sft-flow: extra")
+    with pytest.raises(ObjectNotFound):
+        client.read_deployment_by_name("janitor-flow/extra")
+    assert touched(deploy_all(client, folder)) == set()
 
 
 def test_deployment_run_with_one_parameter_keeps_the_others(

@@ -452,3 +452,31 @@ def test_race_of_two_runs_leaves_the_better_champion(config: RunConfig, prepared
             assert verdicts[one.version] == "becomes champion: 50% right, the other has 42%"
         else:
             assert verdicts[one.version] == "stays candidate: 50% right, the other has 60%"
+
+
+@pytest.mark.parametrize("moment", range(1, 7))
+def test_version_deleted_at_any_moment_is_one_sentence(
+    config: RunConfig,
+    prepared: DatasetRef,
+    version: ModelVersionRef,
+    gate: Gate,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: int,
+) -> None:
+    """Before each request of the decision: then it is refused, or it is made, and no alias points to nothing."""
+    client, requests = tracking.connect(config), []
+
+    def connect_and_count(_config: RunConfig) -> Any:
+        requests.append(None)
+        if len(requests) == moment:
+            client.delete_model_version(version.name, version.version)
+        return client
+
+    monkeypatch.setattr(versions, "connect", connect_and_count)
+    try:
+        promote(config, prepared, version, evaluated(config))
+    except SettingsError as error:
+        (problem,) = error.problems
+        assert "was deleted while it was evaluated; start the run again" in problem
+    monkeypatch.undo()
+    assert champion(config) is None or len(requests) < moment

@@ -52,7 +52,7 @@ def test_deployments_use_the_periods_of_the_table() -> None:
     assert crash_silent_runs([]).trigger.within == recovery.SILENT_RUN_CRASHES_AFTER
     assert resume_crashed_runs([]).trigger.within == recovery.CRASHED_RUN_RESUMES_AFTER
     assert OFTEN.cron == f"*/{recovery.JANITOR_PERIOD / timedelta(minutes=1):g} * * * *"
-    environment = base_job_template("process", gpu=False)["variables"]["properties"]["env"]["default"]
+    environment = base_job_template("process", gpu=False)["job_configuration"]["env"]
     assert environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == f"{recovery.HEARTBEAT.total_seconds():g}"
 
 

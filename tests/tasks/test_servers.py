@@ -9,6 +9,11 @@ import pytest
 
 from tasks.servers import server_problems
 
+LOGINS = {
+    "PREFECT_API_URL": {"PREFECT_API_AUTH_STRING": "me:wrong"},
+    "MLFLOW_TRACKING_URI": {"MLFLOW_TRACKING_USERNAME": "me", "MLFLOW_TRACKING_PASSWORD": "wrong"},
+}
+
 
 @pytest.fixture
 def closed() -> str:
@@ -63,9 +68,11 @@ def test_server_that_never_answers_is_one_problem(monkeypatch: pytest.MonkeyPatc
     ("address", "words"),
     [
         ("http://127.0.0.1:99999", "no answer"),
-        ("http://me:secret@127.0.0.1:abc/api", "expected http://HOST:PORT"),
+        ("http://127.0.0.1:abc/api", "expected http://HOST:PORT"),
+        ("http://me:secret@127.0.0.1:abc/api", "expected an address without a login"),
         ("http://me:secret/word@127.0.0.1:9", "http"),
-        ("https://me:secret@{closed}/api", "no answer"),
+        ("https://{closed}/api", "no answer"),
+        ("https://me:secret@{closed}/api", "set MLFLOW_TRACKING_USERNAME"),
         ("http://no-such-host.invalid:5000", "no answer"),
         ("postgresql://me:secret@{closed}/db", "no answer"),
         ("mysql://me:secret@{closed}/db", "driver is not installed (No module named 'MySQLdb')"),
@@ -89,6 +96,17 @@ def test_address_without_a_server_is_no_problem(monkeypatch: pytest.MonkeyPatch,
     assert server_problems() == []
 
 
-def test_server_that_answers_with_an_error_is_no_problem(monkeypatch: pytest.MonkeyPatch, refusing: str) -> None:
-    monkeypatch.setenv("PREFECT_API_URL", refusing)
+@pytest.mark.parametrize("name", LOGINS)
+def test_login_that_a_server_refuses_is_one_problem(monkeypatch: pytest.MonkeyPatch, refusing: str, name: str) -> None:
+    for variable, value in LOGINS[name].items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setenv(name, refusing)
+    (problem,) = server_problems()
+    assert "does not accept the login; set " in problem
+    assert "wrong" not in problem
+
+
+def test_login_in_another_way_is_left_to_the_client(monkeypatch: pytest.MonkeyPatch, refusing: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", refusing)
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "a token")
     assert server_problems() == []

@@ -5,10 +5,11 @@ from functools import cache
 from importlib.resources import files
 from itertools import pairwise
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Template
 
 from training_core.dataset.report import DataReport, DecisionCount, Lengths
 from training_core.dataset.tables import fitting, kinds_of, share, sharing, total, verdict, with_short_names
+from training_core.pages import page_environment
 
 TEMPLATE = "page.html.jinja"
 
@@ -32,7 +33,7 @@ def render_page(report: DataReport) -> str:
 
 @cache
 def _template() -> Template:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = page_environment()
     environment.filters |= {"number": "{:,}".format, "span": _span}
     environment.tests |= {"wider": lambda edges, width: edges[1] - edges[0] > width}
     environment.globals |= {"share": share}

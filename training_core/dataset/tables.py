@@ -4,11 +4,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, replace
-from html import escape
 from itertools import pairwise
 from typing import NamedTuple
 
 from training_core.dataset.report import Account, DataReport, DecisionCount, Lengths
+from training_core.escaping import in_markdown
 from training_core.grid import Grid
 from training_core.rows.strict_json import Problem
 
@@ -35,9 +35,9 @@ def data_grids(report: DataReport) -> list[Grid]:
 
 def as_markdown(report: DataReport) -> str:
     """The whole report, verdict first."""
-    failures = [f"- {escape(failure, quote=False)}" for failure in with_short_names(report).failures]
+    failures = [f"- {in_markdown(failure)}" for failure in with_short_names(report).failures]
     tables = [grid.markdown() for grid in data_grids(report)]
-    return "\n\n".join([f"# {verdict(report)}", *(["\n".join(failures)] if failures else []), *tables])
+    return "\n\n".join([f"# {in_markdown(verdict(report))}", *(["\n".join(failures)] if failures else []), *tables])
 
 
 def verdict(report: DataReport) -> str:

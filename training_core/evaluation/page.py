@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Template
 
 from training_core.config import RunConfig
 from training_core.evaluation.comparison import load_scores
@@ -27,6 +27,7 @@ from training_core.evaluation.gate import CANDIDATE, HOLDS, VIOLATED, Verdict, d
 from training_core.evaluation.report import score_grid
 from training_core.evaluation.worst_rows import limit_pairs, worst_rows
 from training_core.grid import Grid
+from training_core.pages import page_environment
 from training_core.trainer import SUMMARY_FILE
 
 TEMPLATE = "page.html.jinja"
@@ -136,7 +137,7 @@ def _as_data_url(picture: Path) -> str:
 
 @cache
 def _template() -> Template:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = page_environment()
     environment.filters |= {"number": "{:,}".format, "points": _points, "p": _p, "answer": _answer, "case": _case}
     environment.globals |= {"HOLDS": HOLDS, "VIOLATED": VIOLATED, "position": _position}
     return environment.from_string(files("training_core.evaluation").joinpath(TEMPLATE).read_text(encoding="utf-8"))

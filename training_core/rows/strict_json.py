@@ -13,6 +13,8 @@ from typing import Any
 
 import orjson
 
+from training_core.escaping import shown
+
 ANSWER_FIELDS = ("decision", "reason", "customer_response", "next_action")
 MAX_DEPTH = 64
 HOW_TO_WRITE_ROWS = "see 'Your own rows' in the README"
@@ -49,6 +51,9 @@ class Problem:
 
 class DataError(ValueError):
     """The rows are not fit to train on."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(shown(message))
 
 
 class BadLineError(ValueError):
