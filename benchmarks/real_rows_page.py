@@ -53,18 +53,39 @@ def save(cells: Sequence[Cell], path: Path) -> None:
 def publish(path: Path) -> None:
     """Draw the picture; write the section of the page where these are the results that it shows."""
     cells = load(path)
-    if not cells:
-        return
     published = path == RESULTS
-    draw(cells, DOCS / PICTURE if published else path.with_suffix(".png"))
+    if cells:
+        draw(cells, DOCS / PICTURE if published else path.with_suffix(".png"))
     if published:
-        write_section(PAGE, SECTION, f"{table(cells)}\n![Accuracy over the number of training rows]({PICTURE})\n")
+        write_section(PAGE, SECTION, section(cells))
+
+
+def section(cells: Sequence[Cell]) -> str:
+    """The table, how it was measured, and the picture; nothing where nothing was finished."""
+    if not cells:
+        return ""
+    return f"{table(cells)}\n{how(cells[-1])}\n\n![Accuracy over the number of training rows]({PICTURE})\n"
+
+
+def how(cell: Cell) -> str:
+    """The settings, versions and times of a cell in one paragraph."""
+    named = (cell.settings, cell.about)
+    settings, about = (", ".join(f"{name} {found}" for name, found in each.items()) for each in named)
+    minutes = [round(seconds / 60) for seconds in (cell.training_seconds, cell.judging_seconds)]
+    return (
+        f"Over {cell.scores['candidate']['rows']} held-out rows. The last training, of {cell.rows:,} rows of "
+        f"{cell.data}, took {minutes[0]} minutes, its evaluation {minutes[1]}, "
+        f"with {cell.peak_memory_gib:.1f} GiB at the peak. "
+        f"Settings: {settings}. Made with: {about}."
+    )
 
 
 def table(cells: Sequence[Cell]) -> str:
     """One line for each training, and which bars it missed."""
-    head = ("rows of", "training rows", "steps", "base", "majority", "lookup table", "**adapter**", "95% interval")
-    head = (*head, "usable", "false approvals", "p: majority", "p: lookup table", "misses")
+    head = [
+        *("rows of", "training rows", "steps", "base", "majority", "lookup table", "**adapter**", "95% interval"),
+        *("usable", "false approvals", "p: majority", "p: lookup table", "misses"),
+    ]
     lines = [_line(head), _line(["---", *["--:"] * (len(head) - 2), "---"])]
     return "\n".join([*lines, *map(_of_cell, sorted(cells, key=lambda cell: (cell.data, cell.rows)))]) + "\n"
 
@@ -117,3 +138,7 @@ def draw(cells: Sequence[Cell], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    publish(RESULTS)

@@ -30,7 +30,7 @@ CELL = Cell(
     peak_memory_gib=1.0,
     training_seconds=100.0,
     judging_seconds=20.0,
-    about={},
+    about={"date": "2026-11-28"},
 )
 
 

@@ -1,5 +1,6 @@
 """Bases and vocabularies that come as packages are what they claim to be, and the one renderer fits them."""
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,6 @@ from row_samples import build, record, with_policy
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from samples import pretrained_base, qwen_vocabulary
-from samples.cases import policy_names, policy_text
 from training_core.data_loader import load_jsonl
 from training_core.dataset.encoding import IGNORED_LABEL
 from training_core.model_setup import load_tokenizer
@@ -102,23 +102,26 @@ def test_control_tokens_typed_into_text_stay_text(tokenizer: PreTrainedTokenizer
     assert [token for token in prompt if token in control] == [token for token in plain if token in control]
 
 
-@pytest.mark.parametrize("name", policy_names())
-def test_policies_split_before_headings_keep_their_tokens(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
-    encoder, policy = ChatEncoder.of(tokenizer), policy_text(name)
-    assert policy.count("\n## ") > 1
-    whole = encoder.plain_text.encode(policy, add_special_tokens=False).ids
-    prompt = encoder.encode_prompt([{"role": "user", "content": policy}])
-    assert any(prompt[start : start + len(whole)] == whole for start in range(len(prompt)))
+def test_texts_split_before_headings_keep_their_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
+    """What stands before a heading and after it, in every combination."""
+    encoder = ChatEncoder.of(tokenizer)
+    empty = encoder.encode_prompt([{"role": "user", "content": ""}])
+    for before, after in product(PIECES, repeat=2):
+        text = f"a{before}\n## {after}b"
+        prompt = encoder.encode_prompt([{"role": "user", "content": text}])
+        whole = encoder.plain_text.encode(text, add_special_tokens=False).ids
+        assert len(prompt) == len(empty) + len(whole), text
+        assert any(prompt[start : start + len(whole)] == whole for start in range(len(empty))), text
 
 
 def test_rows_keep_their_answers_on_real_vocabularies(sample_rows: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     records = {row.line: row.record for row in load_jsonl(sample_rows).rows}
-    found = build(sample_rows, tokenizer)
-    assert found.rows
-    for row in found.rows:
+    encoder, rows = ChatEncoder.of(tokenizer), build(sample_rows, tokenizer).rows
+    assert rows
+    for row in rows:
         answer = [label for label in row["labels"] if label != IGNORED_LABEL]
         assert row["input_ids"][-len(answer) :] == answer
-        assert ChatEncoder.of(tokenizer).decode_answer(answer) == build_assistant_message(records[row["line"]])
+        assert encoder.decode_answer(answer) == build_assistant_message(records[row["line"]])
 
 
 @pytest.mark.parametrize("field", ["instruction", "policy_document", "case", "case key", "decision", "reason"])
