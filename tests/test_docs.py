@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import faults, gate, gate_adapters, gpu_page
+from benchmarks import faults, gate, gate_adapters, gpu_page, real_rows_page
 from benchmarks import report as speed
 from benchmarks.measurements import Measurements
 from deployments.topology import ROWS_UPDATED, deployments, pools
@@ -97,6 +97,12 @@ def test_performance_page_shows_the_last_steps_on_a_gpu() -> None:
 def test_evaluation_page_shows_the_last_adapters() -> None:
     written = read_section(gate_adapters.PAGE, gate_adapters.SECTION)
     assert written == gate_adapters.section(gate_adapters.load()), "run `python -m benchmarks.gate_adapters --render`"
+
+
+def test_real_rows_of_the_page_are_the_measured_ones() -> None:
+    written = read_section(real_rows_page.PAGE, real_rows_page.SECTION)
+    expected = real_rows_page.section(real_rows_page.load(real_rows_page.RESULTS))
+    assert written == expected, "run `python -m benchmarks.real_rows_page`"
 
 
 def test_evaluation_page_explains_every_column() -> None:
