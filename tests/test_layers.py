@@ -37,7 +37,7 @@ ORDER = (
         "dataset",
         "packing",
     ),
-    *("data_loader", "training", "trainer", "distributed", "evaluation", "export"),
+    *("data_loader", "training", "trainer", "distributed", "evaluation", "prediction", "export"),
 )
 MLFLOW_IMPORTERS = {
     "tasks/ledger.py",
