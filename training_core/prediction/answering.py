@@ -60,12 +60,11 @@ class Answerer:
     def answer(self, encoded: Sequence[Encoded]) -> list[bytes]:
         """The line of output of each case."""
         prompts = [prompt.tolist() for _, prompt in encoded if len(prompt)]
-        completions = generate(self.loaded, prompts, self.config)
-        answers = zip(self.encoder.decode_answers(completions), completions, strict=True)
-        return [self._line(case, *next(answers)) if len(prompt) else to_line(case) for case, prompt in encoded]
+        completions = iter(generate(self.loaded, prompts, self.config) if prompts else [])
+        return [self._line(case, next(completions)) if len(prompt) else to_line(case) for case, prompt in encoded]
 
-    def _line(self, case: Case, answer: str, completion: Sequence[int]) -> bytes:
-        ended = self.encoder.end_of_turn in completion
+    def _line(self, case: Case, completion: Sequence[int]) -> bytes:
+        answer, ended = self.encoder.decode_answer(completion), self.encoder.end_of_turn in completion
         return to_line(case, answer, why_not_usable(answer, ended=ended, config=self.config))
 
     def _unless_overlong(self, case: Case, prompt: TokenIds) -> Encoded:

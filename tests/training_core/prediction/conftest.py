@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from tiny_models import tiny_model, write_base
 
 from training_core.config import RunConfig
-from training_core.model_setup import load_model_and_tokenizer
+from training_core.model_setup import load_model_and_tokenizer, load_tokenizer
 from training_core.prediction.answering import Answerer
 from training_core.prediction.cases import find_cases
 from training_core.prediction.job import Job
@@ -18,12 +20,15 @@ NewJob = Callable[..., Job]
 
 @pytest.fixture(scope="session")
 def answerer(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Answerer:
-    """An untrained adapter; a part has 16 cases."""
-    config = RunConfig(model_name=str(tiny_base), eval_max_new_tokens=3, eval_batch_size=2, quantisation="none")
+    """A random version whose answers differ from case to case; a part has 16 cases."""
+    folder, words = tmp_path_factory.mktemp("version"), len(load_tokenizer(tiny_base))
+    torch.manual_seed(0)
+    write_base(tiny_model("qwen3", vocab_size=words, initializer_range=0.2), tiny_base, folder / "base")
+    settings = {"eval_max_new_tokens": 3, "eval_batch_size": 2, "quantisation": "none"}
+    config = RunConfig(model_name=str(folder / "base"), **settings)
     made = load_model_and_tokenizer(config)
-    adapter = tmp_path_factory.mktemp("version") / "adapter"
-    write_adapter(made.model, made.tokenizer, config, np.array([7], np.uint64), adapter)
-    return Answerer(tiny_base, adapter, config)
+    write_adapter(made.model, made.tokenizer, config, np.array([7], np.uint64), folder / "adapter")
+    return Answerer(folder / "base", folder / "adapter", config)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from training_core.prediction.lines import Counts
 
 NewJob = Callable[..., Job]
 
-POLICIES = [f"POLICY {name}\n\n" + f"Rule {name} of many words to share. " * 12 for name in "abc"]
+POLICIES = [f"POLICY {name}\n\n" + f"Rule {name} of many words to share. " * 12 + "End." for name in "abc"]
 PART = 16
 
 
