@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 PIPE = "-"
 
 _SECONDS_BETWEEN_LINES = 30
+_MOST_SHOWN = 5
 
 console = Console(stderr=True, highlight=False)
 
@@ -105,10 +106,18 @@ class _Lines:
 
 
 def _print(job: "Job", counts: "Counts") -> None:
-    lines = [f"Bad row   {text}" for text in counts.bad_rows]
-    lines += [f"Unusable  {text}" for text in counts.unusable]
-    lines.append(counts.summary)
-    lines += [f"{count:>9,} {name}" for name, count in counts.by_decision()]
-    lines.append(f"Answers of {job.version} in {job.output or 'standard output'}")
+    lines = [
+        *_first("Bad row ", counts.bad_rows, counts.bad),
+        *_first("Unusable", counts.unusable, counts.lines - counts.bad - counts.usable),
+        counts.summary,
+        *(f"{count:>9,} {name}" for name, count in counts.by_decision()),
+        f"Answers of {job.version} in {job.output or 'standard output'}",
+    ]
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
+
+
+def _first(what: str, texts: Sequence[str], all_of_them: int) -> list[str]:
+    shown = texts[:_MOST_SHOWN]
+    more = all_of_them - len(shown)
+    return [*(f"{what}  {text}" for text in shown), *([f"{what}  … and {more:,} more"] if more else [])]
