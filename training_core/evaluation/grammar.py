@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from llguidance import JsonCompileOptions, LLMatcher, LLTokenizer
+from llguidance import LLMatcher, LLTokenizer
 from transformers import PreTrainedTokenizerFast
 
 from training_core.config import SettingsError
@@ -22,7 +22,7 @@ Constrain = Literal["none", "json", "schema"]
 
 # Answers are written as training renders them: json.dumps(..., ensure_ascii=False) writes these escapes, and \u only
 # for characters that no text needs.
-_AS_RENDERED: JsonCompileOptions = {
+_AS_RENDERED: Any = {
     "whitespace_flexible": False,
     "item_separator": ", ",
     "key_separator": ": ",
