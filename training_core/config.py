@@ -28,7 +28,7 @@ NOT_OF_TRAINING = frozenset(
         # how a finished adapter is evaluated
         *("max_eval_rows", "eval_batch_size", "eval_max_new_tokens", "constrain", "group_by", "favourable_decisions"),
         *("min_eval_rows", "slice_fields", "answer_audit", "min_usable", "min_improvement", "max_favourable_rise"),
-        *("max_refused_rise", "require_approval"),
+        *("max_refused_rise", "max_automatic_error", "require_approval"),
         # where results go and where the training runs
         *("registered_model_name", "output_dir", "cache_dir", "train_on", "max_queue_hours"),
     }
@@ -221,6 +221,15 @@ class RunConfig:
         le=1,
         description="Share of a champion's answers that must be usable: one JSON object with exactly the row's "
         "fields, each of its type and not empty.",
+    )
+
+    max_automatic_error: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Largest share of wrongly favourable decisions, such as 0.005, among the cases that are decided "
+        "automatically: held-out rows give the confidence above which that holds; other cases are marked hand over. "
+        "Empty: none is marked.",
     )
 
     # Results

@@ -102,7 +102,7 @@ def logit_gap(
     tokens = torch.tensor([prompt + completion], device=loaded.model.device)
     logits = loaded.model.eval()(input_ids=tokens, logits_to_keep=len(completion) + 1).logits[0, :-1].float()
     if grammar:
-        return max(gaps(grammar, limit, logits, completion))
+        return float(np.max(gaps(grammar, limit, logits, completion)))  # not a number where one is not
     chosen = logits.gather(1, tokens[0, len(prompt) :, None])[:, 0]
     return float((logits.amax(1) - chosen).max())
 

@@ -118,8 +118,8 @@ def load_grammar(adapter: Path, tokenizer: PreTrainedTokenizerFast, constrain: C
 def _read_schema(adapter: Path) -> Schema:
     file = adapter / SCHEMA_FILE
     if not file.is_file():
-        what = f"expected the form of the answers in {file}, found no such file: an earlier version wrote the adapter"
-        raise SettingsError([f"constrain: {what}; give --constrain json or none, or train it again"])
+        what = f"expected the form of the answers in {file}, found none: an earlier version wrote the adapter"
+        raise SettingsError([f"constrain: {what}; give --constrain none or json, or delete the folder to train again"])
     found: Schema = json.loads(file.read_text(encoding="utf-8"))
     return found
 
