@@ -29,7 +29,7 @@ def check_parity(model_uri: str, sample_file: Path) -> str:
     sample = json.loads(sample_file.read_text(encoding="utf-8"))
     rows = pd.DataFrame([as_input(json.loads(record)) for record in sample["records"]])
     with paused_garbage_collection():
-        evaluated = {name: sample[name] for name in ("max_new_tokens", "constrain")}
+        evaluated = {name: sample[name] for name in ("max_new_tokens", "constrain") if name in sample}
         served = mlflow.pyfunc.load_model(model_uri, model_config=evaluated)
     if served.unwrap_python_model().loaded.precision.reason == sample["precision"]:
         return _same_tokens(served, rows, sample)

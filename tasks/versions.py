@@ -24,6 +24,7 @@ CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 ADAPTER_TAG, WITHDRAWN_TAG = "sft_flow.adapter_digest", "sft_flow.withdrawn"
 LIMIT_TAG = "sft_flow.max_new_tokens"  # of an answer, served and evaluated
 CONSTRAIN_TAG, ERROR_TAG = "sft_flow.constrain", "sft_flow.max_automatic_error"
+_SERVING = ("eval_max_new_tokens", "constrain", "max_automatic_error")  # the settings of ``serving_tags``
 CONFIDENCE_TAG = "sft_flow.min_confidence"  # above it a case is decided automatically
 
 SETTLE_SECONDS = 1
@@ -120,19 +121,14 @@ def served_with(version: ModelVersion) -> dict[str, Any]:
 def require_served_settings(config: RunConfig, version: ModelVersion) -> None:
     """Raise ``SettingsError`` when a version is served with other settings than these, which evaluate it: scores would
     be those of answers that no customer gets."""
-    earlier = {
-        CONSTRAIN_TAG: "none",
-        ERROR_TAG: str(None),
-    }  # of a version that an earlier one of the project registered
-    names = ("eval_max_new_tokens", "constrain", "max_automatic_error")
-    tags = serving_tags(config)
-    served = {tag: version.tags.get(tag, earlier.get(tag)) for tag in tags}
-    problems = [
-        f"{name}: {version.name} version {version.version} is served with {served[tag]}, got {tags[tag]}; give --{name} "
-        f"{'null' if served[tag] == 'None' else served[tag]}, or register it under another registered_model_name"
-        for name, tag in zip(names, tags, strict=True)
-        if served[tag] != tags[tag]
-    ]
+    earlier = {CONSTRAIN_TAG: "none", ERROR_TAG: str(None)}  # versions that were registered before these settings
+    one, fix = f"{version.name} version {version.version}", "or register it under another registered_model_name"
+    problems = []
+    for name, (tag, asked) in zip(_SERVING, serving_tags(config).items(), strict=True):
+        served = version.tags.get(tag, earlier.get(tag))
+        if served != asked:
+            value = "null" if served == "None" else served
+            problems.append(f"{name}: {one} is served with {served}, got {asked}; give --{name} {value}, {fix}")
     if problems:
         raise SettingsError(problems)
 
