@@ -50,6 +50,7 @@ def open_job(config: RunConfig, number: str, asked: Asked, *, gpu_expected: bool
     settings = replace(
         own,
         eval_max_new_tokens=registered.max_new_tokens or own.eval_max_new_tokens,
+        constrain=registered.constrain,
         eval_batch_size=asked.batch_size or own.eval_batch_size,
     )
     try:
@@ -58,7 +59,7 @@ def open_job(config: RunConfig, number: str, asked: Asked, *, gpu_expected: bool
         raise SettingsError([f"ROWS: {error}"]) from error
     return Job(
         cases=cases,
-        answerer=Answerer(Path(registered.base), Path(registered.adapter.path), settings),
+        answerer=Answerer(Path(registered.base), Path(registered.adapter.path), settings, registered.min_confidence),
         version=f"models:/{config.registered_model_name}/{registered.version}",
         adapter_digest=registered.adapter.digest,
         base_digest=registered.run.base_digest,

@@ -41,7 +41,7 @@ def output_dir(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     torch.manual_seed(0)
     write_base(tiny_model("qwen3", vocab_size=words, initializer_range=0.2), tiny_base, folder / "base")
     places = {"model_name": str(folder / "base"), "output_dir": str(folder), "registered_model_name": NAME}
-    config = RunConfig(**places, eval_max_new_tokens=3, eval_batch_size=4, quantisation="none")
+    config = RunConfig(**places, eval_max_new_tokens=3, eval_batch_size=4, quantisation="none", constrain="none")
     made = load_model_and_tokenizer(config)
     write_adapter(made.model, made.tokenizer, config, np.array([7], np.uint64), folder / "run" / "adapter")
     _register(config, folder / "run")
@@ -190,7 +190,7 @@ def test_predict_task_publishes_counts_and_where_the_answers_are(
     with disable_run_logger():
         for _ in range(2):
             found = prediction.answer_rows.fn(config, "1", prediction.Asked(rows, output), again=False)
-    assert found == "11 lines: 0 of 10 answers are usable, 1 bad rows" and shown == [100]
+    assert found == "11 lines: 0 of 10 answers are usable, 1 bad rows; 11 for a person to decide" and shown == [100]
     (text, named), again = artifacts
     assert again == (text, named) and named["description"] == found
     assert f"Answers of `models:/{NAME}/1`: `{output}`" in text

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from training_core.config import RunConfig
-from training_core.evaluation.generation import generate
+from training_core.evaluation.generation import Completion, complete
+from training_core.evaluation.grammar import AnswerGrammar, load_grammar
+from training_core.evaluation.handover import is_handed_over
 from training_core.model_setup import LoadedModel, load_adapted_model
 from training_core.prediction.cases import Case, Cases
-from training_core.prediction.lines import to_line, why_not_usable
+from training_core.prediction.lines import Answer, to_line, why_not_usable
 from training_core.prediction.parts import Parts
 from training_core.prompts.chat_encoding import ChatEncoder, TokenIds
 from training_core.prompts.messages import format_as_chat
@@ -28,12 +30,14 @@ Encoded = tuple[Case, TokenIds]
 class Answerer:
     """An adapter on its base; both are loaded for the first case that is not answered yet.
 
-    Of ``config`` count ``eval_max_new_tokens``, ``eval_batch_size``, ``max_seq_length`` and ``allowed_decisions``.
+    Of ``config`` count ``eval_max_new_tokens``, ``eval_batch_size``, ``constrain``, ``max_seq_length`` and
+    ``allowed_decisions``. Above ``min_confidence`` a case is decided automatically; ``None``: every usable one is.
     """
 
     base: Path
     adapter: Path
     config: RunConfig
+    min_confidence: float | None = None
 
     @cached_property
     def loaded(self) -> LoadedModel:
@@ -44,6 +48,11 @@ class Answerer:
     def encoder(self) -> ChatEncoder:
         """The encoder of that tokenizer."""
         return ChatEncoder.of(self.loaded.tokenizer)
+
+    @cached_property
+    def grammar(self) -> AnswerGrammar | None:
+        """What the answers are held to."""
+        return load_grammar(self.adapter, self.loaded.tokenizer, self.config.constrain)
 
     @property
     def part_size(self) -> int:
@@ -60,12 +69,14 @@ class Answerer:
     def answer(self, encoded: Sequence[Encoded]) -> list[bytes]:
         """The line of output of each case."""
         prompts = [prompt.tolist() for _, prompt in encoded if len(prompt)]
-        completions = iter(generate(self.loaded, prompts, self.config) if prompts else [])
+        completions = iter(complete(self.loaded, prompts, self.config, self.grammar) if prompts else [])
         return [self._line(case, next(completions)) if len(prompt) else to_line(case) for case, prompt in encoded]
 
-    def _line(self, case: Case, completion: Sequence[int]) -> bytes:
-        answer, ended = self.encoder.decode_answer(completion), self.encoder.end_of_turn in completion
-        return to_line(case, answer, why_not_usable(answer, ended=ended, config=self.config))
+    def _line(self, case: Case, completion: Completion) -> bytes:
+        text, ended = self.encoder.decode_answer(completion.tokens), self.encoder.end_of_turn in completion.tokens
+        why_not = why_not_usable(text, ended=ended, config=self.config)
+        handed_over = why_not is not None or is_handed_over(completion.confidence, self.min_confidence)
+        return to_line(case, Answer(text, why_not, completion.confidence, handed_over))
 
     def _unless_overlong(self, case: Case, prompt: TokenIds) -> Encoded:
         most = self.config.max_seq_length - 1  # an answer has a token at least

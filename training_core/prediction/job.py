@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 _SECONDS_TO_WAIT = 60  # for the end of a process that has just been killed
 _SUFFIXES = (".jsonl", ".ndjson")
 _ENTRY = "training_core.prediction.answering"
-_SETTINGS = ("eval_max_new_tokens", "eval_batch_size", "max_seq_length", "allowed_decisions")
+_SETTINGS = ("eval_max_new_tokens", "eval_batch_size", "constrain", "max_seq_length", "allowed_decisions")
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Job:
             "input": self.cases.digest,
             "adapter": self.adapter_digest,
             "base": self.base_digest,
+            "min_confidence": self.answerer.min_confidence,
             **{name: json.loads(json.dumps(getattr(own, name))) for name in _SETTINGS},
             "precision": pick_precision(read_settings_file(self.answerer.adapter).get("precision", "auto")).reason,
             "code": code_digest(_ENTRY, without=["training_core.config"]),

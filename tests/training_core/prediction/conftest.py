@@ -24,7 +24,7 @@ def answerer(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Answe
     folder, words = tmp_path_factory.mktemp("version"), len(load_tokenizer(tiny_base))
     torch.manual_seed(0)
     write_base(tiny_model("qwen3", vocab_size=words, initializer_range=0.2), tiny_base, folder / "base")
-    settings = {"eval_max_new_tokens": 3, "eval_batch_size": 2, "quantisation": "none"}
+    settings = {"eval_max_new_tokens": 3, "eval_batch_size": 2, "quantisation": "none", "constrain": "none"}
     config = RunConfig(model_name=str(folder / "base"), **settings)
     made = load_model_and_tokenizer(config)
     write_adapter(made.model, made.tokenizer, config, np.array([7], np.uint64), folder / "adapter")

@@ -8,10 +8,10 @@ import pytest
 from row_samples import record, records, with_policy, write
 
 from training_core.config import RunConfig
-from training_core.evaluation.generation import generate
+from training_core.evaluation.generation import complete
 from training_core.prediction.answering import Answerer, Progress, answer_cases
 from training_core.prediction.cases import Case, find_cases
-from training_core.prediction.lines import to_line, why_not_usable
+from training_core.prediction.lines import Answer, to_line, why_not_usable
 from training_core.prediction.parts import Parts
 from training_core.prompts.messages import format_as_chat
 
@@ -28,7 +28,7 @@ def test_cases_are_answered_in_their_order(answerer: Answerer, tmp_path: Path) -
     made = [with_policy(row, POLICIES[number % 3]) for number, row in enumerate(records(40))]
     found = lines_of(answerer, write(tmp_path / "rows.jsonl", made), tmp_path)
     prompts = [answerer.encoder.encode_prompt(format_as_chat(row)[:-1]) for row in made]
-    alone = [generate(answerer.loaded, [prompt], answerer.config)[0] for prompt in prompts]
+    alone = [complete(answerer.loaded, [prompt], answerer.config, answerer.grammar)[0].tokens for prompt in prompts]
     assert [line["answer"] for line in found] == answerer.encoder.decode_answers(alone)
     assert len({line["answer"] for line in found}) > 3
 
@@ -81,7 +81,7 @@ def test_answers_that_cannot_be_used_say_why(answerer: Answerer, answer: str, en
     config = replace(answerer.config, allowed_decisions=("Eligible", "Not Eligible"))
     found = why_not_usable(answer, ended=ended, config=config)
     assert found is reason is None or str(found).startswith(str(reason))
-    line = json.loads(to_line(Case("f.jsonl", 7, {}), answer, found))
+    line = json.loads(to_line(Case("f.jsonl", 7, {}), Answer(answer, found)))
     assert (line["usable"], line["decision"]) == ((True, "Eligible") if reason is None else (False, None))
     assert line["answer"] == answer
 

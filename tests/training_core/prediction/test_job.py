@@ -76,7 +76,7 @@ def test_every_line_has_its_line_of_output(new_job: NewJob, rows: str) -> None:
     assert [line["line"] for line in found if line["error"]] == [8, 62]
     assert (counts.lines, counts.bad, len(counts.bad_rows)) == (75, 2, 2)
     assert {tuple(line) for line in found} == {
-        ("file", "line", "decision", "usable", "confidence", "answer", "why_not", "error")
+        ("file", "line", "decision", "usable", "confidence", "hand_over", "answer", "why_not", "error")
     }
     assert not list(Path(str(new_job(rows).output)).parent.glob("*answers*part*"))
 
@@ -184,9 +184,17 @@ def test_outputs_that_cannot_be_written_are_problems(output: str, problem: str |
 
 def test_counts_keep_the_first_of_many() -> None:
     counts = Counts()
-    line = {"file": "f", "line": 1, "decision": "Eligible", "usable": True, "why_not": None, "error": None}
-    bad = line | {"decision": None, "usable": False, "error": "wrong"}
+    line = {
+        "file": "f",
+        "line": 1,
+        "decision": "Eligible",
+        "usable": True,
+        "hand_over": False,
+        "why_not": None,
+        "error": None,
+    }
+    bad = line | {"decision": None, "usable": False, "hand_over": True, "error": "wrong"}
     counts.add([json.dumps(one).encode() for one in [line, *[bad] * 30, line | {"decision": "Escalate"}, line]])
     assert (counts.lines, counts.bad, counts.usable, len(counts.bad_rows)) == (33, 30, 3, 20)
     assert counts.by_decision() == [("Eligible", 2), ("Escalate", 1)]
-    assert counts.summary == "33 lines: 3 of 3 answers are usable, 30 bad rows"
+    assert counts.summary == "33 lines: 3 of 3 answers are usable, 30 bad rows; 30 for a person to decide"
