@@ -11,6 +11,7 @@ from training_core.dataset.store import load_training_data, require_known_names
 from training_core.dataset.tables import account_grid
 from training_core.distributed import ADAPTER_FOLDER, train_adapter
 from training_core.evaluation.comparison import EvaluatedModel, compare_models, save_comparison
+from training_core.evaluation.grammar import load_grammar
 from training_core.evaluation.report import score_grid
 from training_core.model_setup import digest_base_model, fetch_base_model, fetch_tokenizer, load_adapted_model
 from training_core.rows.strict_json import DataError
@@ -32,7 +33,9 @@ def run(config: RunConfig) -> None:
     fingerprint = run_fingerprint(config, digest_rows(data.train), digest_base_model(base))
     run_dir = Path(config.output_dir).resolve() / fingerprint[:12]
     summary = train_adapter(config, rows, run_dir)
-    candidate = EvaluatedModel(load_adapted_model(base, run_dir / ADAPTER_FOLDER), data.leakage_keys)
+    loaded = load_adapted_model(base, run_dir / ADAPTER_FOLDER)
+    grammar = load_grammar(run_dir / ADAPTER_FOLDER, loaded.tokenizer, config.constrain)
+    candidate = EvaluatedModel(loaded, data.leakage_keys, grammar=grammar)
     comparison = compare_models(candidate, None, data, config)
     save_comparison(comparison, run_dir, run_dir / "evaluation")
     console = Console()

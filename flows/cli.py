@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 DEMO_CONFIG = ROOT / "configs" / "demo.yaml"
 REGISTRY_COMMANDS = (
     *("versions", "history", "promote", "reject", "rollback"),
-    *("compare", "evaluate", "report", "reproduce"),
+    *("compare", "evaluate", "report", "reproduce", "predict"),
 )
 DEMO_ROWS, DEMO_SEED, DEMO_BAD_SHARE = 1300, 7, 0.02
 USAGE = """usage:
@@ -43,6 +43,8 @@ USAGE = """usage:
   sft-flow evaluate URI [--setting value …]                evaluate a version again and let the gate decide
   sft-flow report URI [--output FILE]                      download the report page of a version's latest evaluation
   sft-flow reproduce URI                                   train a version again and compare the weights
+  sft-flow predict URI ROWS --output FILE                  answer cases, one line of output for each line; killed, the
+                                                           same command goes on where it was; -: standard streams
                                                            URI: models:/NAME/VERSION or models:/NAME@ALIAS
 
 Every command exits with code 2 when settings are invalid; run and demo also when rows are not fit to train on. An

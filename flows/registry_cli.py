@@ -1,5 +1,5 @@
 """The commands on a registered model: `versions`, `history`, `promote`, `reject` and `rollback`. Those on one version
-are in `flows.version_cli`.
+are in `flows.version_cli` and `flows.predict_cli`.
 
 They do not load torch, and Prefect only to emit an event where there is a server, so they answer in seconds.
 """
@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from flows.predict_cli import predict
 from flows.registry_settings import OUTPUT_DIR, registry_settings, require_model
 from flows.terminal import complain, console, print_line
 from flows.version_cli import compare, evaluate, report, reproduce
@@ -31,7 +32,7 @@ from training_core.rows.strict_json import DataError
 
 def main(name: str, arguments: Sequence[str]) -> None:
     """Run a command; what cannot be done ends the process with one line and exit code 2."""
-    commands = (versions, history, promote, reject, rollback, compare, evaluate, report, reproduce)
+    commands = (versions, history, promote, reject, rollback, compare, evaluate, report, reproduce, predict)
     try:
         {command.__name__: command for command in commands}[name](arguments)
     except SettingsError as error:

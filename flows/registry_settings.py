@@ -1,12 +1,14 @@
 """Settings that find a model registry, from the words of a command line."""
 
 import os
+import re
 from pathlib import Path
 
-from tasks.ledger import Ledger
+from tasks.commands import registry_command
+from tasks.ledger import Ledger, read_ledger
 from tasks.servers import server_problems
 from tasks.tracking import tracking_problems, tracking_uri
-from tasks.versions import model_names
+from tasks.versions import model_names, named_version
 from training_core.config import RunConfig, SettingsError, read_settings, settings_info
 
 OUTPUT_DIR = str(settings_info()["output_dir"].default)
@@ -30,3 +32,18 @@ def require_model(config: RunConfig, ledger: Ledger) -> None:
     if config.registered_model_name not in names and not ledger.entries:
         known = f"it has {', '.join(names)}" if names else "it has no registered model"
         raise SettingsError([f"NAME: {tracking_uri(config)} has no model {config.registered_model_name!r}; {known}"])
+
+
+def config_of_uri(uri: str, output_dir: str) -> tuple[RunConfig, str]:
+    """Settings that find the registry, and the number of the version. Raises ``SettingsError`` when there is none."""
+    parts = re.fullmatch(r"models:/([^/:@]+)(?:/(\d+)|@([^/:@]+))", uri)
+    if not parts:
+        raise SettingsError([f"URI: expected models:/NAME/VERSION or models:/NAME@ALIAS, got {uri!r}"])
+    config = registry_settings(parts[1], output_dir)
+    version = named_version(config, parts[2] or parts[3])
+    if version is None:
+        require_model(config, read_ledger(config))
+        name = config.registered_model_name
+        fix = registry_command(config, "versions", name)
+        raise SettingsError([f"URI: {name} has no version or alias {parts[2] or parts[3]}; see what is there: {fix}"])
+    return config, str(version.version)

@@ -6,12 +6,11 @@ What loads torch or Prefect is imported by the command that needs it: `report` a
 import argparse
 import dataclasses
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from flows.registry_settings import OUTPUT_DIR, registry_settings, require_model
+from flows.registry_settings import OUTPUT_DIR, config_of_uri
 from flows.terminal import console, print_line
 from tasks.commands import registry_command
 from tasks.ledger import read_ledger
@@ -27,7 +26,7 @@ def compare(arguments: Sequence[str]) -> None:
     parser.add_argument("--rows", metavar="ROWS", help="Rows to compare on; empty: those the first was evaluated on.")
     parser.add_argument("--output_dir", default=OUTPUT_DIR)
     given = parser.parse_args(arguments)
-    configs = [_config_of_uri(uri, given.output_dir) for uri in given.uris]
+    configs = [config_of_uri(uri, given.output_dir) for uri in given.uris]
     _prepare()
     from tasks.side_by_side import compare_registered
 
@@ -44,7 +43,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         return
     given = config_from_command_line(settings, "sft-flow evaluate URI")
     place = str(given.get("output_dir", OUTPUT_DIR))
-    config, number = _config_of_uri(uri, place)
+    config, number = config_of_uri(uri, place)
     from flows.cli import prefect_api, set_environment
 
     set_environment()
@@ -64,7 +63,7 @@ def report(arguments: Sequence[str]) -> None:
     parser.add_argument("--output", metavar="FILE", type=Path, help="Default: report-NAME-VERSION.html")
     parser.add_argument("--output_dir", default=OUTPUT_DIR)
     given = parser.parse_args(arguments)
-    config, number = _config_of_uri(given.uri, given.output_dir)
+    config, number = config_of_uri(given.uri, given.output_dir)
     file = given.output or Path(f"report-{config.registered_model_name}-{number}.html")
     if not file.parent.is_dir():
         raise SettingsError([f"--output: expected a file in a folder that exists, got {str(file)!r}"])
@@ -91,7 +90,7 @@ def reproduce(arguments: Sequence[str]) -> None:
     parser.add_argument("uri", metavar="URI")
     parser.add_argument("--output_dir", default=OUTPUT_DIR)
     given = parser.parse_args(arguments)
-    config, number = _config_of_uri(given.uri, given.output_dir)
+    config, number = config_of_uri(given.uri, given.output_dir)
     _prepare()
     from tasks import side_by_side
     from training_core.utils import setup_logging
@@ -117,18 +116,3 @@ def _prepare() -> None:
 
     set_environment()
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
-
-
-def _config_of_uri(uri: str, output_dir: str) -> tuple[RunConfig, str]:
-    """Settings that find the registry, and the number of the version."""
-    parts = re.fullmatch(r"models:/([^/:@]+)(?:/(\d+)|@([^/:@]+))", uri)
-    if not parts:
-        raise SettingsError([f"URI: expected models:/NAME/VERSION or models:/NAME@ALIAS, got {uri!r}"])
-    config = registry_settings(parts[1], output_dir)
-    version = named_version(config, parts[2] or parts[3])
-    if version is None:
-        require_model(config, read_ledger(config))
-        name = config.registered_model_name
-        fix = registry_command(config, "versions", name)
-        raise SettingsError([f"URI: {name} has no version or alias {parts[2] or parts[3]}; see what is there: {fix}"])
-    return config, str(version.version)

@@ -29,7 +29,8 @@ def check_parity(model_uri: str, sample_file: Path) -> str:
     sample = json.loads(sample_file.read_text(encoding="utf-8"))
     rows = pd.DataFrame([as_input(json.loads(record)) for record in sample["records"]])
     with paused_garbage_collection():
-        served = mlflow.pyfunc.load_model(model_uri, model_config={"max_new_tokens": sample["max_new_tokens"]})
+        evaluated = {name: sample[name] for name in ("max_new_tokens", "constrain") if name in sample}
+        served = mlflow.pyfunc.load_model(model_uri, model_config=evaluated)
     if served.unwrap_python_model().loaded.precision.reason == sample["precision"]:
         return _same_tokens(served, rows, sample)
     return _near_ties(served.unwrap_python_model(), rows, sample)
@@ -47,7 +48,8 @@ def _near_ties(adapter: Any, rows: pd.DataFrame, sample: dict[str, Any]) -> str:
     from training_core.evaluation.generation import logit_gap
 
     prompts = [adapter.prompt(row) for row in rows.to_dict("records")]
-    gaps = [logit_gap(adapter.loaded, *asked) for asked in zip(prompts, sample["answers"], strict=True)]
+    held = adapter.grammar, sample["max_new_tokens"]
+    gaps = [logit_gap(adapter.loaded, *asked, *held) for asked in zip(prompts, sample["answers"], strict=True)]
     if not all(found < MAX_LOGIT_GAP for found in gaps):  # also when one is not a number
         raise ValueError(f"answers computed as {sample['precision']} are {max(gaps):.2f} logits behind others here")
     return f"the same answers, at most {max(gaps):.2f} logits behind others ({adapter.loaded.precision.reason})"

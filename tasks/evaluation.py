@@ -1,5 +1,6 @@
 """The task that lets base, champion and candidate answer the held-out rows."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from prefect import get_run_logger, task
@@ -7,7 +8,7 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.artifact_store import open_folder, publish
 from tasks.recovery import SCORING
-from tasks.refs import DatasetRef, EvalReport, FolderRef, RegisteredRef, RunRef
+from tasks.refs import Constrain, DatasetRef, EvalReport, FolderRef, RegisteredRef, RunRef
 from tasks.registry import fetch_champion
 from training_core.config import RunConfig, SettingsError
 from training_core.dataset.store import TrainingData, load_training_data
@@ -18,6 +19,7 @@ from training_core.evaluation.comparison import (
     load_scores,
     save_comparison,
 )
+from training_core.evaluation.grammar import load_grammar
 from training_core.folders import seal_digest
 from training_core.model_setup import fetch_base_model, free_models, load_adapted_model
 from training_core.training.adapter import load_leakage_keys
@@ -34,7 +36,7 @@ def evaluate(config: RunConfig, run: RunRef, adapter: FolderRef, dataset: Datase
     """
     data = load_training_data(open_folder(dataset.folder, config))
     champion = fetch_champion(config, but_not=run.fingerprint)
-    rival = [champion.adapter.digest, str(champion.max_new_tokens)] if champion else []
+    rival = [champion.adapter.digest, str(champion.max_new_tokens), champion.constrain] if champion else []
     key = comparison_key(config, data, [adapter.digest, *rival])
     folder = Path(run.path) / f"evaluation-{key[:12]}"
     if seal_digest(folder):
@@ -56,7 +58,8 @@ def _compare(
     if problems := gpu_problems(gpu_expected=config.train_on is not None):
         raise SettingsError(problems)
     with explain_out_of_memory("a batch of answers", f"set eval_batch_size {max(1, config.eval_batch_size // 2)}"):
-        candidate = _load(fetch_base_model(config.model_name, config.cache_dir, config.model_revision), adapter, run)
+        base = fetch_base_model(config.model_name, config.cache_dir, config.model_revision)
+        candidate = _load(base, adapter, run, config.constrain)
         other = _load_champion(champion) if champion else None
         comparison = compare_models(candidate, other, data, config)
     save_comparison(comparison, Path(run.path), folder)
@@ -73,10 +76,12 @@ def _report(folder: Path, champion: RegisteredRef | None) -> EvalReport:
     )
 
 
-def _load(base: Path, adapter: FolderRef, run: RunRef, max_new_tokens: int | None = None) -> EvaluatedModel:
+def _load(base: Path, adapter: FolderRef, run: RunRef, constrain: Constrain) -> EvaluatedModel:
     loaded = load_adapted_model(base, Path(adapter.path))
-    return EvaluatedModel(loaded, load_leakage_keys(Path(run.path)), max_new_tokens)
+    grammar = load_grammar(Path(adapter.path), loaded.tokenizer, constrain)
+    return EvaluatedModel(loaded, load_leakage_keys(Path(run.path)), grammar=grammar)
 
 
 def _load_champion(champion: RegisteredRef) -> EvaluatedModel:
-    return _load(Path(champion.base), champion.adapter, champion.run, champion.max_new_tokens)
+    found = _load(Path(champion.base), champion.adapter, champion.run, champion.constrain)
+    return replace(found, max_new_tokens=champion.max_new_tokens)

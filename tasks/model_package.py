@@ -9,19 +9,30 @@ from mlflow.types import ColSpec, Schema
 from mlflow.types.schema import Array, DataType
 
 import training_core
-from tasks.refs import TrainedRef
+from tasks.refs import Constrain, TrainedRef
 
 SERVED_BY = (
     *("mlflow", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets"),
-    *("orjson", "tiktoken", "pydantic", "pyyaml", "scikit-learn", "scipy", "rich", "pandas"),
+    *("llguidance", "orjson", "tiktoken", "pydantic", "pyyaml", "scikit-learn", "scipy", "rich", "pandas"),
 )
 
 
-def package_adapter(trained: TrainedRef, base_name: str, max_new_tokens: int, folder: Path) -> None:
-    """Write the model that the registry serves: see ``tasks.served_adapter`` for its input and output."""
+def package_adapter(
+    trained: TrainedRef,
+    base_name: str,
+    max_new_tokens: int,
+    folder: Path,
+    constrain: Constrain = "none",
+    min_confidence: float | None = None,
+) -> None:
+    """Write the model that the registry serves: see ``tasks.served_adapter`` for its input and output, and for the
+    settings that it is served with."""
     requirements = [f"{name}=={_version(name)}" for name in SERVED_BY]
     asked = [ColSpec(DataType.string, name, required=False) for name in ("instruction", "input", "messages")]
-    answer = ColSpec(DataType.string, "answer"), ColSpec(Array(DataType.long), "token_ids")
+    answer = (
+        *(ColSpec(DataType.string, "answer"), ColSpec(Array(DataType.long), "token_ids")),
+        *(ColSpec(DataType.double, "confidence", required=False), ColSpec(DataType.boolean, "hand_over")),
+    )
     mlflow.pyfunc.save_model(
         folder,
         python_model=str(Path(__file__).parent / "served_adapter.py"),
@@ -32,6 +43,8 @@ def package_adapter(trained: TrainedRef, base_name: str, max_new_tokens: int, fo
             "base_commit": trained.run.base_commit,
             "adapter_digest": trained.adapter.digest,
             "max_new_tokens": max_new_tokens,
+            "constrain": constrain,
+            "min_confidence": min_confidence,
         },
         code_paths=[str(Path(training_core.__file__).parent)],
         signature=ModelSignature(inputs=Schema(asked), outputs=Schema(list(answer))),

@@ -21,7 +21,7 @@ from tasks.versions import (
     find_champion,
     find_version,
     named_version,
-    require_served_limit,
+    require_served_settings,
     require_tracking_run,
     version_id,
 )
@@ -49,7 +49,7 @@ def find_finished(config: RunConfig, dataset: DatasetRef) -> ModelVersionRef | N
     if found is None:
         return None
     require_tracking_run(config, found)
-    require_served_limit(config, found)
+    require_served_settings(config, found)
     ledger, fingerprint = read_ledger(config), found.tags[FINGERPRINT_TAG]
     champion, last = version_id(find_champion(config, ledger)), ledger.last_by_gate(fingerprint)
     own, name = VersionId(str(found.version), fingerprint), config.registered_model_name

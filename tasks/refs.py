@@ -1,6 +1,9 @@
 """References that travel between tasks and machines: where something is, and the digests that identify it."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+Constrain = Literal["none", "json", "schema"]
 
 
 @dataclass(frozen=True)
@@ -56,14 +59,17 @@ class EvalReport:
 
 @dataclass(frozen=True)
 class RegisteredRef:
-    """A registered version, downloaded to this machine: its number, training, adapter, base model's folder, and the
-    longest answer that it serves, in tokens (``None``: as the settings say)."""
+    """A registered version, downloaded to this machine: its number, training, adapter, base model's folder, the longest
+    answer that it serves, in tokens (``None``: as the settings say), what its answers are held to (``constrain``), and
+    the confidence above which a case is decided automatically (``None``: none is handed over)."""
 
     version: str
     run: RunRef
     adapter: FolderRef
     base: str
     max_new_tokens: int | None = None
+    constrain: Constrain = "none"
+    min_confidence: float | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from tasks.recovery import NETWORK
 from tasks.refs import DatasetRef, EvalReport, ModelVersionRef, RegisteredRef, TrainedRef
 from tasks.registry import fetch_version, find_or_create_version
 from tasks.tracking import log_results, tracking_uri
-from tasks.versions import CANDIDATE, named_version, point_alias, require_served_limit, require_tracking_run
+from tasks.versions import CANDIDATE, named_version, point_alias, require_served_settings, require_tracking_run
 from training_core.config import RunConfig, SettingsError
 from training_core.evaluation.comparison import load_scores
 from training_core.evaluation.evidence import load_left_out
@@ -49,7 +49,7 @@ def fetch_registered(config: RunConfig, name: str, dataset: DatasetRef) -> Regis
         fix = registry_command(config, "versions", model)
         raise SettingsError([f"version: {model} has no version or alias {name!r}; see what is there: {fix}"])
     require_tracking_run(config, version)
-    require_served_limit(config, version)
+    require_served_settings(config, version)
     registered = fetch_version(config, version)
     if registered.run.base_digest != dataset.base_digest:
         what = f"version {version.version} has another base than {config.model_name!r}"

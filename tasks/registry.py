@@ -30,17 +30,21 @@ from tasks.tracking import (
 from tasks.versions import (
     ADAPTER_TAG,
     CHAMPION,
+    CONFIDENCE_TAG,
     LIMIT_TAG,
     all_versions,
     delete_version,
     find_champion,
     find_version,
     named_version,
-    require_served_limit,
+    require_served_settings,
+    served_with,
+    serving_tags,
     versions_of,
 )
 from training_core.base_model import base_folder
 from training_core.config import RunConfig, SettingsError
+from training_core.evaluation.handover import load_handover
 from training_core.folders import seal_digest
 from training_core.model_setup import digest_base_model, fetch_base_model
 from training_core.training.adapter import LEAKAGE_KEYS_FILE
@@ -61,7 +65,7 @@ def find_or_create_version(config: RunConfig, trained: TrainedRef, description: 
     if version.tags[ADAPTER_TAG] != trained.adapter.digest:
         what = f"{version.name} version {version.version} holds the adapter of another run that trained the same"
         raise ValueError(f"{what}; start a new run: it evaluates that one, and trains nothing")
-    require_served_limit(config, version)
+    require_served_settings(config, version)
     if not version.description:
         client.update_model_version(config.registered_model_name, version.version, description[:_LONGEST_DESCRIPTION])
     return str(version.version)
@@ -115,8 +119,13 @@ def _fetch(config: RunConfig, version: ModelVersion) -> RegisteredRef:
     run = RunRef(version.tags[FINGERPRINT_TAG], str(folder), base_digest, version.run_id, commit)
     fetch_private_file(config, run, LEAKAGE_KEYS_FILE)
     base = _find_base(config, version.tags[_BASE_TAG], commit, base_digest)
-    limit = int(version.tags[LIMIT_TAG])
-    return RegisteredRef(str(version.version), run, FolderRef(str(adapter), None, digest), str(base), limit)
+    return RegisteredRef(
+        version=str(version.version),
+        run=run,
+        adapter=FolderRef(str(adapter), None, digest),
+        base=str(base),
+        **served_with(version),
+    )
 
 
 def _require_files(version: ModelVersion, place: Path | None) -> None:
@@ -160,7 +169,7 @@ def _create_version(client: MlflowClient, config: RunConfig, trained: TrainedRef
     tags = {
         FINGERPRINT_TAG: run.fingerprint,
         ADAPTER_TAG: trained.adapter.digest,
-        LIMIT_TAG: str(config.eval_max_new_tokens),
+        **_serving(config, trained),
         _BASE_TAG: _base_name(config),
         _BASE_DIGEST_TAG: run.base_digest,
         **({BASE_COMMIT_TAG: run.base_commit} if run.base_commit else {}),
@@ -176,14 +185,23 @@ def _create_version(client: MlflowClient, config: RunConfig, trained: TrainedRef
     return first
 
 
+def _serving(config: RunConfig, trained: TrainedRef) -> dict[str, str]:
+    """The tags of how a version is served: the settings, and the confidence that its evaluation gives."""
+    confidence = _min_confidence(config, trained)
+    return serving_tags(config) | ({} if confidence is None else {CONFIDENCE_TAG: str(confidence)})
+
+
+def _min_confidence(config: RunConfig, trained: TrainedRef) -> float | None:
+    if config.max_automatic_error is None:
+        return None
+    found = load_handover(Path(trained.report.folder.path), config)
+    return found.threshold if found else None
+
+
 def _find_or_log_model(client: MlflowClient, config: RunConfig, trained: TrainedRef) -> LoggedModel:
     """The packaged adapter in the tracking store; one that a killed process left half-uploaded is completed."""
     run, experiment = trained.run, experiment_id(client, config)
-    tags = {
-        FINGERPRINT_TAG: run.fingerprint,
-        ADAPTER_TAG: trained.adapter.digest,
-        LIMIT_TAG: str(config.eval_max_new_tokens),
-    }
+    tags = {FINGERPRINT_TAG: run.fingerprint, ADAPTER_TAG: trained.adapter.digest, **_serving(config, trained)}
     model, _ = found_or_created(
         lambda: _logged_models(client, experiment, tags),
         lambda: client.create_logged_model(experiment, "adapter", run.tracking_run_id, tags=tags),
@@ -192,7 +210,8 @@ def _find_or_log_model(client: MlflowClient, config: RunConfig, trained: Trained
         return model
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "model"
-        package_adapter(trained, _base_name(config), config.eval_max_new_tokens, package)
+        confidence = _min_confidence(config, trained)
+        package_adapter(trained, _base_name(config), config.eval_max_new_tokens, package, config.constrain, confidence)
         client.log_model_artifacts(model.model_id, str(package))
     return client.finalize_logged_model(model.model_id, "READY")
 

@@ -1,8 +1,9 @@
 """The registered model: what `models:/<name>@champion` runs. Logged to MLflow as this very file, without pickle.
 
 One row of input: `instruction` (text) and `input` (the case with its `policy_document`, as JSON text), or `messages`
-(a conversation without its answer, as JSON text). One row of output: `answer` (text) and `token_ids`. Rows become
-tokens by the functions that training used.
+(a conversation without its answer, as JSON text). One row of output: `answer` (text), `token_ids`, `confidence` (the
+probability of the decision, empty where the answers are not held to the form of the training rows) and `hand_over`
+(whether a person has to decide the case). Rows become tokens by the functions that training used.
 """
 
 import hashlib
@@ -16,7 +17,9 @@ import mlflow
 import pandas as pd
 
 from training_core.config import RunConfig
-from training_core.evaluation.generation import generate
+from training_core.evaluation.generation import complete
+from training_core.evaluation.grammar import load_grammar
+from training_core.evaluation.handover import is_handed_over
 from training_core.folders import MANIFEST, seal_digest
 from training_core.model_setup import digest_base_model, fetch_base_model, load_adapted_model
 from training_core.prompts.chat_encoding import ChatEncoder
@@ -31,7 +34,8 @@ class ServedAdapter(mlflow.pyfunc.PythonModel):
     """Loads the adapter on its base and answers cases greedily.
 
     ``model_config`` holds ``base_model`` (a folder or a name on the hub; override it to move the model elsewhere),
-    ``base_commit`` (on the hub), ``base_digest``, ``adapter_digest``, and ``max_new_tokens``, the longest answer.
+    ``base_commit`` (on the hub), ``base_digest``, ``adapter_digest``, ``max_new_tokens``, the longest answer,
+    ``constrain``, what answers are held to, and ``min_confidence``, above which a case is decided automatically.
     Raises ``ValueError`` when a file of the adapter or of the base is not the registered one: other weights of the
     same shapes would answer nonsense, and nothing else would report it.
     """
@@ -50,11 +54,21 @@ class ServedAdapter(mlflow.pyfunc.PythonModel):
             raise ValueError(f"{base} is not the base model that this adapter was trained on: its files differ")
         self.loaded = load_adapted_model(base, adapter)
         self.encoder = ChatEncoder.of(self.loaded.tokenizer)
+        self.grammar = load_grammar(adapter, self.loaded.tokenizer, context.model_config["constrain"])
+        self.min_confidence = context.model_config["min_confidence"]
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         prompts = [self.prompt(row) for row in model_input.to_dict("records")]
-        answers = generate(self.loaded, prompts, self.config)
-        return pd.DataFrame({"answer": [self.encoder.decode_answer(a) for a in answers], "token_ids": answers})
+        found = complete(self.loaded, prompts, self.config, self.grammar)
+        confidences = [answer.confidence for answer in found]
+        return pd.DataFrame(
+            {
+                "answer": [self.encoder.decode_answer(answer.tokens) for answer in found],
+                "token_ids": [answer.tokens for answer in found],
+                "confidence": pd.Series(confidences, dtype="float64"),
+                "hand_over": [is_handed_over(confidence, self.min_confidence) for confidence in confidences],
+            }
+        )
 
     def prompt(self, row: dict[Hashable, Any]) -> list[int]:
         """The token ids that a row of input is asked with."""

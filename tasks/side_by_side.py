@@ -15,6 +15,7 @@ from training_core.distributed import ADAPTER_FOLDER, train_adapter
 from training_core.evaluation.comparison import EvaluatedModel, compare_models, load_scores, save_comparison
 from training_core.evaluation.evidence import load_evidence, load_left_out
 from training_core.evaluation.gate import decide
+from training_core.evaluation.grammar import load_grammar
 from training_core.evaluation.report import score_grid
 from training_core.folders import MANIFEST
 from training_core.grid import Grid
@@ -90,4 +91,5 @@ def _data(settings: RunConfig, registered: RegisteredRef, rows: str | None) -> T
 
 def _load(registered: RegisteredRef) -> EvaluatedModel:
     loaded = load_adapted_model(Path(registered.base), Path(registered.adapter.path))
-    return EvaluatedModel(loaded, load_leakage_keys(Path(registered.run.path)), registered.max_new_tokens)
+    grammar = load_grammar(Path(registered.adapter.path), loaded.tokenizer, registered.constrain)
+    return EvaluatedModel(loaded, load_leakage_keys(Path(registered.run.path)), registered.max_new_tokens, grammar)

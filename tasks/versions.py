@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from mlflow.entities import LifecycleStage
 from mlflow.entities.model_registry import ModelVersion
@@ -22,6 +23,9 @@ from training_core.config import RunConfig, SettingsError
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 ADAPTER_TAG, WITHDRAWN_TAG = "sft_flow.adapter_digest", "sft_flow.withdrawn"
 LIMIT_TAG = "sft_flow.max_new_tokens"  # of an answer, served and evaluated
+CONSTRAIN_TAG, ERROR_TAG = "sft_flow.constrain", "sft_flow.max_automatic_error"
+_SERVING = ("eval_max_new_tokens", "constrain", "max_automatic_error")  # the settings of ``serving_tags``
+CONFIDENCE_TAG = "sft_flow.min_confidence"  # above it a case is decided automatically
 
 SETTLE_SECONDS = 1
 RegistryError = MlflowException  # for rooms that do not import MLflow
@@ -109,14 +113,38 @@ def require_tracking_run(config: RunConfig, version: ModelVersion) -> None:
         raise SettingsError([f"{what}; restore it: {restore_command(config, version.run_id)}"])
 
 
-def require_served_limit(config: RunConfig, version: ModelVersion) -> None:
-    """Raise ``SettingsError`` when a version is served with another limit of an answer than these settings evaluate:
-    scores would be those of answers that no customer gets."""
-    served, asked = version.tags.get(LIMIT_TAG), config.eval_max_new_tokens
-    if served != str(asked):
-        what = f"{version.name} version {version.version} answers with at most {served} tokens, got {asked}"
-        fix = f"give --eval_max_new_tokens {served}, or register it under another registered_model_name"
-        raise SettingsError([f"eval_max_new_tokens: {what}; {fix}"])
+def serving_tags(config: RunConfig) -> dict[str, str]:
+    """The tags of the settings that a version is served with."""
+    return {
+        LIMIT_TAG: str(config.eval_max_new_tokens),
+        CONSTRAIN_TAG: config.constrain,
+        ERROR_TAG: str(config.max_automatic_error),
+    }
+
+
+def served_with(version: ModelVersion) -> dict[str, Any]:
+    """The settings that a version is served with, as its package has them."""
+    confidence = version.tags.get(CONFIDENCE_TAG)
+    return {
+        "max_new_tokens": int(version.tags[LIMIT_TAG]),
+        "constrain": version.tags.get(CONSTRAIN_TAG, "none"),
+        "min_confidence": None if confidence is None else float(confidence),
+    }
+
+
+def require_served_settings(config: RunConfig, version: ModelVersion) -> None:
+    """Raise ``SettingsError`` when a version is served with other settings than these, which evaluate it: scores would
+    be those of answers that no customer gets."""
+    earlier = {CONSTRAIN_TAG: "none", ERROR_TAG: str(None)}  # versions that were registered before these settings
+    one, fix = f"{version.name} version {version.version}", "or register it under another registered_model_name"
+    problems = []
+    for name, (tag, asked) in zip(_SERVING, serving_tags(config).items(), strict=True):
+        served = version.tags.get(tag, earlier.get(tag))
+        if served != asked:
+            value = "null" if served == "None" else served
+            problems.append(f"{name}: {one} is served with {served}, got {asked}; give --{name} {value}, {fix}")
+    if problems:
+        raise SettingsError(problems)
 
 
 def version_id(version: ModelVersion | None) -> VersionId | None:

@@ -40,7 +40,7 @@ ORDER = (
         "dataset",
         "packing",
     ),
-    *("data_loader", "training", "trainer", "distributed", "evaluation", "export"),
+    *("data_loader", "training", "trainer", "distributed", "evaluation", "prediction", "export"),
 )
 MLFLOW_IMPORTERS = {
     "tasks/create_once.py",

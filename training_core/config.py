@@ -28,9 +28,9 @@ NOT_OF_TRAINING = frozenset(
         # how a step is divided into batches, when that has to change
         "on_out_of_memory",
         # how a finished adapter is evaluated
-        *("max_eval_rows", "eval_batch_size", "eval_max_new_tokens", "group_by", "favourable_decisions"),
+        *("max_eval_rows", "eval_batch_size", "eval_max_new_tokens", "constrain", "group_by", "favourable_decisions"),
         *("min_eval_rows", "slice_fields", "answer_audit", "min_usable", "min_improvement", "max_favourable_rise"),
-        *("max_refused_rise", "require_approval"),
+        *("max_refused_rise", "max_automatic_error", "require_approval"),
         # where results go and where the training runs
         *("registered_model_name", "output_dir", "cache_dir", "train_on", "max_queue_hours"),
     }
@@ -197,6 +197,11 @@ class RunConfig:
     max_eval_rows: int = Field(500, ge=1, description="Maximum held-out rows to score.")
     eval_batch_size: int = Field(16, ge=1, description="Rows per batch when generating completions.")
     eval_max_new_tokens: int = Field(512, ge=1, description="Maximum tokens per completion, evaluated and served.")
+    constrain: Literal["none", "json", "schema"] = Field(
+        "schema",
+        description="What answers are held to, evaluated and served: the form and the decisions of the training rows "
+        "(schema), any JSON object (json), or nothing.",
+    )
     group_by: str = Field(
         "issue_type",
         description="Field of the case for the score per group and for the lookup-table baseline.",
@@ -223,6 +228,15 @@ class RunConfig:
         le=1,
         description="Share of a champion's answers that must be usable: one JSON object with exactly the row's "
         "fields, each of its type and not empty.",
+    )
+
+    max_automatic_error: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Largest share of wrongly favourable decisions, such as 0.005, among the cases that are decided "
+        "automatically: held-out rows give the confidence above which that holds; other cases are marked hand over. "
+        "Empty: none is marked.",
     )
 
     # Results

@@ -20,9 +20,11 @@ from transformers.utils.logging import disable_progress_bar
 
 from training_core.child_processes import child_process
 from training_core.config import RunConfig, SettingsError, read_settings
+from training_core.dataset.answer_schema import answer_schema
 from training_core.dataset.store import load_training_data
 from training_core.folders import complete_file, seal_digest
 from training_core.model_setup import free_models, load_model_and_tokenizer
+from training_core.prompts.chat_encoding import ChatEncoder
 from training_core.trainer import TrainingSummary, load_summary, train_model
 from training_core.training.adapter import write_adapter
 from training_core.training.interruption import end_when_stuck
@@ -136,7 +138,8 @@ def _train_here(config: RunConfig, dataset: Path, run_dir: Path, halvings: int) 
     data, loaded = load_training_data(dataset), load_model_and_tokenizer(config)
     train_model(loaded, data, config, run_dir, halvings)
     if PartialState().is_main_process and not seal_digest(run_dir / ADAPTER_FOLDER):
-        write_adapter(loaded.model, loaded.tokenizer, config, data.leakage_keys, run_dir / ADAPTER_FOLDER)
+        schema = answer_schema(data.train, ChatEncoder.of(loaded.tokenizer))
+        write_adapter(loaded.model, loaded.tokenizer, config, data.leakage_keys, run_dir / ADAPTER_FOLDER, schema)
 
 
 if __name__ == "__main__":

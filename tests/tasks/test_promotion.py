@@ -69,7 +69,7 @@ def register(config: RunConfig, fingerprint: str) -> ModelVersionRef:
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
     run = client.create_run(tracking.experiment_id(client, config))
-    tags = {tracking.FINGERPRINT_TAG: fingerprint, versions.LIMIT_TAG: str(config.eval_max_new_tokens)}
+    tags = {tracking.FINGERPRINT_TAG: fingerprint, **versions.serving_tags(config)}
     found = client.create_model_version(name, "nowhere", run.info.run_id, tags=tags)
     return ModelVersionRef(name, str(found.version), champion=False, verdict="not decided")
 
@@ -317,7 +317,7 @@ def test_finished_run_is_not_found_with_other(
 def test_finished_run_served_with_another_limit_is_rejected(
     config: RunConfig, prepared: DatasetRef, version: ModelVersionRef
 ) -> None:
-    with pytest.raises(SettingsError, match=r"eval_max_new_tokens: .* answers with at most 512 tokens, got 9"):
+    with pytest.raises(SettingsError, match=r"eval_max_new_tokens: .* is served with 512, got 9"):
         find_finished(dataclasses.replace(config, eval_max_new_tokens=9), prepared)
 
 

@@ -32,7 +32,7 @@ def test_version_half_uploaded_by_a_killed_process_is_completed(config: RunConfi
     tags = {
         tracking.FINGERPRINT_TAG: trained.run.fingerprint,
         versions.ADAPTER_TAG: trained.adapter.digest,
-        versions.LIMIT_TAG: str(config.eval_max_new_tokens),
+        **versions.serving_tags(config),
     }
     half = client.create_logged_model(experiment, "adapter", trained.run.tracking_run_id, tags=tags)
     registry.find_or_create_version(config, trained, "")
@@ -77,7 +77,7 @@ def test_served_answers_have_the_evaluated_limit(config: RunConfig, trained: Tra
     short, shorter = (dataclasses.replace(config, eval_max_new_tokens=limit) for limit in (8, 6))
     registry.find_or_create_version(short, trained, "")
     assert served_limit(short) == 8
-    with pytest.raises(SettingsError, match="answers with at most 8 tokens, got 6; give --eval_max_new_tokens 8"):
+    with pytest.raises(SettingsError, match="is served with 8, got 6; give --eval_max_new_tokens 8"):
         registry.find_or_create_version(shorter, trained, "")
     elsewhere = dataclasses.replace(shorter, registered_model_name=f"{config.registered_model_name} elsewhere")
     registry.find_or_create_version(elsewhere, trained, "")

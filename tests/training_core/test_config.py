@@ -49,9 +49,10 @@ HARMLESS = {
     *("entity_fields", "overlap", "allowed_decisions", "label_audit"),
     *("logging_steps", "save_steps", "eval_steps", "save_total_limit", "per_device_eval_batch_size"),
     *("on_out_of_memory",),
-    *("max_eval_rows", "eval_batch_size", "eval_max_new_tokens", "group_by", "favourable_decisions"),
+    *("max_eval_rows", "eval_batch_size", "eval_max_new_tokens", "constrain", "group_by", "favourable_decisions"),
     *("min_eval_rows", "slice_fields", "answer_audit", "min_usable", "max_favourable_rise", "max_refused_rise"),
     *(
+        "max_automatic_error",
         "require_approval",
         "registered_model_name",
         "min_improvement",

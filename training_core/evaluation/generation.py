@@ -1,4 +1,4 @@
-"""Greedy completions, with one cached copy of a prefix for all prompts that share it."""
+"""Greedy completions, free or held to a grammar, with one cached copy of a prefix for all prompts that share it."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
 
 from training_core.base_support import other_attention, tokens_of_a_state
 from training_core.config import RunConfig
+from training_core.evaluation.constrained import FollowGrammar, gaps
+from training_core.evaluation.grammar import AnswerGrammar
 from training_core.evaluation.prefix_cache import CachedPrefix, continue_prefixes
 from training_core.model_setup import LoadedModel
 from training_core.packing.pieces import Group
@@ -27,12 +29,28 @@ class _Prompt(NamedTuple):
     rest: list[int]
 
 
+class Completion(NamedTuple):
+    """An answer's token ids without padding, the probability of its decision (see ``ConstrainedAnswer``; ``None``:
+    it has none, or no grammar names the decisions), and whether the grammar changed a token of it."""
+
+    tokens: list[int]
+    confidence: float | None = None
+    changed: bool = False
+
+
+def generate(loaded: LoadedModel, prompts: Sequence[list[int]], config: RunConfig) -> list[list[int]]:
+    """Greedy completions of prompts without a grammar, as ``complete`` gives them, as token ids."""
+    return [completion.tokens for completion in complete(loaded, prompts, config)]
+
+
 # prompts 0: P·a   1: d   2: P·c   3: e, where P is a prefix of at least 32 tokens
 #   → P is computed once, into a cache; batch 1: a and c continue it; batch 2: d and e have no prefix
 #   → the completions of 0, 1, 2, 3, each ending with its end-of-turn token or after eval_max_new_tokens
 @torch.inference_mode()
-def generate(loaded: LoadedModel, prompts: Sequence[list[int]], config: RunConfig) -> list[list[int]]:
-    """Greedy completions of prompts, as token ids without padding, in the order of the prompts.
+def complete(
+    loaded: LoadedModel, prompts: Sequence[list[int]], config: RunConfig, grammar: AnswerGrammar | None = None
+) -> list[Completion]:
+    """Greedy completions of prompts, in the order of the prompts; with a grammar, answers that it allows.
 
     Known as prefix caching, in batches of similar length: in a batch of at most eval_batch_size no rest is over twice
     as long as the first. A cache is kept only as long as batches continue it. Equal prompts get equal completions.
@@ -45,7 +63,7 @@ def generate(loaded: LoadedModel, prompts: Sequence[list[int]], config: RunConfi
         pad_token_id=end_of_turn,
     )
     model = loaded.model.eval()
-    completions: list[list[int]] = [[] for _ in prompts]
+    completions = [Completion([])] * len(prompts)
     caches: dict[tuple[int, ...], DynamicCache] = {}
     for batch in _batches(_in_order(model, prompts), config.eval_batch_size):
         shared = [prompt.shared for prompt in batch if prompt.shared]
@@ -53,21 +71,38 @@ def generate(loaded: LoadedModel, prompts: Sequence[list[int]], config: RunConfi
         caches |= {tokens: cached_prefix(model, tokens) for tokens in dict.fromkeys(shared) if tokens not in caches}
         prefixes = [CachedPrefix(len(list(same)), caches[tokens]) for tokens, same in groupby(shared)]
         inputs = _pad_left(batch, end_of_turn, model.device)
+        follow = FollowGrammar(grammar, len(batch), config.eval_max_new_tokens) if grammar else None
         with continue_prefixes(model, prefixes):
-            output = model.generate(**inputs, generation_config=greedy)
-        for prompt, tokens in zip(batch, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
-            completions[prompt.number] = tokens[: tokens.index(end_of_turn) + 1] if end_of_turn in tokens else tokens
+            output = model.generate(
+                **inputs, generation_config=greedy, logits_processor=LogitsProcessorList([follow] if follow else [])
+            )
+        found = _completions(output[:, inputs["input_ids"].shape[1] :].tolist(), end_of_turn, follow)
+        for prompt, completion in zip(batch, found, strict=True):
+            completions[prompt.number] = completion
     return completions
 
 
+def _completions(rows: list[list[int]], end_of_turn: int, follow: FollowGrammar | None) -> list[Completion]:
+    whole = [tokens[: tokens.index(end_of_turn) + 1] if end_of_turn in tokens else tokens for tokens in rows]
+    if follow is None:
+        return [Completion(tokens) for tokens in whole]
+    pairs = zip(whole, follow.answers, strict=True)
+    return [Completion(tokens, answer.confidence, answer.changed) for tokens, answer in pairs]
+
+
 @torch.inference_mode()
-def logit_gap(loaded: LoadedModel, prompt: list[int], completion: list[int]) -> float:
-    """The largest difference, over the tokens of a completion, between the highest logit and the token's own.
+def logit_gap(
+    loaded: LoadedModel, prompt: list[int], completion: list[int], grammar: AnswerGrammar | None = None, limit: int = 0
+) -> float:
+    """The largest difference, over the tokens of a completion, between the highest logit and the token's own: with a
+    grammar, the highest of the tokens that may come in an answer of at most ``limit`` tokens.
 
     It is 0 for the model's own greedy completion, and near 0 for that of the same model in another precision.
     """
     tokens = torch.tensor([prompt + completion], device=loaded.model.device)
     logits = loaded.model.eval()(input_ids=tokens, logits_to_keep=len(completion) + 1).logits[0, :-1].float()
+    if grammar:
+        return float(np.max(gaps(grammar, limit, logits, completion)))  # not a number where one is not
     chosen = logits.gather(1, tokens[0, len(prompt) :, None])[:, 0]
     return float((logits.amax(1) - chosen).max())
 

@@ -16,7 +16,8 @@ from sklearn.metrics import f1_score
 from training_core.config import RunConfig
 from training_core.dataset.encoding import IGNORED_LABEL, leakage_keys
 from training_core.dataset.evaluation_findings import same_decision
-from training_core.evaluation.generation import generate
+from training_core.evaluation.generation import complete
+from training_core.evaluation.grammar import AnswerGrammar
 from training_core.evaluation.text_scores import AnswerJudge, TrainingAnswers
 from training_core.evaluation.text_scores import parse_answer as parse_answer
 from training_core.model_setup import LoadedModel
@@ -34,7 +35,8 @@ class Prediction:
     ``parsed``: the answer is one JSON object; ``usable``: it also has exactly the row's fields, each of its type and
     not empty. ``decision`` is ``NO_DECISION`` when the answer is not usable, so only a usable answer can be right.
     ``text_scores`` has a score from 0 to 1 for each other field (see ``text_scores.score_texts``), ``problems`` what
-    ``answer_audit`` found. Baselines decide without an answer of their own: they are always usable, and their texts are
+    ``answer_audit`` found. ``confidence`` is the probability of the decision (see ``generation.Completion``).
+    Baselines decide without an answer of their own: they are always usable, and their texts are
     those of a training answer with the same decision, where there is one.
     """
 
@@ -48,6 +50,7 @@ class Prediction:
     answer: str
     text_scores: dict[str, float] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    confidence: float | None = None
 
     @property
     def right(self) -> bool:
@@ -103,16 +106,29 @@ def unseen_rows(rows: Dataset, seen_keys: np.ndarray, config: RunConfig) -> Data
     return rows.select(np.setdiff1d(np.arange(len(keys)), seen)) if len(seen) else rows
 
 
-def evaluate_model(loaded: LoadedModel, rows: Dataset, config: RunConfig, judge: AnswerJudge) -> list[Prediction]:
-    """Answer held-out rows (columns as in ``TrainingData``) greedily, read the answers strictly, and judge them.
+def evaluate_model(
+    loaded: LoadedModel, rows: Dataset, config: RunConfig, judge: AnswerJudge, grammar: AnswerGrammar | None = None
+) -> list[Prediction]:
+    """The judged answers of ``answer_rows``."""
+    return answer_rows(loaded, rows, config, judge, grammar)[0]
+
+
+def answer_rows(
+    loaded: LoadedModel, rows: Dataset, config: RunConfig, judge: AnswerJudge, grammar: AnswerGrammar | None = None
+) -> tuple[list[Prediction], list[int]]:
+    """Answer held-out rows (columns as in ``TrainingData``) greedily, read the answers strictly, and judge them; also
+    the rows whose answer the grammar changed.
 
     They are asked in the tokens of the model's own tokenizer: a champion may have another base than the rows.
     """
     encoder = ChatEncoder.of(loaded.tokenizer)
     records = [json.loads(record) for record in rows["record"]]
     prompts = encoder.encode_prompts([format_as_chat(record)[:-1] for record in records])
-    answers = encoder.decode_answers(generate(loaded, [prompt.tolist() for prompt in prompts], config))
-    return [_predict(judge, *asked) for asked in zip(rows, records, answers, strict=True)]
+    found = complete(loaded, [prompt.tolist() for prompt in prompts], config, grammar)
+    answers = encoder.decode_answers([completion.tokens for completion in found])
+    judged = [_predict(judge, *asked) for asked in zip(rows, records, answers, strict=True)]
+    with_confidence = [replace(one, confidence=by.confidence) for one, by in zip(judged, found, strict=True)]
+    return with_confidence, [row for row, completion in enumerate(found) if completion.changed]
 
 
 def prompt_of(row: dict[str, Any]) -> list[int]:

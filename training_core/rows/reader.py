@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from training_core.rows.files import MAX_LINE_BYTES, Line, read_lines
 from training_core.rows.formats import ROW_KEYS, RowFormat, detect_format, reject_unknown_format, to_record
+from training_core.rows.questions import with_stand_in
 from training_core.rows.strict_json import BadLineError, Problem, Record, parse_json
 
 
@@ -28,9 +29,10 @@ class Rejected(NamedTuple):
     ends: bool = True
 
 
-def read_rows(file: str, allowed_decisions: tuple[str, ...] = ()) -> Iterator[Row | Rejected]:
+def read_rows(file: str, allowed_decisions: tuple[str, ...] = (), *, answered: bool = True) -> Iterator[Row | Rejected]:
     """Every line of a file that is not blank. The first usable row sets the format of all rows of the file.
 
+    With ``answered=False`` rows need no answer, and every record has a stand-in for it (see ``with_stand_in``).
     Raises ``BadFileError`` where the file cannot be read, after yielding everything before that place.
     """
     row_format: RowFormat | None = None
@@ -42,6 +44,8 @@ def read_rows(file: str, allowed_decisions: tuple[str, ...] = ()) -> Iterator[Ro
             continue
         try:
             value = parse_json(line.raw)
+            if not answered:
+                value = with_stand_in(value, row_format.name if row_format else None)
             found = row_format or detect_format(value)
             if found is None:
                 reject_unknown_format(value)

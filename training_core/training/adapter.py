@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from training_core.base_weights import text_prefix
 from training_core.config import RunConfig, SettingsError
+from training_core.dataset.answer_schema import Schema
 from training_core.dataset.encoding import SECRET, keyed
 from training_core.folders import complete_file, complete_folder
 from training_core.packing.capabilities import kernels
@@ -22,17 +23,23 @@ from training_core.utils import log_system_info
 logger = logging.getLogger(__name__)
 
 LEAKAGE_KEYS_FILE = "leakage_keys.npz"
+SCHEMA_FILE = "answer_schema.json"
 
 
 def write_adapter(
-    model: PeftModel, tokenizer: PreTrainedTokenizerFast, config: RunConfig, leakage_keys: np.ndarray, folder: Path
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerFast,
+    config: RunConfig,
+    leakage_keys: np.ndarray,
+    folder: Path,
+    schema: Schema | None = None,
 ) -> None:
     """Write a folder with everything that is needed to use the adapter; it exists only when it is complete.
 
     Files: the adapter, its layers named as in the released base, and its configuration; the tokenizer, with a chat
-    template that asks as in training; ``run_config.json``, ``system.json``, ``manifest.json``. What it was trained on
-    is not shipped with it: the leakage keys (of ``TrainingData``) are written next to the folder, as
-    ``leakage_keys.npz``.
+    template that asks as in training; ``answer_schema.json``, the form of the training rows' answers, if given;
+    ``run_config.json``, ``system.json``, ``manifest.json``. What it was trained on is not shipped with it: the leakage
+    keys (of ``TrainingData``) are written next to the folder, as ``leakage_keys.npz``.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with complete_file(folder.parent / LEAKAGE_KEYS_FILE) as keys_draft, keys_draft.open("wb") as file:
@@ -45,6 +52,8 @@ def write_adapter(
         served.chat_template = served_template(tokenizer)
         served.save_pretrained(draft)
         config.save(draft)
+        if schema is not None:
+            (draft / SCHEMA_FILE).write_text(json.dumps(schema, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         system = log_system_info() | {"kernels": kernels(model, packing=config.packing)}
         (draft / "system.json").write_text(json.dumps(system, indent=2) + "\n", encoding="utf-8")
 

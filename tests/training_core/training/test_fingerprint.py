@@ -49,6 +49,8 @@ ANOTHER_PLACE_OR_EVALUATION = {
     "max_eval_rows": 1,
     "eval_batch_size": 1,
     "eval_max_new_tokens": 1,
+    "constrain": "none",
+    "max_automatic_error": 0.01,
     "group_by": "x",
     "favourable_decisions": ["x"],
     "min_improvement": 0.5,

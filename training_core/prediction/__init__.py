@@ -1,0 +1,1 @@
+"""Answers to files of cases of any size, one line for each line, resumable."""
