@@ -20,7 +20,7 @@ from training_core.evaluation.generation import generate
 from training_core.evaluation.text_scores import AnswerJudge, TrainingAnswers
 from training_core.evaluation.text_scores import parse_answer as parse_answer
 from training_core.model_setup import LoadedModel
-from training_core.prompts.chat_encoding import ChatEncoder
+from training_core.prompts.chat_encoding import ChatEncoder, Message
 from training_core.prompts.messages import format_as_chat
 from training_core.rows.strict_json import Record
 
@@ -109,10 +109,20 @@ def evaluate_model(loaded: LoadedModel, rows: Dataset, config: RunConfig, judge:
     They are asked in the tokens of the model's own tokenizer: a champion may have another base than the rows.
     """
     encoder = ChatEncoder.of(loaded.tokenizer)
-    records = [json.loads(record) for record in rows["record"]]
-    prompts = encoder.encode_prompts([format_as_chat(record)[:-1] for record in records])
+    prompts = encoder.encode_prompts(questions(rows))
     answers = encoder.decode_answers(generate(loaded, [prompt.tolist() for prompt in prompts], config))
-    return [_predict(judge, *asked) for asked in zip(rows, records, answers, strict=True)]
+    return judge_answers(rows, answers, judge)
+
+
+def questions(rows: Dataset) -> list[list[Message]]:
+    """The conversations that held-out rows ask, without their answers."""
+    return [format_as_chat(json.loads(record))[:-1] for record in rows["record"]]
+
+
+def judge_answers(rows: Dataset, answers: Sequence[str], judge: AnswerJudge) -> list[Prediction]:
+    """Read the answers to held-out rows strictly, whatever wrote them, and judge them."""
+    asked = zip(rows, map(json.loads, rows["record"]), answers, strict=True)
+    return [_predict(judge, row, record, answer) for row, record, answer in asked]
 
 
 def prompt_of(row: dict[str, Any]) -> list[int]:
