@@ -23,9 +23,10 @@ VOCABULARY = 1000
 def build(name: str, **settings: Any) -> PreTrainedModel:
     """A random model; Qwen2's head is tied to its embeddings, as in small released models."""
     torch.manual_seed(0)
+    settings = {"vocab_size": VOCABULARY} | settings
     if name == "multimodal":
-        return tiny_multimodal_model(vocab_size=VOCABULARY, **settings)
-    return tiny_model(name, vocab_size=VOCABULARY, tie_word_embeddings=name == "qwen2", **settings)
+        return tiny_multimodal_model(**settings)
+    return tiny_model(name, tie_word_embeddings=name == "qwen2", **settings)
 
 
 def source_of(name: str, tokenizer_of: Path, folder: Path, **settings: Any) -> Source:

@@ -5,7 +5,7 @@ package of its project; this needs none of its other architectures, and merges t
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Kind
 from gguf.quants import quant_shape_to_byte_shape, quantize
-from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerFast
 
-from training_core.base_weights import weight_files
+from training_core.base_weights import weight_files, weight_shapes
 from training_core.config import SettingsError
 from training_core.export.choices import GgufType
 from training_core.export.lora import Lora, read_lora
@@ -122,31 +121,25 @@ def _token_type(number: int, names: Mapping[int, str], added: Mapping[int, Mappi
 
 def _write_weights(writer: gguf.GGUFWriter, base: Path, lora: Lora, config: PretrainedConfig, kind: Kind) -> None:
     names = gguf.get_tensor_name_map(_architecture(config), config.num_hidden_layers)
-    for name, shape in _shapes(base):
+    shapes = weight_shapes(base)
+    for name in _in_order(base):
+        shape = shapes[name]
         stored = _kind_of(shape, kind)
         size = int(np.prod(quant_shape_to_byte_shape(shape, stored)))
         writer.add_tensor_info(_translated(name, names), shape, np.dtype(np.float32), size, stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for weight in _weights(base, lora):
-        writer.write_tensor_data(_encoded(weight, _kind_of(tuple(weight.shape), kind)))
+    for file in sorted(set(weight_files(base).values())):
+        for _, weight in merged_weights(base / file, lora):
+            writer.write_tensor_data(_encoded(weight, _kind_of(tuple(weight.shape), kind)))
     writer.close()
 
 
-def _files(base: Path) -> list[Path]:
-    return [base / file for file in sorted(set(weight_files(base).values()))]
-
-
-def _shapes(base: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for file in _files(base):
-        with safe_open(file, framework="pt") as weights:
-            yield from ((name, tuple(weights.get_slice(name).get_shape())) for name in sorted(weights.keys()))
-
-
-def _weights(base: Path, lora: Lora) -> Iterator[Tensor]:
-    for file in _files(base):
-        yield from (weight for _, weight in merged_weights(file, lora))
+def _in_order(base: Path) -> list[str]:
+    """The names of the base's weights as ``merged_weights`` gives them, file after file."""
+    files = weight_files(base)
+    return sorted(files, key=lambda name: (files[name], name))
 
 
 def _translated(name: str, names: gguf.TensorNameMap) -> str:

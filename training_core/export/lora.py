@@ -10,7 +10,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
 from torch import Tensor
 
-from training_core.base_weights import text_prefix, weight_files
+from training_core.base_weights import text_prefix, weight_shapes
 from training_core.config import SettingsError
 
 PEFT_PREFIX = "base_model.model."
@@ -68,12 +68,15 @@ def _pairs(weights: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
 
 def _named_as_released(factors: Mapping[str, tuple[Tensor, Tensor]], base: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """Adapters of a text part name their layers as released, or as transformers calls them, without its prefix."""
-    released, prefix = weight_files(base), text_prefix(base)
-    named = {layer: layer if f"{layer}.weight" in released else _with_prefix(layer, prefix) for layer in factors}
-    if missing := [layer for layer in named.values() if f"{layer}.weight" not in released]:
-        what = f"{len(missing)} of {len(factors)} layers, the first is {missing[0]}"
+    shapes, prefix = weight_shapes(base), text_prefix(base)
+    named = {
+        layer if f"{layer}.weight" in shapes else _with_prefix(layer, prefix): pair for layer, pair in factors.items()
+    }
+    fitting = [layer for layer, (a, b) in named.items() if shapes.get(f"{layer}.weight") == (len(b), a.shape[1])]
+    if other := [layer for layer in named if layer not in fitting]:
+        what = f"{len(other)} of {len(named)} layers of these shapes, the first is {other[0]}"
         raise SettingsError([f"adapter: expected layers of the base in {base}, it lacks {what}; it is another base"])
-    return {named[layer]: pair for layer, pair in factors.items()}
+    return named
 
 
 def _with_prefix(layer: str, prefix: str) -> str:
