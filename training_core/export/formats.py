@@ -37,6 +37,11 @@ class Format:
         (package,) = set(importlib.metadata.packages_distributions()[self.runs_on])
         return f"{package} {importlib.metadata.version(package)}{self.stands_for}"
 
+    @property
+    def missing(self) -> str:
+        """What to say where it is not installed."""
+        return f"{self.runs_on} is not installed here; {_INSTALL}"
+
 
 def formats(gguf_type: GgufType = GGUF_TYPES[0]) -> Mapping[FormatName, Format]:
     """The formats by name; ``gguf_type`` is the number format of a GGUF file's matrices."""

@@ -40,9 +40,10 @@ def export_judged(
     with complete_folder(pending) as draft:
         form.write(source, draft)
         usage = form.usage(source, draft)
-        write_verdict(draft, source, kind, Verdict(form.runtime or f"no {form.runs_on} here", None, []), usage)
+        not_judged = Verdict("it was interrupted" if form.runtime else form.missing, None, [])
+        write_verdict(draft, source, kind, not_judged, usage)
     if not form.runtime:
-        return pending, Verdict(f"no {form.runs_on} here", None, [])
+        return pending, not_judged
     verdict = judge_export(pending, source, form, data, config)
     write_verdict(pending, source, kind, verdict, usage)
     seal(pending)

@@ -18,8 +18,8 @@ _MOST_SHOWN = 30
 
 @dataclass(frozen=True)
 class Verdict:
-    """``runtime`` says what answered the held-out rows; ``agreement`` is ``None`` where nothing could, and ``problems``
-    say why the export may not be served."""
+    """``runtime`` says what answered the held-out rows, or what is missing where nothing could: ``agreement`` is then
+    ``None``. ``problems`` say why the export may not be served."""
 
     runtime: str
     agreement: Agreement | None
@@ -35,8 +35,9 @@ class Verdict:
     @property
     def sentence(self) -> str:
         """The figures, and what is wrong."""
-        figures = _figures(self.agreement) if self.agreement else ["no held-out row was answered"]
-        return "; ".join([f"by {self.runtime}: {', '.join(figures)}", *self.problems])
+        if not self.agreement:
+            return f"no held-out row was answered: {self.runtime}"
+        return "; ".join([f"by {self.runtime}: {', '.join(_figures(self.agreement))}", *self.problems])
 
 
 def _figures(found: Agreement) -> list[str]:
@@ -89,7 +90,7 @@ def _readme(source: Source, kind: str, verdict: Verdict, usage: str) -> str:
         f"The adapter `{source.uri}` of the base `{source.base_name}`{commit}. Answers have at most "
         f"{source.max_new_tokens} tokens.",
         "",
-        f"Judged {verdict.sentence}." if verdict.agreement else f"Not judged {verdict.sentence}.",
+        f"Judged {verdict.sentence}." if verdict.agreement else f"Not judged: {verdict.sentence}.",
         *(["", *(f"- {problem}" for problem in verdict.problems)] if verdict.problems else []),
         *(["", _differences(verdict.agreement.differing)] if verdict.agreement else []),
         "",
