@@ -10,7 +10,7 @@ from rich.console import Console
 from flows.registry_settings import OUTPUT_DIR
 from flows.version_cli import config_of_uri, prepare
 from tasks.commands import registry_command
-from training_core.export.choices import FORMATS, GGUF_TYPES
+from training_core.export.choices import FORMATS, GGUF_TYPES, WEIGHTS, Wanted
 
 console = Console()
 
@@ -25,15 +25,10 @@ def export(arguments: Sequence[str]) -> None:
     from training_core.utils import setup_logging
 
     setup_logging()
-    found = export_version(
-        config,
-        number,
-        given.format,
-        given.to,
-        gguf_type=given.gguf_type,
-        max_eval_rows=given.max_eval_rows,
-    )
-    console.print(f"{found.verdict.outcome}: {found.verdict.sentence}", markup=False, soft_wrap=True)
+    wanted = Wanted(given.format, given.weights, given.gguf_type, given.max_eval_rows)
+    found = export_version(config, number, wanted, given.to)
+    for text in filter(None, (f"{found.verdict.outcome}: {found.verdict.sentence}", found.advice)):
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
     console.print(str(found.folder.resolve()), markup=False, highlight=False, soft_wrap=True)
     history = registry_command(config, "history", config.registered_model_name)
     console.print(f"README.md there says how it is used. The verdict is in the ledger: {history}", soft_wrap=True)
@@ -50,7 +45,16 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         help="adapter: for vLLM, on the released base; merged: a model for transformers; gguf: a file for llama.cpp",
     )
-    parser.add_argument("--gguf_type", choices=GGUF_TYPES, default=GGUF_TYPES[0], help="Default: %(default)s")
+    parser.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        default=WEIGHTS[0],
+        help="The base's, to merge with: as released, or rounded to four bits as in a training over NF4. "
+        "Default: %(default)s",
+    )
+    parser.add_argument(
+        "--gguf_type", choices=GGUF_TYPES, default=GGUF_TYPES[0], help="Number format of gguf. Default: %(default)s"
+    )
     parser.add_argument(
         "--max_eval_rows", metavar="N", type=_rows, help="Held-out rows to compare on. Default: those of the version."
     )

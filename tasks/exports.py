@@ -11,42 +11,41 @@ from tasks.versions import decide_once, named_version, version_id
 from training_core.base_model import base_folder
 from training_core.config import RunConfig
 from training_core.dataset.store import load_training_data
-from training_core.export.choices import FormatName, GgufType
+from training_core.export.choices import Wanted
 from training_core.export.formats import formats
 from training_core.export.judged_folder import export_judged
 from training_core.export.source import Source
-from training_core.export.verdict import Verdict
+from training_core.export.verdict import Verdict, advice
 
 
 @dataclass(frozen=True)
 class Exported:
-    """Where an export is, and its verdict."""
+    """Where an export is, its verdict, and what to do about that, where it is known."""
 
     folder: Path
     verdict: Verdict
+    advice: str
 
 
-def export_version(
-    config: RunConfig, number: str, kind: FormatName, folder: Path, *, gguf_type: GgufType, max_eval_rows: int | None
-) -> Exported:
-    """Export a version in the format ``kind``, judge it on the version's held-out rows, and enter that into the ledger.
+def export_version(config: RunConfig, number: str, wanted: Wanted, folder: Path) -> Exported:
+    """Export a version, judge it on the version's held-out rows, and enter that into the ledger.
 
-    ``max_eval_rows``: as many rows; ``None``: as many as the version was evaluated on. Raises ``SettingsError`` when
-    version, rows or base are not to be had, and as ``export_judged`` does.
+    Raises ``SettingsError`` when version, rows or base are not to be had, and as ``export_judged`` does.
     """
     registered = fetch_registered(config, number)
     settings = registered_settings(config, number)
-    source = _source(config, settings, registered)
+    source = replace(_source(config, settings, registered), weights=wanted.weights)
     data = load_training_data(open_folder(registered_dataset(config, registered).folder, config))
     asked = replace(
         settings,
         eval_max_new_tokens=source.max_new_tokens,
-        max_eval_rows=max_eval_rows or settings.max_eval_rows,
+        max_eval_rows=wanted.max_eval_rows or settings.max_eval_rows,
         answer_audit=None,  # decisions are compared, and its code may not be on this machine
     )
-    exported = Exported(*export_judged(source, kind, formats(gguf_type)[kind], data, asked, folder))
-    _record(config, number, kind, exported.verdict)
-    return exported
+    form = formats(wanted.gguf_type)[wanted.format]
+    place, verdict = export_judged(source, wanted.format, form, data, asked, folder)
+    _record(config, number, wanted.format, verdict)
+    return Exported(place, verdict, advice(source, verdict))
 
 
 def _source(config: RunConfig, settings: RunConfig, registered: RegisteredRef) -> Source:

@@ -9,6 +9,7 @@ import pytest
 from flows import export_cli, registry_cli
 from tasks import exports
 from training_core.config import RunConfig
+from training_core.export.choices import Wanted
 from training_core.export.verdict import Verdict
 
 
@@ -23,7 +24,7 @@ def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mock:
 
 
 def run(exported: Mock, verdict: Verdict, *more: str) -> int | str | None:
-    exported.return_value = exports.Exported(Path("out"), verdict)
+    exported.return_value = exports.Exported(Path("out"), verdict, "Train longer." * bool(verdict.problems))
     with pytest.raises(SystemExit) as ended:
         registry_cli.main("export", ["models:/policy@champion", "--to", "out", "--format", "merged", *more])
     return ended.value.code
@@ -52,14 +53,13 @@ def test_exit_code_and_words_give_the_verdict(
 ) -> None:
     assert run(exported, verdict) == code
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(words) and lines[1] == str(Path("out").resolve())
-    assert "sft-flow history policy" in lines[2]
+    assert lines[0].startswith(words) and lines[1:-2] == ["Train longer."] * bool(verdict.problems)
+    assert lines[-2] == str(Path("out").resolve()) and "sft-flow history policy" in lines[-1]
 
 
 def test_flags_reach_the_export(exported: Mock) -> None:
-    run(exported, Verdict("x", None, []), "--max_eval_rows", "40", "--gguf_type", "q8_0")
-    assert exported.call_args.args[1:] == ("3", "merged", Path("out"))
-    assert exported.call_args.kwargs == {"gguf_type": "q8_0", "max_eval_rows": 40}
+    run(exported, Verdict("x", None, []), "--max_eval_rows", "40", "--gguf_type", "q8_0", "--weights", "nf4")
+    assert exported.call_args.args[1:] == ("3", Wanted("merged", "nf4", "q8_0", 40), Path("out"))
 
 
 @pytest.mark.parametrize("wrong", [["--format", "onnx"], ["--max_eval_rows", "0"], ["--gguf_type", "q2"], ["--to"]])

@@ -10,6 +10,7 @@ from tasks.ledger import EXPORT, GATE, Entry, VersionId, read_ledger
 from tasks.refs import FolderRef, RegisteredRef, RunRef
 from tasks.versions import decide_once, named_version
 from training_core.config import RunConfig
+from training_core.export.choices import Wanted
 from training_core.export.source import Source
 from training_core.export.verdict import Verdict
 
@@ -37,7 +38,7 @@ def export(config: RunConfig, monkeypatch: pytest.MonkeyPatch, *problems: str, r
     judged = Mock(return_value=(Path("out"), Verdict("transformers 5", Mock(spec=[]), list(problems))))
     monkeypatch.setattr(exports, "export_judged", judged)
     monkeypatch.setattr(Verdict, "sentence", "58 of 60 decisions equal")
-    exports.export_version(config, "1", "merged", Path("out"), gguf_type="bf16", max_eval_rows=rows)
+    exports.export_version(config, "1", Wanted("merged", "nf4", max_eval_rows=rows), Path("out"))
     return judged
 
 
@@ -61,7 +62,7 @@ def test_export_is_of_what_was_registered_and_evaluated(
     source, kind, _, _, settings, _ = export(config, monkeypatch).call_args.args
     uri = f"models:/{config.registered_model_name}/1"
     places = Path(registered.adapter.path), Path(registered.base)
-    assert source == Source(uri, *places, "Qwen/Qwen2.5-1.5B-Instruct", "0123abc", 300)
+    assert source == Source(uri, *places, "Qwen/Qwen2.5-1.5B-Instruct", "0123abc", 300, "nf4")
     assert (kind, settings.eval_max_new_tokens, settings.max_eval_rows) == ("merged", 300, 70)
     assert settings.answer_audit is None, "its code may not be here"
     assert export(config, monkeypatch, rows=9).call_args.args[4].max_eval_rows == 9

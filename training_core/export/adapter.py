@@ -9,6 +9,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import Tensor
 
+from training_core.config import SettingsError
 from training_core.export.lora import PEFT_PREFIX, read_lora
 from training_core.export.source import TEMPLATE_FILE, Source, write_json, write_small_files
 from training_core.export.vllm_rules import VLLM, max_lora_rank, served_model
@@ -23,6 +24,8 @@ def write_served_adapter(source: Source, folder: Path) -> None:
     Raises ``SettingsError`` as ``read_lora`` does, and when vLLM serves no adapter on this base or of this rank.
     """
     served_model(source.base)
+    if source.weights != "released":
+        raise SettingsError(["--weights: the base of an adapter stays as released; leave it out, or export merged"])
     lora = read_lora(source.adapter, source.base)
     max_lora_rank(lora.rank)
     weights: dict[str, Tensor] = {}

@@ -20,8 +20,8 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerFast
 from training_core.base_weights import weight_files, weight_shapes
 from training_core.config import SettingsError
 from training_core.export.choices import GgufType
-from training_core.export.lora import Lora, read_lora
-from training_core.export.merged import merged_weights
+from training_core.export.lora import Lora
+from training_core.export.merged import lora_to_merge, merged_weights
 from training_core.export.source import GGUF_FILE, Source
 from training_core.prompts.chat_templates import end_of_turn
 
@@ -41,7 +41,7 @@ def write_gguf(source: Source, folder: Path, kind: GgufType = "bf16") -> None:
     """
     config = AutoConfig.from_pretrained(source.base)
     _require_known(config)
-    lora = read_lora(source.adapter, source.base)
+    lora = lora_to_merge(source)
     writer = gguf.GGUFWriter(folder / GGUF_FILE, gguf.MODEL_ARCH_NAMES[_architecture(config)])
     _add_facts(writer, config, source, kind)
     _add_tokenizer(writer, source.tokenizer, config.vocab_size)

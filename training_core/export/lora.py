@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
 from torch import Tensor
 
+from training_core.base_model import linear_layers
 from training_core.base_weights import text_prefix, weight_shapes
 from training_core.config import SettingsError
 
@@ -25,22 +27,40 @@ _PLAIN = {
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA adapter: ``factors`` has A [rank, in] and B [out, rank] of each layer, ``scale`` multiplies B·A."""
+    """A LoRA adapter: ``factors`` has A [rank, in] and B [out, rank] of each layer, ``scale`` multiplies B·A.
+
+    The base's weights of the layers in ``in_four_bits`` are rounded to NF4 before anything is added.
+    """
 
     factors: Mapping[str, tuple[Tensor, Tensor]]
     rank: int
     scale: float
+    in_four_bits: frozenset[str] = frozenset()
 
     def merge(self, weight_name: str, weight: Tensor) -> Tensor:
-        """A weight of the base [out, in] with the adapter's share, added in fp32; another weight as it is.
+        """A weight of the base [out, in] with the adapter's share, added in fp32; without a share, the weight.
 
         Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685, section 4.1.
         """
         layer = weight_name.removesuffix(".weight")
+        if layer in self.in_four_bits:
+            weight = round_to_nf4(weight)
         if layer not in self.factors:
             return weight
         a, b = (factor.float() for factor in self.factors[layer])
         return torch.addmm(weight.float(), b, a, alpha=self.scale)
+
+
+def round_to_nf4(weight: Tensor) -> Tensor:
+    """A weight in NF4 with double quantisation, and back in fp32: as ``load_base`` stores linear layers."""
+    packed, state = quantize_4bit(weight.float(), compress_statistics=True, quant_type="nf4")
+    rounded: Tensor = dequantize_4bit(packed, state)
+    return rounded
+
+
+def linear_layers_as_released(base: Path) -> frozenset[str]:
+    """The released names of the layers that a training over NF4 stores in four bits."""
+    return frozenset(_with_prefix(layer, text_prefix(base)) for layer in linear_layers(base))
 
 
 def read_lora(adapter: Path, base: Path) -> Lora:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from training_core.base_weights import INDEX, weight_files
-from training_core.export.lora import Lora, read_lora
+from training_core.config import SettingsError
+from training_core.export.lora import Lora, linear_layers_as_released, read_lora
 from training_core.export.source import Source, decoding, write_json, write_small_files
 
 
@@ -20,7 +22,7 @@ def write_merged(source: Source, folder: Path) -> None:
     Weights keep the names and files of the released base, also those of a part that sees. In memory is one file of the
     base at a time. Raises ``SettingsError`` as ``read_lora`` does.
     """
-    lora, files = read_lora(source.adapter, source.base), weight_files(source.base)
+    lora, files = lora_to_merge(source), weight_files(source.base)
     config = json.loads((source.base / "config.json").read_text(encoding="utf-8"))
     shortened = _released_format(config) == "float32"
     size = 0
@@ -33,6 +35,19 @@ def write_merged(source: Source, folder: Path) -> None:
     write_small_files(source, folder)
     write_json(folder / "config.json", {"dtype": "bfloat16"} | _in_bf16(config))
     write_json(folder / "generation_config.json", decoding(source))
+
+
+def lora_to_merge(source: Source) -> Lora:
+    """The adapter, to be merged with the weights that ``source`` names.
+
+    Raises ``SettingsError`` as ``read_lora`` does, and for four bits where the training had none.
+    """
+    lora = read_lora(source.adapter, source.base)
+    if source.weights == "released":
+        return lora
+    if source.trained_over != "nf4":
+        raise SettingsError(["--weights: nf4 is for adapters trained over four bits, this one was not; leave it out"])
+    return replace(lora, in_four_bits=linear_layers_as_released(source.base))
 
 
 def merged_weights(file: Path, lora: Lora) -> Iterator[tuple[str, Tensor]]:

@@ -9,6 +9,8 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from training_core.base_weights import INDEX
+from training_core.config import read_settings_file
+from training_core.export.choices import Weights
 from training_core.model_setup import SMALL_FILES, load_tokenizer
 from training_core.prompts.chat_templates import end_of_turn
 
@@ -21,7 +23,8 @@ class Source:
     """A registered adapter and its base on this machine.
 
     ``uri`` is the version's name in the registry, ``base_name`` the base's on the hub, or that of its folder,
-    ``base_commit`` the hub's commit of it, and ``max_new_tokens`` the longest answer that was evaluated.
+    ``base_commit`` the hub's commit of it, and ``max_new_tokens`` the longest answer that was evaluated. ``weights``:
+    the base's that it is merged with, as released or rounded to four bits and back, as a training over NF4 had them.
     """
 
     uri: str
@@ -30,6 +33,12 @@ class Source:
     base_name: str
     base_commit: str | None
     max_new_tokens: int
+    weights: Weights = "released"
+
+    @property
+    def trained_over(self) -> str:
+        """How the base's linear layers were stored when it was trained: the setting ``quantisation``."""
+        return str(read_settings_file(self.adapter).get("quantisation", "nf4"))
 
     @property
     def name(self) -> str:

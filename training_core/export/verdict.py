@@ -48,6 +48,14 @@ def _figures(found: Agreement) -> list[str]:
     ]
 
 
+def advice(source: Source, verdict: Verdict) -> str:
+    """What to do about an export that decides otherwise, where that is known."""
+    if verdict.outcome != UNFIT or source.trained_over != "nf4" or source.weights != "released":
+        return ""
+    what = "It was trained over the base in four bits (NF4) and answers over the base as released"
+    return f"{what}: export it merged or as gguf with --weights nf4, or train with quantisation none."
+
+
 def write_verdict(folder: Path, source: Source, kind: str, verdict: Verdict, usage: str) -> None:
     """Write README, its first line the outcome, and the same with every differing row as JSON.
 
@@ -59,7 +67,7 @@ def write_verdict(folder: Path, source: Source, kind: str, verdict: Verdict, usa
         {
             **{"version": source.uri, "format": kind, "outcome": verdict.outcome, "runtime": verdict.runtime},
             **{"base": source.base_name, "base_commit": source.base_commit},
-            **{"max_new_tokens": source.max_new_tokens, "problems": verdict.problems},
+            **{"weights": source.weights, "max_new_tokens": source.max_new_tokens, "problems": verdict.problems},
             "agreement": _as_json(verdict.agreement) if verdict.agreement else None,
             "differing": [_row(*pair) for pair in differing],
         },
@@ -90,8 +98,7 @@ def _readme(source: Source, kind: str, verdict: Verdict, usage: str) -> str:
         f"The adapter `{source.uri}` of the base `{source.base_name}`{commit}. Answers have at most "
         f"{source.max_new_tokens} tokens.",
         "",
-        f"Judged {verdict.sentence}." if verdict.agreement else f"Not judged: {verdict.sentence}.",
-        *(["", *(f"- {problem}" for problem in verdict.problems)] if verdict.problems else []),
+        f"{verdict.sentence[0].upper()}{verdict.sentence[1:]}. {advice(source, verdict)}".rstrip(),
         *(["", _differences(verdict.agreement.differing)] if verdict.agreement else []),
         "",
         usage,

@@ -115,7 +115,7 @@ def test_loading_rule_of_the_server_rejects_equal_decisions(
     form = replace(formats()["merged"], problems=lambda *_: ["the server would ignore it"])
     folder, verdict = export_judged(hasty, "merged", form, data, hastily, tmp_path / "out")
     assert (folder.name, verdict.problems) == ("out.rejected", ["the server would ignore it"])
-    assert "- the server would ignore it" in (folder / "README.md").read_text()
+    assert "; the server would ignore it" in (folder / "README.md").read_text()
 
 
 def test_export_that_nothing_here_runs_is_not_judged(
@@ -125,7 +125,10 @@ def test_export_that_nothing_here_runs_is_not_judged(
     folder, verdict = export_judged(hasty, "merged", form, data, hastily, tmp_path / "out")
     assert (verdict.outcome, folder) == (NOT_JUDGED, tmp_path / "out.unjudged")
     assert first_line(folder) == "# NOT JUDGED: models:/policy/3 as merged"
-    assert "no_such_runtime is not installed here" in (folder / "README.md").read_text() and not (tmp_path / "out").exists()
+    assert (
+        "no_such_runtime is not installed here" in (folder / "README.md").read_text()
+        and not (tmp_path / "out").exists()
+    )
 
 
 def test_export_interrupted_while_judged_says_so(
