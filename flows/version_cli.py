@@ -27,7 +27,7 @@ def compare(arguments: Sequence[str]) -> None:
     parser.add_argument("--output_dir", default=OUTPUT_DIR)
     given = parser.parse_args(arguments)
     configs = [config_of_uri(uri, given.output_dir) for uri in given.uris]
-    _prepare()
+    prepare()
     from tasks.side_by_side import compare_registered
 
     grid, verdict = compare_registered(configs, given.rows)
@@ -91,7 +91,7 @@ def reproduce(arguments: Sequence[str]) -> None:
     parser.add_argument("--output_dir", default=OUTPUT_DIR)
     given = parser.parse_args(arguments)
     config, number = config_of_uri(given.uri, given.output_dir)
-    _prepare()
+    prepare()
     from tasks import side_by_side
     from training_core.utils import setup_logging
 
@@ -110,7 +110,7 @@ def reproduce(arguments: Sequence[str]) -> None:
     sys.exit(0 if same else 1)
 
 
-def _prepare() -> None:
+def prepare() -> None:
     """The environment of work that loads torch and Prefect, but is no flow run."""
     from flows.cli import set_environment
 

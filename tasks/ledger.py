@@ -32,6 +32,7 @@ GATE: Final = "gate"
 HAND: Final = "hand"
 ROLLBACK: Final = "rollback"
 ALIAS: Final = "alias"  # moved outside sft-flow
+EXPORT: Final = "export"  # a verdict on an export; it decides nothing
 
 _RUN_TAG, _NAME_TAG = "sft_flow.ledger_run", "sft_flow.ledger_of"
 _LONGEST_ENTRY, _LONGEST_REASON = 6000, 2500
@@ -49,7 +50,7 @@ class VersionId:
 
 @dataclass(frozen=True)
 class Entry:
-    """One decision. ``before`` and ``after`` are the champion before and after it; ``by`` is one of the four above.
+    """One decision. ``before`` and ``after`` are the champion before and after it; ``by`` is one of the five above.
 
     A decision of the gate also has its ``key`` (see ``tasks.promotion``), the digests of the held-out ``rows``, of the
     ``policy`` (the rule and its settings) and of the ``evidence`` (the evaluation folder), its p-values, and the

@@ -68,6 +68,18 @@ def _header(path: Path) -> tuple[int, dict[str, dict[str, list[int]]]]:
     return 8 + length, header
 
 
+def weight_files(base: Path) -> dict[str, str]:
+    """The file of each weight as released, by the weight's name."""
+    names = {name: path.name for path in sorted(base.glob("*.safetensors")) for name in _header(path)[1]}
+    return _index(base) or names
+
+
+def weight_shapes(base: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each weight as released, by the weight's name; only headers are read."""
+    headers = [_header(base / file)[1] for file in sorted(set(weight_files(base).values()))]
+    return {name: tuple(entry["shape"]) for header in headers for name, entry in header.items()}
+
+
 def text_prefix(base: Path) -> str:
     """What precedes the names of a language model's weights as released: ``model.``, or ``model.language_model.``
 

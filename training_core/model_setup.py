@@ -166,9 +166,13 @@ def load_adapted_model(base: Path, adapter: Path) -> LoadedModel:
     settings = read_settings_file(adapter)
     precision = pick_precision(settings.get("precision", "auto"))
     model = load_base(base, precision, settings.get("quantisation", "nf4"))
-    names = {f"^{re.escape(text_prefix(base))}": "model."}
-    adapted: PeftModel = PeftModel.from_pretrained(model, adapter, key_mapping=names)
+    adapted: PeftModel = PeftModel.from_pretrained(model, adapter, key_mapping=released_names(base))
     return LoadedModel(adapted.eval(), load_tokenizer(base), precision)
+
+
+def released_names(base: Path) -> dict[str, str]:
+    """The pattern of layer names as released and what transformers has for it, as peft's ``key_mapping`` wants them."""
+    return {f"^{re.escape(text_prefix(base))}": "model."}
 
 
 @contextlib.contextmanager

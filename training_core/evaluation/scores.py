@@ -21,7 +21,7 @@ from training_core.evaluation.grammar import AnswerGrammar
 from training_core.evaluation.text_scores import AnswerJudge, TrainingAnswers
 from training_core.evaluation.text_scores import parse_answer as parse_answer
 from training_core.model_setup import LoadedModel
-from training_core.prompts.chat_encoding import ChatEncoder
+from training_core.prompts.chat_encoding import ChatEncoder, Message
 from training_core.prompts.messages import format_as_chat
 from training_core.rows.strict_json import Record
 
@@ -122,13 +122,21 @@ def answer_rows(
     They are asked in the tokens of the model's own tokenizer: a champion may have another base than the rows.
     """
     encoder = ChatEncoder.of(loaded.tokenizer)
-    records = [json.loads(record) for record in rows["record"]]
-    prompts = encoder.encode_prompts([format_as_chat(record)[:-1] for record in records])
-    found = complete(loaded, [prompt.tolist() for prompt in prompts], config, grammar)
-    answers = encoder.decode_answers([completion.tokens for completion in found])
-    judged = [_predict(judge, *asked) for asked in zip(rows, records, answers, strict=True)]
+    found = complete(loaded, [prompt.tolist() for prompt in encoder.encode_prompts(questions(rows))], config, grammar)
+    judged = judge_answers(rows, encoder.decode_answers([completion.tokens for completion in found]), judge)
     with_confidence = [replace(one, confidence=by.confidence) for one, by in zip(judged, found, strict=True)]
     return with_confidence, [row for row, completion in enumerate(found) if completion.changed]
+
+
+def questions(rows: Dataset) -> list[list[Message]]:
+    """The conversations that held-out rows ask, without their answers."""
+    return [format_as_chat(json.loads(record))[:-1] for record in rows["record"]]
+
+
+def judge_answers(rows: Dataset, answers: Sequence[str], judge: AnswerJudge) -> list[Prediction]:
+    """Read the answers to held-out rows strictly, whatever wrote them, and judge them."""
+    asked = zip(rows, map(json.loads, rows["record"]), answers, strict=True)
+    return [_predict(judge, row, record, answer) for row, record, answer in asked]
 
 
 def prompt_of(row: dict[str, Any]) -> list[int]:
