@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 DEMO_CONFIG = ROOT / "configs" / "demo.yaml"
 REGISTRY_COMMANDS = (
     *("versions", "history", "promote", "reject", "rollback"),
-    *("compare", "evaluate", "report", "reproduce"),
+    *("compare", "evaluate", "report", "reproduce", "certify"),
 )
 DEMO_ROWS, DEMO_SEED, DEMO_BAD_SHARE = 1300, 7, 0.02
 USAGE = """usage:
@@ -42,6 +42,8 @@ USAGE = """usage:
   sft-flow evaluate URI [--setting value …]                evaluate a version again and let the gate decide
   sft-flow report URI [--output FILE]                      download the report page of a version's latest evaluation
   sft-flow reproduce URI                                   train a version again and compare the weights
+  sft-flow certify FOLDER|URL --against URI [--rows ROWS]  ask what is served, compare with the judged answers; exit
+                                                           code 0: certified, 1: not certified
                                                            URI: models:/NAME/VERSION or models:/NAME@ALIAS
 
 Every command exits with code 2 when settings are invalid; run and demo also when rows are not fit to train on. An

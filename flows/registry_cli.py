@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
+from flows.certify_cli import certify
 from flows.registry_settings import OUTPUT_DIR, registry_settings, require_model
 from flows.version_cli import compare, evaluate, report, reproduce
 from tasks.by_hand import promote_by_hand, reject_by_hand, roll_back
@@ -34,7 +35,7 @@ console = Console()
 
 def main(name: str, arguments: Sequence[str]) -> None:
     """Run a command; what cannot be done ends the process with one line and exit code 2."""
-    commands = (versions, history, promote, reject, rollback, compare, evaluate, report, reproduce)
+    commands = (versions, history, promote, reject, rollback, compare, evaluate, report, reproduce, certify)
     try:
         {command.__name__: command for command in commands}[name](arguments)
     except SettingsError as error:

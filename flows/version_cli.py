@@ -30,8 +30,8 @@ def compare(arguments: Sequence[str]) -> None:
     parser.add_argument("--rows", metavar="ROWS", help="Rows to compare on; empty: those the first was evaluated on.")
     parser.add_argument("--output_dir", default=OUTPUT_DIR)
     given = parser.parse_args(arguments)
-    configs = [_config_of_uri(uri, given.output_dir) for uri in given.uris]
-    _prepare()
+    configs = [config_of_uri(uri, given.output_dir) for uri in given.uris]
+    prepare()
     from tasks.side_by_side import compare_registered
 
     grid, verdict = compare_registered(configs, given.rows)
@@ -47,7 +47,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         return
     given = config_from_command_line(settings, "sft-flow evaluate URI")
     place = str(given.get("output_dir", OUTPUT_DIR))
-    config, number = _config_of_uri(uri, place)
+    config, number = config_of_uri(uri, place)
     from flows.cli import prefect_api, set_environment
 
     set_environment()
@@ -67,7 +67,7 @@ def report(arguments: Sequence[str]) -> None:
     parser.add_argument("--output", metavar="FILE", type=Path, help="Default: report-NAME-VERSION.html")
     parser.add_argument("--output_dir", default=OUTPUT_DIR)
     given = parser.parse_args(arguments)
-    config, number = _config_of_uri(given.uri, given.output_dir)
+    config, number = config_of_uri(given.uri, given.output_dir)
     file = given.output or Path(f"report-{config.registered_model_name}-{number}.html")
     if not file.parent.is_dir():
         raise SettingsError([f"--output: expected a file in a folder that exists, got {str(file)!r}"])
@@ -94,8 +94,8 @@ def reproduce(arguments: Sequence[str]) -> None:
     parser.add_argument("uri", metavar="URI")
     parser.add_argument("--output_dir", default=OUTPUT_DIR)
     given = parser.parse_args(arguments)
-    config, number = _config_of_uri(given.uri, given.output_dir)
-    _prepare()
+    config, number = config_of_uri(given.uri, given.output_dir)
+    prepare()
     from tasks import side_by_side
     from training_core.utils import setup_logging
 
@@ -114,7 +114,7 @@ def reproduce(arguments: Sequence[str]) -> None:
     sys.exit(0 if same else 1)
 
 
-def _prepare() -> None:
+def prepare() -> None:
     """The environment of work that loads torch and Prefect, but is no flow run."""
     from flows.cli import set_environment
 
@@ -122,7 +122,7 @@ def _prepare() -> None:
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
 
 
-def _config_of_uri(uri: str, output_dir: str) -> tuple[RunConfig, str]:
+def config_of_uri(uri: str, output_dir: str) -> tuple[RunConfig, str]:
     """Settings that find the registry, and the number of the version."""
     parts = re.fullmatch(r"models:/([^/:@]+)(?:/(\d+)|@([^/:@]+))", uri)
     if not parts:
