@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 DEMO_CONFIG = ROOT / "configs" / "demo.yaml"
 REGISTRY_COMMANDS = (
     *("versions", "history", "promote", "reject", "rollback"),
-    *("compare", "evaluate", "report", "reproduce", "predict", "export"),
+    *("compare", "evaluate", "report", "reproduce", "predict", "export", "certify"),
 )
 DEMO_ROWS, DEMO_SEED, DEMO_BAD_SHARE = 1300, 7, 0.02
 USAGE = """usage:
@@ -47,6 +47,8 @@ USAGE = """usage:
                                                            same command goes on where it was; -: standard streams
   sft-flow export URI --to FOLDER --format FORMAT          write a version for other servers and compare its decisions;
                                                            adapter, merged or gguf; exit code 1: not fit to serve
+  sft-flow certify FOLDER|URL --against URI [--rows ROWS]  ask what is served, compare with the judged answers; exit
+                                                           code 0: certified, 1: not certified
                                                            URI: models:/NAME/VERSION or models:/NAME@ALIAS
 
 Every command exits with code 2 when settings are invalid; run and demo also when rows are not fit to train on. An

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from flows.certify_cli import certify
 from flows.export_cli import export
 from flows.predict_cli import predict
 from flows.registry_settings import OUTPUT_DIR, registry_settings, require_model
@@ -33,7 +34,8 @@ from training_core.rows.strict_json import DataError
 
 def main(name: str, arguments: Sequence[str]) -> None:
     """Run a command; what cannot be done ends the process with one line and exit code 2."""
-    commands = (versions, history, promote, reject, rollback, compare, evaluate, report, reproduce, predict, export)
+    on_one = (compare, evaluate, report, reproduce, predict, export, certify)
+    commands = (versions, history, promote, reject, rollback, *on_one)
     try:
         {command.__name__: command for command in commands}[name](arguments)
     except SettingsError as error:

@@ -1,0 +1,213 @@
+"""A registered version against what is served: its judged answers, the served ones, and the certificate on both."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from tasks.artifact_store import open_folder
+from tasks.refs import RegisteredRef
+from tasks.registered import fetch_registered, registered_dataset, registered_settings
+from tasks.tracking import connect
+from training_core.code_digest import code_digest
+from training_core.config import RunConfig, SettingsError
+from training_core.data_loader import prepare_data
+from training_core.dataset.splits import held_out_sample
+from training_core.dataset.store import load_training_data
+from training_core.evaluation.scores import Prediction, evaluate_model
+from training_core.evaluation.text_scores import AnswerJudge
+from training_core.export.certificate import (
+    AT_ONCE,
+    Certificate,
+    ask_all,
+    checks_of,
+    differing_rows,
+    judge_replies,
+)
+from training_core.export.decoding import Served
+from training_core.export.diagnosis import Asked, Finding, Row, explained_finding, find_defects
+from training_core.export.endpoint import Ask, Reply
+from training_core.export.folder_runtime import FolderRuntime
+from training_core.export.inspection import Registered, inspect_folder
+from training_core.export.replay import Explanation, explain, load_unquantised
+from training_core.folders import complete_folder, seal_digest
+from training_core.model_setup import LoadedModel, load_adapted_model, load_tokenizer
+from training_core.prompts.chat_encoding import ChatEncoder
+from training_core.prompts.messages import format_as_chat
+
+CERTIFICATE_TAG = "sft_flow.certificate"
+ANSWERS_FILE = "answers.json"
+_REPLAYED = 6
+_NOT_ASKED = Reply("", "", None, None)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A version as it was judged: its settings, its files here, the rows, and its own answers to them."""
+
+    name: str
+    config: RunConfig
+    registered: RegisteredRef
+    rows: Dataset
+    predictions: Sequence[Prediction]
+
+    @property
+    def limit(self) -> int:
+        return self.registered.max_new_tokens or self.config.eval_max_new_tokens
+
+    def load(self) -> LoadedModel:
+        return load_adapted_model(Path(self.registered.base), Path(self.registered.adapter.path))
+
+
+def judge_version(config: RunConfig, number: str, rows: str | None, limit: int | None) -> Judged:
+    """The version's own answers to ``rows`` (``None``: its held-out rows), at most ``limit`` of them; computed once."""
+    registered, settings = fetch_registered(config, number), registered_settings(config, number)
+    if registered.max_new_tokens:
+        settings = replace(settings, eval_max_new_tokens=registered.max_new_tokens)
+    if limit:
+        settings = replace(settings, max_eval_rows=limit)
+    asked = held_out_sample(_rows(settings, registered, rows), settings)
+    if not len(asked):
+        raise SettingsError(["--rows: expected held-out rows, found none; give a file of rows"])
+    name = f"models:/{config.registered_model_name}/{registered.version}"
+    judged = Judged(name, settings, registered, asked, [])
+    return replace(judged, predictions=_answers(judged, certificates_folder(config, registered)))
+
+
+def certificates_folder(config: RunConfig, registered: RegisteredRef) -> Path:
+    """Where the version's judged answers and its certificate are kept."""
+    name = f"{config.registered_model_name}-{registered.version}"
+    return Path(config.output_dir).resolve() / "certified" / name
+
+
+def _rows(settings: RunConfig, registered: RegisteredRef, rows: str | None) -> Dataset:
+    if rows is None:
+        return load_training_data(open_folder(registered_dataset(settings, registered).folder, settings)).held_out
+    given = replace(settings, dataset_path=rows, eval_path=rows, overlap="allow")
+    return load_training_data(prepare_data(given, Path(registered.base))).held_out
+
+
+def _answers(judged: Judged, folder: Path) -> list[Prediction]:
+    kept = folder / f"judged-{_key(judged)[:12]}"
+    if not seal_digest(kept):
+        loaded, judge = judged.load(), AnswerJudge.of(judged.config, frozenset())
+        found = evaluate_model(loaded, judged.rows, judged.config, judge)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with complete_folder(kept) as draft:
+            (draft / ANSWERS_FILE).write_text(json.dumps([asdict(one) for one in found]), encoding="utf-8")
+    values = json.loads((kept / ANSWERS_FILE).read_text(encoding="utf-8"))
+    return [Prediction(**one) for one in values]
+
+
+def _key(judged: Judged) -> str:
+    """What the answers depend on: adapter, base, rows, settings of the evaluation and its code."""
+    config, registered = judged.config, judged.registered
+    settings = (config.eval_max_new_tokens, config.eval_batch_size, config.answer_audit)
+    code = code_digest("training_core.evaluation.scores", without=["training_core.config"])
+    facts = [registered.adapter.digest, registered.run.base_digest, code, settings, judged.rows["record"][:]]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def certify_endpoint(judged: Judged, ask: Ask, place: str, request: dict[str, Any]) -> Certificate:
+    """Ask an endpoint and compare."""
+    return _issue(judged, _ask(judged, ask, AT_ONCE), place, request, [])
+
+
+def certify_folder(judged: Judged, folder: Path) -> Certificate:
+    """Inspect an exported folder, run it, and compare."""
+    registered, base = judged.registered, Path(judged.registered.base)
+    known = Registered(
+        Path(registered.adapter.path), base, judged.config.model_name, registered.run.base_commit, judged.limit
+    )
+    findings = inspect_folder(folder, known, ChatEncoder.of(load_tokenizer(base)).end_of_turn)
+    runtime = FolderRuntime.load(folder, base)
+    return _issue(judged, _ask(judged, runtime.ask, 1), str(folder), {}, findings)
+
+
+def _ask(judged: Judged, ask: Ask, at_once: int) -> Asked:
+    encoder = ChatEncoder.of(load_tokenizer(Path(judged.registered.base)))
+    rows = []
+    for record, prediction in zip(judged.rows["record"][:], judged.predictions, strict=True):
+        messages = format_as_chat(json.loads(record))[:-1]
+        tokens = encoder.encode_answer(prediction.answer)
+        ended = len(tokens) <= judged.limit
+        rows.append(Row(messages, encoder.encode_prompt(messages), prediction.answer, tokens, ended, _NOT_ASKED))
+    return ask_all(ask, rows, judged.limit, encoder, at_once)
+
+
+def _issue(
+    judged: Judged, asked: Asked, place: str, request: dict[str, Any], findings: Sequence[Finding]
+) -> Certificate:
+    records = [json.loads(record) for record in judged.rows["record"][:]]
+    served = judge_replies(judged.predictions, records, asked.rows, AnswerJudge.of(judged.config, frozenset()))
+    checks, agreement = checks_of(asked, judged.predictions, served, judged.config)
+    seen = find_defects(asked, load_tokenizer(Path(judged.registered.base)))
+    found, notes = _diagnosed(judged, asked, [*findings, *seen], not agreement.problems)
+    return Certificate(
+        model=judged.name,
+        place=place,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        rows=len(asked.rows),
+        request=request,
+        checks=checks,
+        findings=found,
+        notes=notes,
+        differing=differing_rows(agreement),
+    )
+
+
+def _diagnosed(judged: Judged, asked: Asked, found: Sequence[Finding], agreed: bool) -> tuple[list[Finding], list[str]]:
+    """The defects, one of each kind; where answers differ and nothing says why, they are replayed."""
+    differing = [row for row in asked.rows if not row.same]
+    if not differing or found:
+        return _one_of_each(found), []
+    explanation = _replayed(judged, differing)
+    finding = explained_finding(explanation, agreed)
+    note = {
+        "unquantised": "Answers differ in words as the base does without quantisation: it was judged in four bits.",
+        "judged": "Answers differ in words by rounding.",
+        "quantised": f"Answers differ in words by no more than a quantisation does ({explanation.detail}).",
+    }
+    return ([finding] if finding else []), [] if finding else [note[explanation.kind]]
+
+
+def _one_of_each(found: Sequence[Finding]) -> list[Finding]:
+    return list({one.defect: one for one in reversed(found)}.values())[::-1]
+
+
+def _replayed(judged: Judged, rows: Sequence[Row]) -> Explanation:
+    loaded = judged.load()
+    encoder = ChatEncoder.of(loaded.tokenizer)
+    base, adapter = Path(judged.registered.base), Path(judged.registered.adapter.path)
+    answers = [_served(row, encoder) for row in rows if row.reply.text][:_REPLAYED]
+    if not answers:
+        return Explanation("far", "the answers are empty", 0.0)
+    unquantised = None if judged.config.quantisation == "none" else lambda: load_unquantised(base, adapter)
+    return explain(loaded.model, unquantised, answers, _other_prompts(answers, encoder))
+
+
+def _served(row: Row, encoder: ChatEncoder) -> Served:
+    tokens = encoder.encode_answer(row.reply.text)
+    return Served(list(row.prompt), tokens if row.reply.finish_reason == "stop" else tokens[:-1])
+
+
+def _other_prompts(answers: Sequence[Served], encoder: ChatEncoder) -> list[tuple[str, list[Served]]]:
+    """Prompts of as many tokens, whose turns end with another control token."""
+    end, found = encoder.end_of_turn, []
+    for text, token in encoder.tokenizer.get_added_vocab().items():
+        if token != end and text.startswith("<|"):
+            swapped = [Served([token if one == end else one for one in a.prompt], a.tokens) for a in answers]
+            found.append((f"a template that ends turns with {text}", swapped))
+    return found[:4]
+
+
+def tag_version(config: RunConfig, certificate: Certificate) -> None:
+    """Let the version say what was certified last."""
+    _, name, number = certificate.model.rsplit("/", 2)
+    text = f"{certificate.date}: {certificate.verdict}"[:1000]
+    connect(config).set_model_version_tag(name, number, CERTIFICATE_TAG, text)

@@ -1,0 +1,206 @@
+"""The proof that what is served decides as the registered adapter was judged, or what keeps it from that."""
+
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training_core.config import RunConfig
+from training_core.evaluation.scores import NO_DECISION, Prediction
+from training_core.evaluation.text_scores import AnswerJudge
+from training_core.export.agreement import Agreement, compare_decisions
+from training_core.export.diagnosis import Asked, Finding, Row, probes
+from training_core.export.endpoint import Ask, shown
+from training_core.folders import complete_file
+from training_core.grid import Grid
+from training_core.prompts.chat_encoding import ChatEncoder
+from training_core.rows.strict_json import Record
+
+AT_ONCE = 4  # questions to an endpoint
+ASKED_TWICE = 8
+_MOST_SHOWN = 3
+
+HOLDS, DIFFERS, UNKNOWN = "holds", "differs", "not shown"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison of what is served with what was judged; ``state`` is holds, differs, or not shown."""
+
+    name: str
+    judged: str
+    served: str
+    state: str
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Checks, defects with their fixes, and what they are about: the version, the place, the rows and the request."""
+
+    model: str
+    place: str
+    date: str
+    rows: int
+    request: Mapping[str, Any]
+    checks: Sequence[Check]
+    findings: Sequence[Finding]
+    notes: Sequence[str]
+    differing: Sequence[Mapping[str, str]]
+
+    @property
+    def certified(self) -> bool:
+        return not self.findings and all(check.state != DIFFERS for check in self.checks)
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        if self.certified:
+            return f"Certified: {self.place} decides as {self.model} was judged, on {self.rows} rows"
+        why = self.findings[0].sentence if self.findings else "decisions differ, see the checks"
+        return f"Not certified: {why}"
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with complete_file(path) as draft:
+            values = {"certified": self.certified, "verdict": self.verdict} | asdict(self)
+            draft.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def grid(self) -> Grid:
+        rows = [(check.name, check.judged, check.served, check.state) for check in self.checks]
+        return Grid(f"{self.model} at {shown(self.place)}", ("", "judged", "served", ""), rows, " ".join(self.notes))
+
+
+def ask_all(ask: Ask, rows: Sequence[Row], limit: int, encoder: ChatEncoder, at_once: int = AT_ONCE) -> Asked:
+    """Every row asked once, some a second time without a limit, and the prompts of ``probes`` counted."""
+    with ThreadPoolExecutor(at_once) as pool:
+        replies = list(pool.map(lambda row: ask(row.messages, limit), rows))
+        answered = [replace(row, reply=reply) for row, reply in zip(rows, replies, strict=True)]
+        # The longest answers: a server's own limit cuts them first. One that did not end might not end at all.
+        longest = sorted(range(len(rows)), key=lambda place: -len(rows[place].judged_tokens))[:ASKED_TWICE]
+        ended = {place: replies[place].finish_reason != "length" for place in longest}
+        bare = pool.map(lambda place: ask(rows[place].messages, None if ended[place] else limit), longest)
+        for place, reply in zip(longest, bare, strict=True):
+            answered[place] = replace(answered[place], bare=reply)
+        sizes = {
+            name: (len(encoder.encode_prompt(list(question))), ask(question, 1).prompt_tokens)  # type: ignore[arg-type]
+            for name, question in probes().items()
+        }
+    return Asked(answered, limit, sizes)
+
+
+def judge_replies(
+    judged: Sequence[Prediction], records: Sequence[Record], rows: Sequence[Row], judge: AnswerJudge
+) -> list[Prediction]:
+    """The replies, read as the judged answers were."""
+    found = []
+    for prediction, record, row in zip(judged, records, rows, strict=True):
+        read = judge.judge(record, row.reply.text, f"{prediction.file}:{prediction.line}")
+        decision = NO_DECISION if read.decision is None else read.decision
+        found.append(
+            replace(
+                prediction,
+                answer=row.reply.text,
+                decision=decision,
+                parsed=read.parsed,
+                usable=read.usable,
+                text_scores=read.text_scores,
+                problems=read.problems,
+            )
+        )
+    return found
+
+
+def checks_of(
+    asked: Asked, judged: Sequence[Prediction], served: Sequence[Prediction], config: RunConfig
+) -> tuple[list[Check], Agreement]:
+    """What is compared, and the agreement of the decisions."""
+    agreement = compare_decisions(judged, served, config)
+    return [
+        _prompt_tokens(asked),
+        _stops(asked),
+        *_decisions(agreement),
+        _cut(asked),
+        _determinism(asked),
+        _same_texts(asked),
+        _latency(asked),
+    ], agreement
+
+
+def _prompt_tokens(asked: Asked) -> Check:
+    counted, ours = asked.differences, [len(row.prompt) for row in asked.rows]
+    if not counted:
+        return Check("prompt tokens", f"{min(ours)}–{max(ours)}", "usage.prompt_tokens is missing", UNKNOWN)
+    equal = counted.count(0)
+    theirs = f"equal in {equal} of {len(ours)} rows" + (
+        "" if equal == len(ours) else f", {min(counted):+} to {max(counted):+}"
+    )
+    return Check("prompt tokens", f"{min(ours)}–{max(ours)}", theirs, HOLDS if equal == len(counted) else DIFFERS)
+
+
+def _stops(asked: Asked) -> Check:
+    ended, stopped = sum(row.ended for row in asked.rows), sum(row.reply.finish_reason == "stop" for row in asked.rows)
+    rows = len(asked.rows)
+    return Check(
+        "ends its turn", f"{ended} of {rows}", f"{stopped} of {rows}", HOLDS if stopped >= 0.99 * ended else DIFFERS
+    )
+
+
+def _decisions(agreement: Agreement) -> list[Check]:
+    rows = agreement.rows
+    equal = Check("decisions", f"{rows} rows", f"{agreement.equal} equal ({agreement.equal / rows:.1%})", HOLDS)
+    approvals = Check(
+        "false approvals", f"{agreement.judged_false_approvals:.1%}", f"{agreement.false_approvals:.1%}", HOLDS
+    )
+    problems = " ".join(agreement.problems)
+    return [
+        replace(equal, state=DIFFERS) if "equal decisions" in problems else equal,
+        replace(approvals, state=DIFFERS) if "false approvals" in problems else approvals,
+        Check("usable answers", f"{agreement.judged_usable:.1%}", f"{agreement.usable:.1%}", HOLDS),
+    ]
+
+
+def _cut(asked: Asked) -> Check:
+    before = sum(not row.ended for row in asked.rows)
+    after = sum(row.reply.finish_reason == "length" for row in asked.rows)
+    lengths = [row.reply.completion_tokens for row in asked.rows if row.reply.completion_tokens]
+    longest = f", the longest has {max(lengths)}" if lengths else ""
+    return Check(
+        f"cut answers (limit {asked.limit})", str(before), f"{after}{longest}", HOLDS if after <= before else DIFFERS
+    )
+
+
+def _determinism(asked: Asked) -> Check:
+    twice = [row for row in asked.rows if row.bare]
+    same = sum(row.bare is not None and row.bare.text == row.reply.text for row in twice)
+    return Check("asked twice", f"{len(twice)} rows", f"{same} the same", HOLDS if same == len(twice) else UNKNOWN)
+
+
+def _same_texts(asked: Asked) -> Check:
+    same = sum(row.same for row in asked.rows)
+    return Check(
+        "the same words", f"{len(asked.rows)} rows", f"{same} the same", HOLDS if same == len(asked.rows) else UNKNOWN
+    )
+
+
+def _latency(asked: Asked) -> Check:
+    seconds = [row.reply.seconds for row in asked.rows]
+    return Check(
+        "seconds per answer", "", f"median {np.median(seconds):.2f}, p95 {np.quantile(seconds, 0.95):.2f}", HOLDS
+    )
+
+
+def differing_rows(agreement: Agreement) -> list[dict[str, str]]:
+    """The first rows that are decided otherwise, for people."""
+    return [
+        {
+            "row": f"{one.file}:{one.line}",
+            "judged": one.decision,
+            "served": other.decision,
+            "answer": shown(other.answer, 400),
+        }
+        for one, other in agreement.differing[:_MOST_SHOWN]
+    ]
