@@ -62,7 +62,7 @@ def die_in_step(last: int) -> None:
 def main() -> None:
     """Train or answer as the command line says; several that torch's launcher starts train together.
 
-    `train SETTINGS ROWS VOCABULARY RUN_DIR STEP`, which dies in that step (0: never), or `answer SETTINGS ADAPTER IN OUT`.
+    `train SETTINGS ROWS VOCABULARY RUN_DIR STEP` dies in that step (0: never); or `answer SETTINGS ADAPTER IN OUT`.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=("train", "answer"))
