@@ -22,7 +22,8 @@ from training_core.packing.batches import make_batches
 from training_core.training.compiler import compiler_problems
 from training_core.training.disk_space import bytes_of_a_run
 from training_core.training.gpu_check import gpu_problems
-from training_core.training.memory import estimate_memory, memory_fix
+from training_core.training.memory import memory_fix
+from training_core.training.memory_estimate import estimate_memory
 from training_core.training.sharding import sharding_problems
 
 GPU_MEMORY = "SFT_FLOW_GPU_GIB"

@@ -25,4 +25,5 @@ STEPS = {
     "7B": Step("benchmarks.gpu_steps.memory:seven_billion", 180),
     "memory": Step("benchmarks.gpu_steps.memory:out_of_memory", 75),
     "fp16": Step("benchmarks.gpu_steps.memory:half_precision", 60),
+    "sharding": Step("benchmarks.gpu_steps.sharded:sharding", 180),
 }

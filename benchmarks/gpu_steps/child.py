@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from benchmarks.gpu_steps.bench import training_data
@@ -30,7 +31,8 @@ def train(config: RunConfig, rows: RowSet, vocabulary: int, run_dir: Path) -> Tr
     """Train as the product does, and write the adapter to `run_dir/adapter`."""
     loaded, data = load_model_and_tokenizer(config), rows.make(vocabulary)
     summary = train_model(loaded, training_data(data, data), config, run_dir)
-    loaded.model.save_pretrained(run_dir / "adapter")
+    if PartialState().is_main_process:
+        loaded.model.save_pretrained(run_dir / "adapter")
     return summary
 
 
@@ -58,12 +60,16 @@ def die_in_step(last: int) -> None:
 
 
 def main() -> None:
-    """`train SETTINGS ROWS VOCABULARY RUN_DIR STEP`, which dies in that step, or `answer SETTINGS ADAPTER IN OUT`."""
+    """Train or answer as the command line says; several that torch's launcher starts train together.
+
+    `train SETTINGS ROWS VOCABULARY RUN_DIR STEP` dies in that step (0: never); or `answer SETTINGS ADAPTER IN OUT`.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=("train", "answer"))
     parser.add_argument("arguments", nargs="+")
     what, (first, second, third, fourth, *rest) = vars(parser.parse_args()).values()
     config = RunConfig.load(first)
+    PartialState(cpu=not torch.cuda.is_available())  # before a model is loaded: it chooses the device
     if what == "train":
         die_in_step(int(rest[0]))
         train(config, RowSet(**json.loads(second)), int(third), Path(fourth))

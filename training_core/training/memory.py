@@ -1,109 +1,25 @@
-"""The memory of a training: estimated from the base's ``config.json``, then measured with its heaviest batch."""
+"""The memory of a training, measured with its heaviest batch, and what to change where it does not fit."""
 
 import logging
-import math
 import resource
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 from accelerate.utils import send_to_device
 from datasets import Dataset
 from trl import SFTTrainer
 
-from training_core.base_model import adapted_layers, linear_layers, load_skeleton
 from training_core.config import RunConfig, SettingsError
 from training_core.model_setup import fetch_tokenizer
-from training_core.packing.batches import Batches, BatchSize
+from training_core.packing.batches import Batches
 from training_core.training.activation_checkpointing import enable_checkpointing
-from training_core.training.disk_space import adapter_parameters
 from training_core.training.free_memory import memory_to_have_gib
+from training_core.training.memory_estimate import FP32, estimate_memory, optimiser_bytes
 from training_core.utils import pick_precision
 
 logger = logging.getLogger(__name__)
-
-_NF4 = 0.5  # bytes per weight
-_NF4_SCALES = 1 / 64 + 4 / (64 * 256)  # double-quantised, of each 64 weights
-_FP32 = 4
-_HEAD_TILE = (4096, 32768)  # labels and tokens of the vocabulary that TRL's fused head computes at once
-
-
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """GiB of one device at the peak of a training, by what needs them."""
-
-    linear_weights: float
-    other_weights: float
-    adapter: float
-    gradients: float
-    optimiser: float
-    activations: float
-    logits: float
-
-    @property
-    def total(self) -> float:
-        return sum(asdict(self).values())
-
-
-def estimate_memory(
-    base: Path, config: RunConfig, batch: BatchSize, compute_bytes: int, devices: float = math.inf
-) -> MemoryEstimate:
-    """The memory of a training with this batch as its heaviest.
-
-    Of the base only ``config.json`` is read; no GPU is needed. ``compute_bytes`` is 4 for fp32 and 2 for bf16 and fp16;
-    ``devices`` that share out the base with ``sharding="fsdp"``, as many as one likes where that is not known.
-    What the libraries themselves need is not counted, nor the scores of attention: its kernels keep none. Weights and
-    adapter are exact to a hundredth. The total is a lower bound: on 2026-11-22 trainings of 512 to 2,048 tokens on a
-    CPU needed a quarter to two fifths more where rows were packed, and up to twice as much where they were padded.
-    ``measure_heaviest_batch`` was within 11%.
-    """
-    vocabulary = load_skeleton(base).config.vocab_size
-    linear, others = _weight_bytes(base, config, compute_bytes, devices if config.sharding == "fsdp" else 1)
-    trained = adapter_parameters(config, base)
-    gib = {
-        "linear_weights": linear,
-        "other_weights": others,
-        "adapter": trained * _FP32,
-        "gradients": trained * _FP32,
-        "optimiser": trained * _optimiser_bytes(config),
-        "activations": _activation_values(base, config) * compute_bytes * batch.tokens,
-        "logits": min(batch.labels, _HEAD_TILE[0]) * min(vocabulary, _HEAD_TILE[1]) * 2 * _FP32,
-    }
-    return MemoryEstimate(**{name: size / 2**30 for name, size in gib.items()})
-
-
-def _weight_bytes(base: Path, config: RunConfig, compute_bytes: int, devices: float) -> tuple[float, float]:
-    """Bytes of the linear layers' weights on one of the devices that share them, and of all others."""
-    skeleton = load_skeleton(base)
-    linear = sum(layer.weight.numel() for layer in linear_layers(base).values())
-    others = sum(weight.numel() for weight in skeleton.parameters()) - linear
-    size, scales = (_NF4, _NF4_SCALES) if config.quantisation == "nf4" else (compute_bytes, 0)
-    if devices == 1:
-        return linear * (size + scales), others * compute_bytes
-    # The block that is computed and the next one are whole; see training.sharding for what else is.
-    linear_bytes = linear * size / devices + 2 * linear * size / skeleton.config.num_hidden_layers + linear * scales
-    embeddings = skeleton.get_input_embeddings().weight
-    sharded = 0 if embeddings is skeleton.get_output_embeddings().weight else embeddings.numel()
-    return linear_bytes, (others - sharded + sharded / devices) * compute_bytes
-
-
-def _optimiser_bytes(config: RunConfig) -> int:
-    """Bytes of the optimiser's two moments of one weight."""
-    return 2 if config.optim.endswith("8bit") else 2 * _FP32
-
-
-def _activation_values(base: Path, config: RunConfig) -> float:
-    """Values per token kept for the backward pass: those of all blocks, or the inputs of all and those of one block."""
-    skeleton = load_skeleton(base)
-    blocks, hidden = skeleton.config.num_hidden_layers, skeleton.get_input_embeddings().embedding_dim
-    results = sum(layer.out_features for layer in linear_layers(base).values()) / blocks
-    # Two norms, their inputs and results; what each linear layer computes, and what a rotation, gate or sum makes.
-    block = 4 * hidden + 2 * results
-    if config.lora_dropout:  # each adapter keeps a masked copy of its input, and the mask
-        block += 1.25 * sum(layer.in_features for layer in adapted_layers(config, base).values()) / blocks
-    return blocks * hidden + 2 * block if config.gradient_checkpointing else blocks * block
 
 
 @dataclass(frozen=True)
@@ -144,7 +60,7 @@ def measure_heaviest_batch(
     seconds += held_out_rate * int(batches.held_out.tokens.sum()) * batches.steps.total / trainer.args.eval_steps
     forecast = Forecast(
         # At later batches memory also holds the accumulated gradient and the optimiser's moments.
-        peak_gib=peak_memory_gib() + trained * (_FP32 + _optimiser_bytes(config)) / 2**30,
+        peak_gib=peak_memory_gib() + trained * (FP32 + optimiser_bytes(config)) / 2**30,
         available_gib=available,
         seconds=share_left * seconds / batches.steps.devices,
         measured_in_seconds=time.monotonic() - started,

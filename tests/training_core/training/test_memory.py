@@ -23,14 +23,8 @@ from training_core.model_setup import LoadedModel, load_base, load_model_and_tok
 from training_core.packing.batches import Batches, BatchSize, make_batches
 from training_core.trainer import create_trainer
 from training_core.training import memory
-from training_core.training.memory import (
-    Forecast,
-    MemoryEstimate,
-    estimate_memory,
-    measure_heaviest_batch,
-    memory_fix,
-    require_memory,
-)
+from training_core.training.memory import Forecast, measure_heaviest_batch, memory_fix, require_memory
+from training_core.training.memory_estimate import MemoryEstimate, estimate_memory
 from training_core.utils import pick_precision, set_seed
 
 QWEN25_7B = {
@@ -158,7 +152,7 @@ def test_required_memory_is_that_of_the_precision(
     estimate = Mock(return_value=SimpleNamespace(total=1.0))
     monkeypatch.setattr(memory, "estimate_memory", estimate)
     memory._require_estimate(2.0, batches, config)
-    assert estimate.call_args.args[-1] == {"fp32": 4, "bf16": 2}[precision]
+    assert estimate.call_args.args[3:] == ({"fp32": 4, "bf16": 2}[precision], 1)
 
 
 @pytest.mark.parametrize("quantisation", ["nf4", "none"])
