@@ -19,7 +19,7 @@ from rich.console import Console
 from benchmarks.chaos_disk import deleted_databases, full_disk, locked_store
 from benchmarks.chaos_jobs import temporary_folder
 from benchmarks.chaos_kills import kill_checkpoint_writes, kill_runs
-from benchmarks.chaos_registry import lost_answers, server_faults
+from benchmarks.chaos_registry import at_once, lost_answers, server_faults
 from benchmarks.chaos_table import Trial, table
 from flows.cli import set_environment
 from flows.doc_sections import DOCS, write_section
@@ -34,6 +34,7 @@ PARTS: dict[Part, int] = {
     kill_checkpoint_writes: 50,
     lost_answers: 200,
     server_faults: 100,
+    at_once: 20,
     full_disk: 12,
     locked_store: 4,
     deleted_databases: 2,

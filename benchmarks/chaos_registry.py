@@ -3,6 +3,7 @@ holds of each."""
 
 import contextlib
 import json
+import multiprocessing
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from training_core.training.journal import Point
 
 TRIES = 4  # of a task, as in tasks.recovery.NETWORK; without its pauses
 _STEPS = 5
+_AT_ONCE = 4
 _SHARE_OF_FAULTS = 1 / 6
 
 Done = TypeVar("Done")
@@ -126,7 +128,7 @@ _OWN_MODELS = (
 _LEDGERS = "run_uuid IN (SELECT run_uuid FROM tags WHERE key = 'sft_flow.ledger_of' AND value = :name)"
 _COUNTS = {
     "runs": f"FROM runs WHERE {_OWN_RUNS} AND lifecycle_stage = 'active'",
-    "runs that never end": f"FROM runs WHERE {_OWN_RUNS} AND status != 'FINISHED'",
+    "runs that never end": f"FROM runs WHERE {_OWN_RUNS} AND status NOT IN ('FINISHED', 'KILLED')",
     "logged models": f"FROM logged_models WHERE {_OWN_MODELS}",
     "logged models that are not ready": f"FROM logged_models WHERE {_OWN_MODELS} AND status != 2",
     "versions": "FROM model_versions WHERE name = :name AND current_stage != 'Deleted_Internal'",
@@ -174,6 +176,27 @@ def lost_answers(home: Path, seeds: Iterator[Random]) -> Iterator[Trial]:
 def server_faults(home: Path, seeds: Iterator[Random]) -> Iterator[Trial]:
     """MLflow refuses a connection, hangs, answers with a 500, or is late."""
     yield from _through_a_proxy(home, seeds, [Fault.REFUSED, Fault.HUNG, Fault.ERROR, Fault.SLOW])
+
+
+def at_once(home: Path, seeds: Iterator[Random]) -> Iterator[Trial]:
+    """Four processes track, register and promote the same training at the same time."""
+    spawn = multiprocessing.get_context("spawn")
+    with spawn.Pool(_AT_ONCE) as processes:
+        for number, _ in enumerate(seeds):
+            one = training(home / f"{number}", f"chaos-{number}")
+            problem = "; ".join(filter(None, processes.map(_try_to_register, [one] * _AT_ONCE, chunksize=1)))
+            found = held(home / f"{number}" / "mlflow.db", one.run.fingerprint, one.config.registered_model_name)
+            # A process that was slower by a moment has taken its number back.
+            yield judge(found | {"deleted versions": 0}, ONE_OF_EACH, 1, problem)
+
+
+def _try_to_register(one: Training) -> str:
+    """Why it failed; empty when it did not."""
+    try:
+        register(one)
+    except (RegistryError, OSError) as error:
+        return f"{type(error).__name__}: {error}"[:500]
+    return ""
 
 
 def _through_a_proxy(home: Path, seeds: Iterator[Random], faults: Sequence[Fault]) -> Iterator[Trial]:

@@ -140,6 +140,7 @@ def _runs_of(client: MlflowClient, experiment: str, fingerprint: str) -> list[Ru
 def _delete_runs(client: MlflowClient, runs: Sequence[Run]) -> None:
     """A process that has created one of them, and still uses it, is refused by the server and tries again."""
     for run in runs:
+        client.set_terminated(run.info.run_id, "KILLED")  # the list of deleted runs shows the state, too
         client.delete_run(run.info.run_id)
 
 

@@ -1,0 +1,103 @@
+"""One of each in MLflow, whatever answers are lost and however many processes try at once. A part of `make chaos`."""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from benchmarks import chaos
+from benchmarks.chaos_proxy import Fault, proxy
+from benchmarks.chaos_registry import ONE_OF_EACH, environment, held, judge, register, tracked_at, training
+from benchmarks.chaos_table import Trial, table
+from flows.local_servers import mlflow_server
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("chaos")
+
+
+@pytest.fixture(scope="module")
+def mlflow_address(home: Path) -> Iterator[str]:
+    with mlflow_server(f"sqlite:///{home}/mlflow.db", home / "artifacts", 0) as server:
+        yield server.wait()
+
+
+@pytest.mark.slow
+def test_lost_answers_of_creations_leave_one_of_each(home: Path, mlflow_address: str) -> None:
+    """Every request that creates or decides is done, and its first answer is lost."""
+    known: set[str] = set()
+
+    def choose(method: str, path: str) -> Fault:
+        first = method == "POST" and "search" not in path and path not in known
+        known.add(path)
+        return Fault.LOST if first else Fault.NONE
+
+    one = training(home / "lost", "lost")
+    with proxy(mlflow_address, choose) as faulty, tracked_at(faulty.address):
+        register(one)
+    assert faulty.injected[Fault.LOST] >= 9
+    assert held(home / "mlflow.db", one.run.fingerprint, "lost") == ONE_OF_EACH
+
+
+@pytest.mark.slow
+def test_faults_of_a_server_leave_one_of_each(home: Path, mlflow_address: str) -> None:
+    random, faults = Random(1), [Fault.REFUSED, Fault.ERROR, Fault.SLOW, Fault.LOST]
+
+    def choose(_method: str, path: str) -> Fault:
+        return random.choice(faults) if random.random() < 1 / 6 and "/code/" not in path else Fault.NONE
+
+    one = training(home / "faults", "faults")
+    quick = environment(MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR="0")
+    with quick, proxy(mlflow_address, choose) as faulty, tracked_at(faulty.address):
+        register(one)
+    assert sum(faulty.injected.values()) >= 5
+    assert held(home / "mlflow.db", one.run.fingerprint, "faults") == ONE_OF_EACH
+
+
+@pytest.mark.slow
+def test_four_trainings_of_one_fingerprint_leave_one_of_each(
+    home: Path, mlflow_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "7")
+    one = training(home / "at-once", "at-once")
+    with tracked_at(mlflow_address), ThreadPoolExecutor(4) as threads:
+        for done in [threads.submit(register, one) for _ in range(4)]:
+            done.result(timeout=300)
+    found = held(home / "mlflow.db", one.run.fingerprint, "at-once")
+    # One that was slower by a moment has taken its number back.
+    assert found | {"deleted versions": 0} == ONE_OF_EACH
+
+
+def test_trial_counts_what_is_lost_and_what_is_twice() -> None:
+    assert judge(ONE_OF_EACH, ONE_OF_EACH, 3) == Trial(3, 3, 0, 0)
+    wrong = judge({**ONE_OF_EACH, "runs": 2, "points": 3}, ONE_OF_EACH, 3)
+    assert (wrong.survived, wrong.lost, wrong.duplicated) == (0, 2, 1)
+    assert "'runs': (2, 1)" in wrong.problem
+
+
+def test_parts_repeat_with_their_seed_and_go_on_where_they_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chaos, "RESULTS", tmp_path / "chaos.json")
+    monkeypatch.setattr(chaos, "NAMES", {"part": "A fault"})
+    seen: list[float] = []
+
+    def part(_home: Path, seeds: Iterator[Random]) -> Iterator[Trial]:
+        for random in seeds:
+            seen.append(random.random())
+            yield Trial(2, 2, 0, 0)
+
+    for times in (3, 3, 8):
+        chaos.inject(part, times, seed=5, end=float("inf"))
+    assert len(seen) == len(set(seen)) == 4
+    assert seen[2] == next(chaos.seeds(part, 5, 2)).random()
+    results = json.loads((tmp_path / "chaos.json").read_text())
+    assert (
+        table(results, {"part": "A fault", "other": "Not run"})
+        .splitlines()[2]
+        .startswith("| A fault | 8 | 8 | 0 | 0 |")
+    )
