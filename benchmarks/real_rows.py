@@ -101,7 +101,7 @@ def best_field(rows: Sequence[Row]) -> str:
     counts: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
     for row in rows:
         for name, value in with_paths(row.record.get("input", {})):
-            if isinstance(value, str | bool | int):
+            if name != "policy_document" and isinstance(value, str | bool | int):
                 counts[name][str(value), row.record["output"]["decision"]] += 1
     right = {name: accuracy_alone(found) * found.total() for name, found in counts.items()}
     return max(right, key=lambda name: right[name], default=settings_info()["group_by"].default)

@@ -52,7 +52,7 @@ def test_lookup_table_gets_the_field_that_tells_most(rows: list[Row]) -> None:
     telling = [row._replace(record=with_case(row, hint=row.record["output"]["decision"])) for row in rows]
     assert best_field(telling) == "shop.hint"
     unique = [row._replace(record=with_case(row, hint=str(number))) for number, row in enumerate(rows)]
-    assert best_field(unique) != "shop.hint"
+    assert best_field(unique) not in ("shop.hint", "policy_document")
 
 
 def with_case(row: Row, **fields: str) -> dict[str, object]:
