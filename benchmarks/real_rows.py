@@ -62,6 +62,7 @@ class Bench:
     held_out: Path
     settings: dict[str, Any]
     output: Path
+    work: Path
     most_rows: int
 
 
@@ -71,7 +72,8 @@ def main() -> None:
     arguments, settings = read_arguments(sys.argv[1:])
     rows = load_jsonl(arguments.train).rows
     settings = SETTINGS | {"model_name": arguments.base, "group_by": best_field(rows)} | settings
-    bench = Bench(arguments.train, arguments.eval, settings, arguments.output, arguments.held_out_rows)
+    places = arguments.output.resolve(), arguments.work.resolve()
+    bench = Bench(arguments.train, arguments.eval, settings, *places, arguments.held_out_rows)
     read_settings(settings | {"dataset_path": str(arguments.train)})
     until = time.monotonic() + 60 * arguments.minutes
     for count in sorted(arguments.rows):
@@ -89,6 +91,7 @@ def read_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[s
     parser.add_argument("--minutes", type=float, default=120.0, help="about how long all of it may take")
     parser.add_argument("--base", default=str(ROOT / "runs" / "pretrained_base"))
     parser.add_argument("--output", type=Path, default=RESULTS, help="results; the page shows those of the default")
+    parser.add_argument("--work", type=Path, default=RUNS, help="folder where trainings are kept")
     found, rest = parser.parse_known_args(arguments)
     return found, config_from_command_line(rest, parser.prog)
 
@@ -98,7 +101,7 @@ def best_field(rows: Sequence[Row]) -> str:
     counts: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
     for row in rows:
         for name, value in with_paths(row.record.get("input", {})):
-            if isinstance(value, str | bool | int):
+            if name != "policy_document" and isinstance(value, str | bool | int):
                 counts[name][str(value), row.record["output"]["decision"]] += 1
     right = {name: accuracy_alone(found) * found.total() for name, found in counts.items()}
     return max(right, key=lambda name: right[name], default=settings_info()["group_by"].default)
@@ -107,7 +110,7 @@ def best_field(rows: Sequence[Row]) -> str:
 def run_cell(bench: Bench, rows: Sequence[Row], count: int, until: float) -> None:
     """Train on so many rows and judge, unless the results have it or too little time is left."""
     cells = load(bench.output)
-    folder = RUNS / f"{bench.train.stem}-{count}-{digest_of(bench)[:8]}"
+    folder = bench.work / f"{bench.train.stem}-{count}-{digest_of(bench)[:8]}"
     if any(cell.folder == folder.name for cell in cells):
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -171,7 +174,9 @@ def train(folder: Path, settings: dict[str, Any], most_rows: int) -> float:
     flags = [
         part for name, value in {**settings, "max_eval_rows": most_rows}.items() for part in (f"--{name}", _text(value))
     ]
-    subprocess.run([sys.executable, ROOT / "train_qlora_sft.py", *flags], check=True, cwd=ROOT)
+    ended = subprocess.run([sys.executable, ROOT / "train_qlora_sft.py", *flags], cwd=ROOT, check=False)
+    if ended.returncode:  # it has said why
+        sys.exit(ended.returncode)
     return time.monotonic() - started
 
 

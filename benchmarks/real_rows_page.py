@@ -13,7 +13,7 @@ from training_core.folders import complete_file
 
 RESULTS = ROOT / "benchmarks" / "results" / "real_rows.json"
 RUNS = ROOT / "runs" / "real_rows"
-PAGE, SECTION, PICTURE = DOCS / "evaluation.md", "real-rows", "real_rows.png"
+PAGE, SECTION, PICTURE = DOCS / "evaluation.md", "real_rows", "real_rows.png"
 COLOURS = {"base": "#9a9a9a", "majority": "#c9c9c9", "lookup table": "#5f5f5f", "candidate": "#1f77b4"}
 USABLE, LEVEL = 0.98, 0.05  # the bars
 
