@@ -47,9 +47,13 @@ class ConstrainedAnswer:
         deciding = self._is_of_decision(likeliest)
         if not deciding and self._is_ending():
             return np.array(self._ending[:1])
-        if not deciding and self._matcher.validate_tokens([likeliest]):
+        if not deciding and self.allows(likeliest):
             return None
         return bits(self._matcher.compute_bitmask())
+
+    def allows(self, token: int) -> bool:
+        """Whether a token may come next; embeddings can have more rows than there are tokens."""
+        return token < self.grammar.tokens.vocab_size and bool(self._matcher.validate_tokens([token]))
 
     def choose(self, likeliest: int, scores: Tensor) -> int:
         """The next token: the likeliest of those that may come, by the model's ``scores`` [vocabulary]."""
@@ -105,7 +109,7 @@ class ConstrainedAnswer:
         return bool(self._ending)
 
     def _piece(self, token: int) -> bytes:
-        return self.grammar.tokens.decode_bytes([token])
+        return self.grammar.tokens.decode_bytes([token]) if token < self.grammar.tokens.vocab_size else b""
 
 
 def decision_value(text: bytes) -> bytes | None:
@@ -141,9 +145,12 @@ class FollowGrammar:
 
 
 def gaps(grammar: AnswerGrammar, limit: int, logits: Tensor, completion: Sequence[int]) -> list[float]:
-    """How far each token of a completion is behind the likeliest that may come: ``logits`` [tokens, vocabulary]."""
+    """How far each token of a completion is behind the likeliest that may come, infinitely where it may not: ``logits``
+    [tokens, vocabulary]."""
     answer, found = ConstrainedAnswer(grammar, limit), []
     for token, likeliest, row in zip(completion, logits.argmax(1).tolist(), logits, strict=True):
+        if not answer.allows(token):
+            return [*found, float("inf")]
         options = answer.options(likeliest)
         best = row[likeliest] if options is None else row[torch.from_numpy(options).to(row.device)].max()
         found.append(float(best - row[token]))
