@@ -53,9 +53,17 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--output", metavar="FILE", required=True, help="File or URL that ends in .jsonl. -: stdout")
     found.add_argument("--again", action="store_true", help="Answer cases that are answered already.")
-    found.add_argument("--eval_batch_size", type=int, help="Cases per batch. Default: that of the version's run")
+    found.add_argument(
+        "--eval_batch_size", type=_at_least_one, help="Cases per batch. Default: that of the version's run"
+    )
     found.add_argument("--output_dir", default=OUTPUT_DIR, help="Folder of the runs. Default: %(default)s")
     return found
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 on, got {text!r}")
+    return int(text)
 
 
 @contextlib.contextmanager
