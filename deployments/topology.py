@@ -17,6 +17,7 @@ from prefect.types.entrypoint import EntrypointType
 from deployments.job_templates import PoolKind, base_job_template
 from flows.cli import DEMO_CONFIG, ROOT
 from flows.janitor_flow import janitor_flow
+from flows.predict_flow import predict_flow
 from flows.reevaluate_flow import reevaluate_flow
 from flows.sft_flow import CHAMPION_FAILS, NOTHING_NEW, sft_flow
 from flows.train_flow import train_flow
@@ -67,6 +68,7 @@ def deployments(demo_rows: str) -> list[RunnerDeployment]:
         _deployment(sft_flow, "demo", "cpu", demo),
         _deployment(reevaluate_flow, "qwen", "gpu", qwen),
         _deployment(reevaluate_flow, "demo", "gpu", demo),
+        _deployment(predict_flow, "gpu", "gpu"),
         _deployment(janitor_flow, "often", "cpu", {}, OFTEN, JANITOR_QUEUE),
     ]
 

@@ -30,7 +30,7 @@ console = Console(stderr=True, highlight=False)
 
 def predict(arguments: Sequence[str]) -> None:
     """Answer a file of cases; killed, the same command goes on where it was. Bad rows do not change the exit code."""
-    given = _parser().parse_args(arguments)
+    given = parser().parse_args(arguments)
     config, number = config_of_uri(given.uri, given.output_dir)
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
     from tasks.prediction import Asked, open_job
@@ -44,17 +44,26 @@ def predict(arguments: Sequence[str]) -> None:
         _answer(job, again=given.again)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sft-flow predict", allow_abbrev=False)
-    parser.add_argument("uri", metavar="URI", help="models:/NAME/VERSION or models:/NAME@ALIAS")
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """The arguments of the command."""
+    found = argparse.ArgumentParser(prog="sft-flow predict", allow_abbrev=False)
+    found.add_argument("uri", metavar="URI", help="models:/NAME/VERSION or models:/NAME@ALIAS")
+    found.add_argument(
         "rows", metavar="ROWS", help="File, folder, glob or URL of rows; answers are not needed. -: stdin"
     )
-    parser.add_argument("--output", metavar="FILE", required=True, help="File or URL that ends in .jsonl. -: stdout")
-    parser.add_argument("--again", action="store_true", help="Answer cases that are answered already.")
-    parser.add_argument("--eval_batch_size", type=int, help="Cases per batch. Default: that of the version's run")
-    parser.add_argument("--output_dir", default=OUTPUT_DIR, help="Folder of the runs. Default: %(default)s")
-    return parser
+    found.add_argument("--output", metavar="FILE", required=True, help="File or URL that ends in .jsonl. -: stdout")
+    found.add_argument("--again", action="store_true", help="Answer cases that are answered already.")
+    found.add_argument(
+        "--eval_batch_size", type=_at_least_one, help="Cases per batch. Default: that of the version's run"
+    )
+    found.add_argument("--output_dir", default=OUTPUT_DIR, help="Folder of the runs. Default: %(default)s")
+    return found
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 on, got {text!r}")
+    return int(text)
 
 
 @contextlib.contextmanager

@@ -15,14 +15,16 @@ from prefect.exceptions import PrefectException
 from prefect.runtime import flow_run
 
 from tasks.recovery import POLL_SECONDS, SCORING, end_when_replaced
+from tasks.refs import RegisteredRef
 from tasks.registered import fetch_registered, registered_settings
 from training_core.config import RunConfig, SettingsError
 from training_core.grid import Grid
 from training_core.model_setup import free_models
 from training_core.prediction.answering import Answerer, Progress
-from training_core.prediction.cases import find_cases
+from training_core.prediction.cases import Cases, find_cases
 from training_core.prediction.job import Job, output_problems, read_summary, write_answers
 from training_core.prediction.lines import Counts
+from training_core.rows.strict_json import DataError
 from training_core.training.gpu_check import gpu_problems
 from training_core.training.gpu_lock import hold_gpu
 from training_core.training.out_of_memory import explain_out_of_memory
@@ -43,29 +45,39 @@ def open_job(config: RunConfig, number: str, asked: Asked, *, gpu_expected: bool
 
     Raises ``SettingsError`` and ``DataError`` for what would end the job later.
     """
-    problems = [*output_problems(asked.rows, asked.output), *gpu_problems(gpu_expected=gpu_expected)]
-    if problems:
+    problems = output_problems(asked.rows, asked.output) if asked.output else []
+    if problems := [*problems, *gpu_problems(gpu_expected=gpu_expected)]:
         raise SettingsError(problems)
-    own, registered = registered_settings(config, number), fetch_registered(config, number)
-    settings = replace(
-        own,
-        eval_max_new_tokens=registered.max_new_tokens or own.eval_max_new_tokens,
-        constrain=registered.constrain,
-        eval_batch_size=asked.batch_size or own.eval_batch_size,
-    )
-    try:
-        cases = find_cases(asked.rows, asked.name)
-    except (OSError, ImportError) as error:
-        raise SettingsError([f"ROWS: {error}"]) from error
+    registered, cases = fetch_registered(config, number), _find_cases(asked)
     return Job(
         cases=cases,
-        answerer=Answerer(Path(registered.base), Path(registered.adapter.path), settings, registered.min_confidence),
+        answerer=_answerer(registered_settings(config, number), registered, asked.batch_size),
         version=f"models:/{config.registered_model_name}/{registered.version}",
         adapter_digest=registered.adapter.digest,
         base_digest=registered.run.base_digest,
         output=asked.output,
         parts=f"{asked.output}.parts" if asked.output else _parts_of_a_stream(config, cases.digest),
     )
+
+
+def _find_cases(asked: Asked) -> Cases:
+    try:
+        return find_cases(asked.rows, asked.name)
+    except DataError:
+        raise
+    except (OSError, ImportError, ValueError) as error:  # no such file, no permission, no connection, no such protocol
+        raise SettingsError([f"ROWS: {error}"]) from error
+
+
+def _answerer(own: RunConfig, registered: RegisteredRef, batch_size: int | None) -> Answerer:
+    """What is served: the registry's settings come before those of the training's run."""
+    served = replace(
+        own,
+        eval_max_new_tokens=registered.max_new_tokens or own.eval_max_new_tokens,
+        constrain=registered.constrain,
+        eval_batch_size=batch_size or own.eval_batch_size,
+    )
+    return Answerer(Path(registered.base), Path(registered.adapter.path), served, registered.min_confidence)
 
 
 def _parts_of_a_stream(config: RunConfig, digest: str) -> str:
@@ -77,7 +89,8 @@ def run_job(job: Job, report: Callable[[Progress], object], stream: IO[bytes] | 
     half = max(1, job.answerer.config.eval_batch_size // 2)
     fix = f"give eval_batch_size {half}"
     with hold_gpu(Path(job.parts)), explain_out_of_memory("a batch of answers", fix), free_models():
-        return write_answers(job, report, stream)
+        # With an answerer of its own: the job, which outlives this call, would keep the models.
+        return write_answers(replace(job, answerer=replace(job.answerer)), report, stream)
 
 
 @task(task_run_name="answer {asked.rows}", cache_policy=NO_CACHE, persist_result=False, **SCORING)

@@ -14,11 +14,13 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import faults, gate, gate_adapters, gpu_page, real_rows_page
+from benchmarks import predict as prediction
 from benchmarks import report as speed
 from benchmarks.measurements import Measurements
 from deployments.topology import ROWS_UPDATED, deployments, pools
-from flows import cli, demo_output, settings_table
+from flows import cli, demo_output, predict_cli, settings_table
 from flows.doc_sections import DOCS, README, ROOT, read_section
+from flows.predict_flow import predict_flow
 from flows.reevaluate_flow import reevaluate_flow
 from flows.sft_flow import sft_flow
 from training_core.config import config_from_command_line, read_settings, settings_info
@@ -105,6 +107,11 @@ def test_real_rows_of_the_page_are_the_measured_ones() -> None:
     assert written == expected, "run `python -m benchmarks.real_rows_page`"
 
 
+def test_using_page_shows_the_last_predictions() -> None:
+    written = read_section(prediction.PAGE, prediction.SECTION)
+    assert written == prediction.section(prediction.load()), "run `python -m benchmarks.predict --render`"
+
+
 def test_evaluation_page_explains_every_column() -> None:
     explained = re.findall(r"^\| ([^|]+) \|", TEXTS["docs/evaluation.md"], flags=re.MULTILINE)
     some = SimpleNamespace(**{field.name: 1 for field in dataclasses.fields(Scores)})
@@ -146,6 +153,13 @@ def test_sft_flow_commands_in_shell_blocks_exist() -> None:
     assert names <= set(re.findall(r"^ *sft-flow (\w+)", cli.USAGE, flags=re.MULTILINE))
 
 
+def test_predict_commands_in_the_docs_are_accepted() -> None:
+    found = commands("sft-flow predict ")
+    assert found
+    for command in found:
+        assert predict_cli.parser().parse_args(shlex.split(command)[2:]).uri.startswith("models:/")
+
+
 def test_plain_script_commands_in_the_docs_are_accepted() -> None:
     found = commands("python train_qlora_sft.py ")
     assert found
@@ -182,7 +196,7 @@ def test_deployments_in_the_docs_exist() -> None:
     for command in commands("prefect deployment run "):
         _, _, _, name, *rest = shlex.split(command)
         given = {part.split("=")[0] for flag, part in itertools.pairwise(rest) if flag == "-p"}
-        flow = {flow.name: flow for flow in (sft_flow, reevaluate_flow)}[name.partition("/")[0]]
+        flow = {flow.name: flow for flow in (sft_flow, reevaluate_flow, predict_flow)}[name.partition("/")[0]]
         assert given <= flow.parameters.properties.keys(), command
 
 

@@ -4,8 +4,10 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import IO
 
 from filelock import FileLock, Timeout
@@ -62,15 +64,19 @@ class Job:
         return f"{self.output}.summary.json"
 
 
-def output_problems(rows: str, output: str | None) -> list[str]:
+def output_problems(rows: str, output: str) -> list[str]:
     """Why answers to these rows cannot be written there."""
-    path = local_path(output) if output else None
-    if output and not output.endswith(_SUFFIXES):
+    if not output.endswith(_SUFFIXES):
         return [f"output: expected a name that ends in {' or '.join(_SUFFIXES)}, or - for a pipe, got {output!r}"]
-    if path and (path.is_dir() or not path.parent.is_dir()):
-        return [f"output: expected a file in a folder that exists, got {output!r}"]
-    source = local_path(rows) if path else None
-    if path and source and path.resolve().is_relative_to(source.resolve()):
+    try:
+        path = local_path(output)
+    except (ImportError, ValueError) as error:  # a protocol whose package is missing, or that nobody knows
+        return [f"output: cannot write to {output!r}: {error}"]
+    if path is None:
+        return []
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        return [f"output: expected a file in a folder that exists and can be written to, got {output!r}"]
+    if "://" not in rows and (path.is_relative_to(Path(rows).resolve()) or path.match(str(Path(rows).absolute()))):
         return [f"output: {output!r} would be read as rows; write it outside of {rows!r}"]
     return []
 
@@ -88,9 +94,9 @@ def write_answers(job: Job, report: Callable[[Progress], object], stream: IO[byt
 
     A killed job goes on after its last part and gives the same bytes; parts of another input or version are deleted.
     """
-    counts, digest, key = Counts(), hashlib.sha256(), job.key
+    counts, digest = Counts(), hashlib.sha256()
     with _alone(job.parts), whole_file(str(job.output)) if stream is None else contextlib.nullcontext(stream) as target:
-        _begin(job.parts, key)
+        _begin(job.parts, job.key)
         for lines in answer_cases(job.cases, job.answerer, Parts(job.parts), report):
             counts.add(lines)
             for line in lines:
@@ -98,11 +104,15 @@ def write_answers(job: Job, report: Callable[[Progress], object], stream: IO[byt
                 target.write(line)
             target.flush()
     if stream is None:
-        content = {"version": job.version, "sha256": digest.hexdigest(), "key": key, "counts": asdict(counts)}
-        with whole_file(job.summary) as file:
-            file.write(json.dumps(content, ensure_ascii=False, indent=1).encode() + b"\n")
+        _write_summary(job, counts, digest.hexdigest())
     delete(job.parts)
     return counts
+
+
+def _write_summary(job: Job, counts: Counts, digest: str) -> None:
+    content = {"version": job.version, "sha256": digest, "key": job.key, "counts": asdict(counts)}
+    with whole_file(job.summary) as file:
+        file.write(json.dumps(content, ensure_ascii=False, indent=1).encode() + b"\n")
 
 
 def _begin(folder: str, key: Key) -> None:

@@ -1,6 +1,7 @@
 """Cases of one policy are answered together, each as it is alone, and each line says whether it can be used."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,12 +9,14 @@ import pytest
 from row_samples import record, records, with_policy, write
 
 from training_core.config import RunConfig
+from training_core.dataset.answer_schema import schema_of_answers
 from training_core.evaluation.generation import complete
 from training_core.prediction.answering import Answerer, Progress, answer_cases
 from training_core.prediction.cases import Case, find_cases
 from training_core.prediction.lines import Answer, to_line, why_not_usable
 from training_core.prediction.parts import Parts
 from training_core.prompts.messages import format_as_chat
+from training_core.training.adapter import SCHEMA_FILE
 
 POLICIES = [f"POLICY {name}\n\n" + f"Rule {name} of many words to share. " * 12 + "End." for name in "abc"]
 
@@ -59,6 +62,22 @@ def test_files_of_bad_rows_only_load_no_model(tmp_path: Path) -> None:
     found = lines_of(nothing, write(tmp_path / "rows.jsonl", [b"{", b"["]), tmp_path / "parts")
     assert [bool(line["error"]) for line in found] == [True, True]
     assert lines_of(nothing, str(tmp_path / "rows.jsonl"), tmp_path / "parts") == found
+
+
+def test_held_answers_have_a_confidence_that_may_hand_over(answerer: Answerer, tmp_path: Path) -> None:
+    adapter = shutil.copytree(answerer.adapter, tmp_path / "adapter")
+    schema = schema_of_answers([GOOD, GOOD | {"decision": "Escalate"}])
+    (adapter / SCHEMA_FILE).write_text(json.dumps(schema), encoding="utf-8")
+    config = replace(answerer.config, constrain="schema", eval_max_new_tokens=60)
+    rows = write(tmp_path / "rows.jsonl", [with_policy(row, POLICIES[0]) for row in records(7)])
+    free = Answerer(answerer.base, adapter, config)
+    found = lines_of(free, rows, tmp_path / "free")
+    assert {line["decision"] for line in found} <= {"Eligible", "Escalate"}
+    confidences = sorted({float(str(line["confidence"])) for line in found})
+    assert 0 < confidences[0] < confidences[-1] <= 1
+    assert [(line["usable"], line["hand_over"]) for line in found] == [(True, False)] * 7
+    strict = lines_of(replace(free, min_confidence=confidences[-2]), rows, tmp_path / "strict")
+    assert [line["hand_over"] for line in strict] == [line["confidence"] < confidences[-1] for line in found]
 
 
 GOOD = {"decision": "Eligible", "reason": "r", "customer_response": "c", "next_action": "n"}

@@ -166,19 +166,25 @@ def test_answers_are_written_by_one_process_at_a_time(
 
 
 @pytest.mark.parametrize(
-    ("output", "problem"),
+    ("rows", "output", "problem"),
     [
-        ("answers.txt", "a name that ends in"),
-        ("missing/answers.jsonl", "a folder that exists"),
-        ("rows/answers.jsonl", "would be read as rows"),
-        ("answers.jsonl", None),
-        ("memory://x/answers.jsonl", None),
+        ("rows", "answers.txt", "a name that ends in"),
+        ("rows", "missing/answers.jsonl", "a folder that exists"),
+        ("rows", "rows/answers.jsonl", "would be read as rows"),
+        ("*.jsonl", "answers.jsonl", "would be read as rows"),
+        ("rows.jsonl", "rows.jsonl", "would be read as rows"),
+        ("rows", "nowhere://x/answers.jsonl", "cannot write to"),
+        ("rows", "answers.jsonl", None),
+        ("s3://bucket/rows", "answers.jsonl", None),
+        ("rows", "memory://x/answers.jsonl", None),
     ],
 )
-def test_outputs_that_cannot_be_written_are_problems(output: str, problem: str | None, tmp_path: Path) -> None:
+def test_outputs_that_cannot_be_written_are_problems(
+    rows: str, output: str, problem: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "rows").mkdir()
-    place = output if "://" in output else str(tmp_path / output)
-    found = output_problems(str(tmp_path / "rows"), place)
+    found = output_problems(rows, output)
     assert (len(found) == 1 and problem in found[0]) if problem else not found
 
 
