@@ -50,7 +50,7 @@ def _figures(found: Agreement) -> list[str]:
 
 def advice(source: Source, verdict: Verdict) -> str:
     """What to do about an export that decides otherwise, where that is known."""
-    if verdict.outcome != UNFIT or source.trained_over != "nf4" or source.weights != "released":
+    if verdict.outcome != UNFIT or source.weights != "released" or source.trained_over != "nf4":
         return ""
     what = "It was trained over the base in four bits (NF4) and answers over the base as released"
     return f"{what}: export it merged or as gguf with --weights nf4, or train with quantisation none."
