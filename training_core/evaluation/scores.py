@@ -109,9 +109,15 @@ def evaluate_model(loaded: LoadedModel, rows: Dataset, config: RunConfig, judge:
     They are asked in the tokens of the model's own tokenizer: a champion may have another base than the rows.
     """
     encoder = ChatEncoder.of(loaded.tokenizer)
-    prompts = encoder.encode_prompts(questions(rows))
+    records = [json.loads(record) for record in rows["record"]]
+    prompts = encoder.encode_prompts([format_as_chat(record)[:-1] for record in records])
     answers = encoder.decode_answers(generate(loaded, [prompt.tolist() for prompt in prompts], config))
-    return judge_answers(rows, answers, judge)
+    return [_predict(judge, *asked) for asked in zip(rows, records, answers, strict=True)]
+
+
+def prompt_of(row: dict[str, Any]) -> list[int]:
+    """The token ids of a row up to its answer, as the model was trained on them."""
+    return [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == IGNORED_LABEL]
 
 
 def questions(rows: Dataset) -> list[list[Message]]:
@@ -123,11 +129,6 @@ def judge_answers(rows: Dataset, answers: Sequence[str], judge: AnswerJudge) -> 
     """Read the answers to held-out rows strictly, whatever wrote them, and judge them."""
     asked = zip(rows, map(json.loads, rows["record"]), answers, strict=True)
     return [_predict(judge, row, record, answer) for row, record, answer in asked]
-
-
-def prompt_of(row: dict[str, Any]) -> list[int]:
-    """The token ids of a row up to its answer, as the model was trained on them."""
-    return [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == IGNORED_LABEL]
 
 
 def _predict(judge: AnswerJudge, row: dict[str, Any], record: Record, answer: str) -> Prediction:

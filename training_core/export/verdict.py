@@ -1,6 +1,5 @@
 """What is written about an export: whether it decides as the judged adapter, in its README and as JSON."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,11 +72,6 @@ def write_verdict(folder: Path, source: Source, kind: str, verdict: Verdict, usa
         },
     )
     (folder / README_FILE).write_text(_readme(source, kind, verdict, usage), encoding="utf-8")
-
-
-def read_outcome(folder: Path) -> str:
-    """The outcome of an export that was written before."""
-    return str(json.loads((folder / VERDICT_FILE).read_text(encoding="utf-8"))["outcome"])
 
 
 def _as_json(found: Agreement) -> dict[str, float]:
