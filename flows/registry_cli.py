@@ -17,7 +17,7 @@ from flows.terminal import complain, console, print_line
 from flows.version_cli import compare, evaluate, report, reproduce
 from tasks.by_hand import promote_by_hand, reject_by_hand, roll_back
 from tasks.commands import registry_command
-from tasks.ledger import Entry, Ledger, VersionId, read_ledger
+from tasks.ledger import EXPORT, Entry, Ledger, VersionId, read_ledger
 from tasks.tracking import tracking_uri
 from tasks.versions import (
     CHAMPION,
@@ -72,7 +72,8 @@ def versions(arguments: Sequence[str]) -> None:
 
 
 def _last_decision(ledger: Ledger, own: VersionId) -> str:
-    about = [e for e in ledger.entries if own == e.version or (e.before != e.after and own in (e.before, e.after))]
+    decisions = [e for e in ledger.entries if e.by != EXPORT]
+    about = [e for e in decisions if own == e.version or (e.before != e.after and own in (e.before, e.after))]
     return f"{about[-1].number}: {_in_words(about[-1])}, {_day(about[-1])}" if about else "none"
 
 

@@ -36,16 +36,16 @@ def export_version(config: RunConfig, number: str, wanted: Wanted, folder: Path)
     settings = registered_settings(config, number)
     source = replace(_source(config, settings, registered), weights=wanted.weights)
     data = load_training_data(open_folder(registered_dataset(config, registered).folder, config))
-    asked = replace(
-        settings,
-        eval_max_new_tokens=source.max_new_tokens,
-        max_eval_rows=wanted.max_eval_rows or settings.max_eval_rows,
-        answer_audit=None,  # decisions are compared, and its code may not be on this machine
-    )
-    form = formats(wanted.gguf_type)[wanted.format]
+    form, asked = formats(wanted.gguf_type)[wanted.format], _evaluation(settings, source, wanted)
     place, verdict = export_judged(source, wanted.format, form, data, asked, folder)
     _record(config, number, wanted.format, verdict)
     return Exported(place, verdict, advice(source, verdict))
+
+
+def _evaluation(settings: RunConfig, source: Source, wanted: Wanted) -> RunConfig:
+    """The settings of the version, to compare decisions with: the code of ``answer_audit`` may not be here."""
+    rows = wanted.max_eval_rows or settings.max_eval_rows
+    return replace(settings, eval_max_new_tokens=source.max_new_tokens, max_eval_rows=rows, answer_audit=None)
 
 
 def _source(config: RunConfig, settings: RunConfig, registered: RegisteredRef) -> Source:

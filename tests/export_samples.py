@@ -37,7 +37,7 @@ def source_of(name: str, tokenizer_of: Path, folder: Path, **settings: Any) -> S
     return Source("models:/policy.v1/3", adapter, base, "Qwen/Tiny", "0123abc", max_new_tokens=24)
 
 
-def write_random_adapter(base: Path, folder: Path, scale: float = 0.05) -> None:
+def write_random_adapter(base: Path, folder: Path, scale: float = 0.05, quantisation: str = "none") -> None:
     """The folder that a training would have written."""
     model = load_base(base, pick_precision(), "none")
     lora = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=12, target_modules=default_qwen_target_modules(base))
@@ -46,5 +46,5 @@ def write_random_adapter(base: Path, folder: Path, scale: float = 0.05) -> None:
     for layer, weight in adapted.named_parameters():
         if "lora_" in layer:
             torch.nn.init.normal_(weight, std=scale)
-    config = RunConfig(model_name=str(base), quantisation="none")
+    config = RunConfig(model_name=str(base), quantisation=quantisation)
     write_adapter(adapted, load_tokenizer(base), config, np.empty(0, np.uint64), folder)

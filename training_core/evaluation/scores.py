@@ -122,10 +122,16 @@ def answer_rows(
     They are asked in the tokens of the model's own tokenizer: a champion may have another base than the rows.
     """
     encoder = ChatEncoder.of(loaded.tokenizer)
-    found = complete(loaded, [prompt.tolist() for prompt in encoder.encode_prompts(questions(rows))], config, grammar)
+    prompts = encoder.encode_prompts(questions(rows))
+    found = complete(loaded, [prompt.tolist() for prompt in prompts], config, grammar)
     judged = judge_answers(rows, encoder.decode_answers([completion.tokens for completion in found]), judge)
     with_confidence = [replace(one, confidence=by.confidence) for one, by in zip(judged, found, strict=True)]
     return with_confidence, [row for row, completion in enumerate(found) if completion.changed]
+
+
+def prompt_of(row: dict[str, Any]) -> list[int]:
+    """The token ids of a row up to its answer, as the model was trained on them."""
+    return [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == IGNORED_LABEL]
 
 
 def questions(rows: Dataset) -> list[list[Message]]:
@@ -137,11 +143,6 @@ def judge_answers(rows: Dataset, answers: Sequence[str], judge: AnswerJudge) -> 
     """Read the answers to held-out rows strictly, whatever wrote them, and judge them."""
     asked = zip(rows, map(json.loads, rows["record"]), answers, strict=True)
     return [_predict(judge, row, record, answer) for row, record, answer in asked]
-
-
-def prompt_of(row: dict[str, Any]) -> list[int]:
-    """The token ids of a row up to its answer, as the model was trained on them."""
-    return [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == IGNORED_LABEL]
 
 
 def _predict(judge: AnswerJudge, row: dict[str, Any], record: Record, answer: str) -> Prediction:

@@ -1,6 +1,5 @@
 """What is written about an export: whether it decides as the judged adapter, in its README and as JSON."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +49,7 @@ def _figures(found: Agreement) -> list[str]:
 
 def advice(source: Source, verdict: Verdict) -> str:
     """What to do about an export that decides otherwise, where that is known."""
-    if verdict.outcome != UNFIT or source.trained_over != "nf4" or source.weights != "released":
+    if verdict.outcome != UNFIT or source.weights != "released" or source.trained_over != "nf4":
         return ""
     what = "It was trained over the base in four bits (NF4) and answers over the base as released"
     return f"{what}: export it merged or as gguf with --weights nf4, or train with quantisation none."
@@ -73,11 +72,6 @@ def write_verdict(folder: Path, source: Source, kind: str, verdict: Verdict, usa
         },
     )
     (folder / README_FILE).write_text(_readme(source, kind, verdict, usage), encoding="utf-8")
-
-
-def read_outcome(folder: Path) -> str:
-    """The outcome of an export that was written before."""
-    return str(json.loads((folder / VERDICT_FILE).read_text(encoding="utf-8"))["outcome"])
 
 
 def _as_json(found: Agreement) -> dict[str, float]:

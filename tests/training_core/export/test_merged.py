@@ -1,6 +1,7 @@
 """A merged model computes what base and adapter compute, and loads with plain transformers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ from safetensors.torch import load_file, save_file
 from tiny_models import write_base
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from training_core.config import SettingsError
+from training_core.export.adapter import write_served_adapter
+from training_core.export.choices import WEIGHTS
 from training_core.export.lora import read_lora
 from training_core.export.merged import write_merged
 from training_core.export.source import Source
@@ -70,6 +74,27 @@ def test_merged_model_decodes_as_judged(source: Source, folder: Path) -> None:
     end = AutoTokenizer.from_pretrained(folder).eos_token_id
     assert (settings.do_sample, settings.temperature, settings.max_new_tokens) == (False, 0.0, source.max_new_tokens)
     assert (settings.eos_token_id, settings.repetition_penalty) == (end, None)
+
+
+@torch.inference_mode()
+def test_merged_over_four_bits_computes_as_it_was_trained(source: Source, tmp_path: Path) -> None:
+    write_random_adapter(source.base, tmp_path / "adapter", quantisation="nf4")
+    trained = replace(source, adapter=tmp_path / "adapter")
+    expected = load_adapted_model(source.base, trained.adapter).model(TOKENS).logits
+    differences = {}
+    for weights in WEIGHTS:
+        target = tmp_path / weights
+        target.mkdir()
+        write_merged(replace(trained, weights=weights), target)
+        found = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)(TOKENS).logits
+        differences[weights] = (found - expected).abs().max()
+    assert differences["nf4"] < 0.2 * differences["released"]
+
+
+def test_four_bits_that_were_not_trained_over_are_refused(source: Source, tmp_path: Path) -> None:
+    for write, what in ((write_merged, "this one was not"), (write_served_adapter, "stays as released")):
+        with pytest.raises(SettingsError, match=what):
+            write(replace(source, weights="nf4"), tmp_path)
 
 
 @pytest.fixture
