@@ -86,7 +86,7 @@ def _counts(logits: Tensor, tokens: Sequence[int]) -> Tensor:
 
 
 def likeliest_penalty(logits: Logits, answers: Sequence[Served]) -> Iterator[tuple[str, Fit]]:
-    """The value of each kind of penalty that explains most answers, in words, and how well it does."""
+    """The values of each kind of penalty that explain the answers best, in words, and how well they do."""
     ways: tuple[tuple[str, Sequence[float], Penalty], ...] = (
         ("repetition_penalty", PENALTIES, repetition_penalty),
         ("presence_penalty", OUTPUT_PENALTIES, presence_penalty),
@@ -97,8 +97,10 @@ def likeliest_penalty(logits: Logits, answers: Sequence[Served]) -> Iterator[tup
         for value in values:
             penalised = [penalise(one, served, value) for one, served in zip(logits, answers, strict=True)]
             found[value] = fit(penalised, answers)
-        best = min(found, key=lambda value: found[value].total)
-        yield f"{name} of about {best:g}", found[best]
+        best = min(found.values(), key=lambda one: one.total)
+        fitting = [value for value, one in found.items() if one.total <= best.total]
+        last = f" to {fitting[-1]:g}" if len(fitting) > 1 else ""
+        yield f"{name} of {fitting[0]:g}{last}", best
 
 
 def likeliest_temperature(logits: Logits, answers: Sequence[Served]) -> float | None:

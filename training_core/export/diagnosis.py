@@ -300,7 +300,7 @@ def explained_finding(explanation: Explanation, agreed: bool) -> Finding | None:
         ),
         "penalty": (
             "repetition penalty",
-            f"A penalty is on: a {detail} explains every answer; it was judged without",
+            f"A penalty is on: a {detail} explains the answers; they were judged without",
             f"repetition_penalty 1, no presence or frequency penalty: {DECODING_FIX}",
         ),
         "prompt": (

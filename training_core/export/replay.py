@@ -28,7 +28,11 @@ from training_core.model_setup import load_base
 from training_core.utils import pick_precision
 
 _FLIPS = 3  # tokens that are not the likeliest, from which on something else than chance is looked for
-_MOST, _BETTER = 0.8, 5  # what explains so large a share of the answers, and that many times better, is the cause
+_MOST, _BETTER, _CLEARLY_BETTER = (
+    0.8,
+    5,
+    50,
+)  # what explains so large a share of the answers, and that many times better, is the cause
 _NEAR = 0.9  # share of the tokens that weights of the same descent choose as well
 
 
@@ -83,13 +87,22 @@ def explain(
         seen.append(replay(models[1], answers))
     fits = [fit(logits, answers) for logits in seen]
     own = min(fits, key=lambda one: (-one.explained, one.total))
-    if own.flips >= _FLIPS:
-        for explanation, other in _others(models, seen, answers, prompts):
-            if other.explained >= _MOST and other.total < own.total / _BETTER:
-                return explanation
+    if own.flips >= _FLIPS and (better := _better(own, _others(models, seen, answers, prompts))):
+        return better
     if own.explained == 1.0:
         return Explanation(kinds[fits.index(own)])
     return _unexplained(own, seen, answers)
+
+
+def _better(own: Fit, others: Iterator[tuple[Explanation, Fit]]) -> Explanation | None:
+    """The first explanation that leaves nothing, or else the one that leaves least and far less than ``own``."""
+    found = []
+    for explanation, other in others:
+        if other.explained >= _MOST and other.total < own.total / _BETTER:
+            found.append((other.total, explanation))
+        if other.total < own.total / _CLEARLY_BETTER:
+            break
+    return min(found, key=lambda one: one[0])[1] if found else None
 
 
 def own_gap(model: PeftModel, unquantised: Callable[[], PeftModel] | None, answers: Sequence[Served]) -> float:
