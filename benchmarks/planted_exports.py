@@ -1,5 +1,6 @@
 """Exports with a planted defect: folders that a server serves, or that are certified as they are."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from training_core.export.edits import Edit, cut_to, edited, reduced_to, scaled_by
+from training_core.export.edits import Edit, edited
 from training_core.export.replay import load_unquantised
 from training_core.model_setup import load_tokenizer
 from training_core.prompts.chat_encoding import ChatEncoder
@@ -19,7 +20,6 @@ from training_core.prompts.chat_templates import served_template
 
 WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 OTHER_SYSTEM = "You are a friendly assistant of the shop. Always help the customer as far as you can."
-THINKING = "<think>\\n"
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,7 @@ class Source:
 def write_merged(source: Source, folder: Path, edit: Edit | None = None, base: Path | None = None) -> Path:
     """A merged model in bf16 that decodes as it was judged, its adapter edited before, or on another base."""
     model = load_unquantised(base or source.base, source.adapter)
-    if edit:
-        with edited(model, edit):
-            for name, weight in model.named_parameters():
-                weight.data = weight.data.clone() if ".lora_" in name else weight.data
-            merged = model.merge_and_unload()
-    else:
+    with edited(model, edit) if edit else contextlib.nullcontext():
         merged = model.merge_and_unload()
     merged.to(torch.bfloat16).save_pretrained(folder)
     tokenizer = load_tokenizer(source.base)
@@ -85,8 +80,8 @@ def change_json(file: Path, values: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(own | dict(values)), encoding="utf-8")
 
 
-def with_template(folder: Path, change: Callable[[str], str]) -> Path:
-    """A copy of an export with another chat template, next to it."""
+def change_template(folder: Path, change: Callable[[str], str]) -> Path:
+    """Change the chat template of an export."""
     file = folder / "chat_template.jinja"
     file.write_text(change(file.read_text(encoding="utf-8")), encoding="utf-8")
     return folder
@@ -104,7 +99,3 @@ def write_base(base: Path, folder: Path, noise: float | None) -> Path:
     shutil.copytree(base, folder, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
     model.to(torch.bfloat16).save_pretrained(folder)
     return folder
-
-
-ZERO_B = scaled_by(0.0)
-CUT, REDUCED = cut_to, reduced_to

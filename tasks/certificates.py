@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from peft import PeftModel
 
 from tasks.artifact_store import open_folder
 from tasks.refs import RegisteredRef
@@ -29,12 +30,20 @@ from training_core.export.certificate import (
     differing_rows,
     judge_replies,
 )
-from training_core.export.decoding import Served
-from training_core.export.diagnosis import Asked, Finding, Row, explained_finding, find_defects
+from training_core.export.decoding import TIE, Served
+from training_core.export.diagnosis import (
+    SAMPLING,
+    Asked,
+    Finding,
+    Row,
+    explained_finding,
+    find_defects,
+    prompt_findings,
+)
 from training_core.export.endpoint import Ask, Reply
 from training_core.export.folder_runtime import FolderRuntime
 from training_core.export.inspection import Registered, inspect_folder
-from training_core.export.replay import Explanation, explain, load_unquantised
+from training_core.export.replay import Explanation, explain, load_unquantised, own_gap
 from training_core.folders import complete_folder, seal_digest
 from training_core.model_setup import LoadedModel, load_adapted_model, load_tokenizer
 from training_core.prompts.chat_encoding import ChatEncoder
@@ -44,6 +53,11 @@ CERTIFICATE_TAG = "sft_flow.certificate"
 ANSWERS_FILE = "answers.json"
 _REPLAYED = 6
 _NOT_ASKED = Reply("", "", None, None)
+_NOTES = {
+    "judged": "by rounding",
+    "unquantised": "they are those of the adapter on the base without quantisation; it was judged in four bits",
+    "quantised": "by no more than another quantisation does",
+}
 
 
 @dataclass(frozen=True)
@@ -124,9 +138,12 @@ def certify_folder(judged: Judged, folder: Path) -> Certificate:
     known = Registered(
         Path(registered.adapter.path), base, judged.config.model_name, registered.run.base_commit, judged.limit
     )
-    findings = inspect_folder(folder, known, ChatEncoder.of(load_tokenizer(base)).end_of_turn)
+    tokenizer = load_tokenizer(base)
+    findings = inspect_folder(folder, known, ChatEncoder.of(tokenizer).end_of_turn)
     runtime = FolderRuntime.load(folder, base)
-    return _issue(judged, _ask(judged, runtime.ask, 1), str(folder), {}, findings)
+    asked = _ask(judged, runtime.ask, 1)
+    findings += prompt_findings(asked, [runtime.prompt(row.messages) for row in asked.rows], tokenizer)
+    return _issue(judged, asked, str(folder), {}, findings)
 
 
 def _ask(judged: Judged, ask: Ask, at_once: int) -> Asked:
@@ -163,32 +180,40 @@ def _issue(
 
 def _diagnosed(judged: Judged, asked: Asked, found: Sequence[Finding], agreed: bool) -> tuple[list[Finding], list[str]]:
     """The defects, one of each kind; where answers differ and nothing says why, they are replayed."""
+    if [one.defect for one in found] == [SAMPLING] and _is_tie(judged, asked):
+        found = []
     differing = [row for row in asked.rows if not row.same]
     if not differing or found:
-        return _one_of_each(found), []
+        return list({one.defect: one for one in reversed(found)}.values())[::-1], []
     explanation = _replayed(judged, differing)
     finding = explained_finding(explanation, agreed)
-    note = {
-        "unquantised": "Answers differ in words as the base does without quantisation: it was judged in four bits.",
-        "judged": "Answers differ in words by rounding.",
-        "quantised": f"Answers differ in words by no more than a quantisation does ({explanation.detail}).",
-    }
-    return ([finding] if finding else []), [] if finding else [note[explanation.kind]]
+    if finding:
+        return [finding], []
+    return [], [f"Answers to {len(differing)} rows differ in words: {_NOTES[explanation.kind]}."]
 
 
-def _one_of_each(found: Sequence[Finding]) -> list[Finding]:
-    return list({one.defect: one for one in reversed(found)}.values())[::-1]
+def _is_tie(judged: Judged, asked: Asked) -> bool:
+    """Whether rows with two answers have them because two tokens are equally likely: batches round otherwise."""
+    loaded = judged.load()
+    encoder = ChatEncoder.of(loaded.tokenizer)
+    rows = [row for row in asked.rows if row.bare and row.bare.text != row.reply.text]
+    both = [replace(row, reply=reply) for row in rows for reply in (row.reply, row.bare) if reply and reply.text]
+    return own_gap(loaded.model, _unquantised(judged), [_served(row, encoder) for row in both]) < TIE
 
 
 def _replayed(judged: Judged, rows: Sequence[Row]) -> Explanation:
     loaded = judged.load()
     encoder = ChatEncoder.of(loaded.tokenizer)
-    base, adapter = Path(judged.registered.base), Path(judged.registered.adapter.path)
     answers = [_served(row, encoder) for row in rows if row.reply.text][:_REPLAYED]
     if not answers:
-        return Explanation("far", "the answers are empty", 0.0)
-    unquantised = None if judged.config.quantisation == "none" else lambda: load_unquantised(base, adapter)
-    return explain(loaded.model, unquantised, answers, _other_prompts(answers, encoder))
+        return Explanation("far", "the answers are empty")
+    return explain(loaded.model, _unquantised(judged), answers, _other_prompts(answers, encoder))
+
+
+def _unquantised(judged: Judged) -> Callable[[], PeftModel] | None:
+    """Loads the adapter on the base as released, where it was judged in four bits."""
+    base, adapter = Path(judged.registered.base), Path(judged.registered.adapter.path)
+    return None if judged.config.quantisation == "none" else lambda: load_unquantised(base, adapter)
 
 
 def _served(row: Row, encoder: ChatEncoder) -> Served:

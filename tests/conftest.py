@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,6 +55,24 @@ def sample_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("sample_rows") / "rows.jsonl"
     write_rows(path, count=120, seed=7, bad_share=0.08)
     return path
+
+
+@pytest.fixture(scope="session")
+def decisive(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A ``decisive_adapter.Decisive``: a small trained adapter that decides otherwise than its base."""
+    from decisive_adapter import train_decisive
+
+    return train_decisive(tmp_path_factory.mktemp("decisive"))
+
+
+@pytest.fixture(scope="session")
+def registered_decisive(decisive: Any) -> Any:
+    """Settings that find the same adapter as champion of the registered model ``returns``."""
+    from decisive_adapter import register_decisive
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        return register_decisive(decisive, "returns")
 
 
 @pytest.fixture(scope="session")

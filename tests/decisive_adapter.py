@@ -6,9 +6,17 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from tasks.artifact_store import publish
+from tasks.refs import DatasetRef, EvalReport, RunRef, TrainedRef
+from tasks.registry import find_or_create_version
+from tasks.tracking import open_tracking_run
+from tasks.versions import CHAMPION, point_alias
 from training_core.config import RunConfig
 from training_core.data_loader import prepare_data
+from training_core.dataset.store import load_training_data
 from training_core.distributed import ADAPTER_FOLDER, train_adapter
+from training_core.model_setup import digest_base_model
+from training_core.training.fingerprint import digest_rows, run_fingerprint
 
 BASE = Path(__file__).parents[1] / "samples" / "tiny_qwen"
 POLICY = "## Returns\n\nA return is free within 20 days. After that it is not possible."
@@ -74,5 +82,17 @@ def train_decisive(folder: Path) -> Decisive:
     return Decisive(config, run_dir, held_out)
 
 
-def with_limit(config: RunConfig, limit: int) -> RunConfig:
-    return replace(config, eval_max_new_tokens=limit)
+def register_decisive(decisive: Decisive, name: str) -> RunConfig:
+    """Register the adapter as champion of a model in the MLflow store of its folder; settings that find it."""
+    config = replace(decisive.config, registered_model_name=name)
+    rows = prepare_data(config, BASE)
+    data, base = load_training_data(rows), digest_base_model(BASE)
+    digest = digest_rows(data.train)
+    dataset = DatasetRef(publish(rows), digest, len(data.train), len(data.held_out), base)
+    fingerprint = run_fingerprint(config, digest, base)
+    run = RunRef(fingerprint, str(decisive.run_dir), base, open_tracking_run(config, fingerprint, dataset, rows))
+    adapter = publish(decisive.adapter)
+    trained = TrainedRef(run, adapter, EvalReport(adapter, len(data.held_out), {}, {}, None))
+    number = find_or_create_version(config, trained, "Decides on returns.")
+    point_alias(config, CHAMPION, number)
+    return config

@@ -10,6 +10,8 @@ from torch import Tensor
 # Logits that a token may be behind the likeliest: what rounding does in other batches and number formats, and what
 # weights in four bits instead of eight or sixteen do to a near tie.
 ROUNDING, QUANTISATION = 0.5, 1.0
+# Below it a token is the likeliest but for the last bits; at most this far are the two sides of a tie.
+EXACT, TIE = 0.05, 0.25
 
 PENALTIES = (*(1 + step / 100 for step in range(1, 21)), *(1.25, 1.3, 1.4, 1.5, 1.75, 2.0))
 OUTPUT_PENALTIES = (0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 1.0, 1.25, 1.5, 2.0)
@@ -34,14 +36,23 @@ def behind(logits: Tensor, tokens: Sequence[int]) -> Tensor:
     return logits.amax(1) - chosen
 
 
-def largest_gaps(logits: Logits, answers: Sequence[Served]) -> list[float]:
-    """The largest distance of a token from the likeliest, for each answer."""
-    return [float(behind(one, served.tokens).max()) for one, served in zip(logits, answers, strict=True)]
+@dataclass(frozen=True)
+class Fit:
+    """How well logits explain answers: the share without a token that rounding cannot explain, how many tokens are not
+    the likeliest, how far they are behind in all, and how far at most."""
+
+    explained: float
+    flips: int
+    total: float
+    most: float
 
 
-def explained(gaps: Sequence[float]) -> float:
-    """The share of answers without a token that rounding cannot explain."""
-    return sum(found < ROUNDING for found in gaps) / len(gaps)
+def fit(logits: Logits, answers: Sequence[Served]) -> Fit:
+    """How well the tokens of answers follow from logits."""
+    gaps = [behind(one, served.tokens) for one, served in zip(logits, answers, strict=True)]
+    flipped = torch.cat([found[found > EXACT] for found in gaps])
+    most = [float(found.max()) for found in gaps]
+    return Fit(sum(one < ROUNDING for one in most) / len(most), len(flipped), float(flipped.sum()), max(most))
 
 
 Penalty = Callable[[Tensor, Served, float], Tensor]
@@ -74,8 +85,8 @@ def _counts(logits: Tensor, tokens: Sequence[int]) -> Tensor:
     return once.cumsum(0) - once
 
 
-def likeliest_penalty(logits: Logits, answers: Sequence[Served]) -> Iterator[tuple[str, float]]:
-    """The value of each kind of penalty that explains most answers, in words, and the share that it explains."""
+def likeliest_penalty(logits: Logits, answers: Sequence[Served]) -> Iterator[tuple[str, Fit]]:
+    """The values of each kind of penalty that explain the answers best, in words, and how well they do."""
     ways: tuple[tuple[str, Sequence[float], Penalty], ...] = (
         ("repetition_penalty", PENALTIES, repetition_penalty),
         ("presence_penalty", OUTPUT_PENALTIES, presence_penalty),
@@ -85,10 +96,11 @@ def likeliest_penalty(logits: Logits, answers: Sequence[Served]) -> Iterator[tup
         found = {}
         for value in values:
             penalised = [penalise(one, served, value) for one, served in zip(logits, answers, strict=True)]
-            gaps = largest_gaps(penalised, answers)
-            found[value] = (explained(gaps), -sum(gaps))
-        best = max(found, key=lambda value: found[value])
-        yield f"{name} of about {best:g}", found[best][0]
+            found[value] = fit(penalised, answers)
+        best = min(found.values(), key=lambda one: one.total)
+        fitting = [value for value, one in found.items() if one.total <= best.total]
+        last = f" to {fitting[-1]:g}" if len(fitting) > 1 else ""
+        yield f"{name} of {fitting[0]:g}{last}", best
 
 
 def likeliest_temperature(logits: Logits, answers: Sequence[Served]) -> float | None:

@@ -16,6 +16,7 @@ _LITERALS = ("<think>\n", "<think>", "<think>\n\n</think>\n\n", "<think></think>
 _GIVEN = ("messages", "tools", "add_generation_prompt", "documents", "chat_template", "bos_token", "eos_token")
 _MOST = 0.5  # share of the rows that shows a defect of the server, not of a row
 
+SAMPLING = "sampling on"
 DECODING_FIX = "serve it with the generation_config.json of the export, or let every request say so (--request)"
 
 
@@ -188,6 +189,27 @@ def _more(difference: int | None) -> str:
     return f"{count} token{'s' * (count != 1)} {'more' if (difference or 0) > 0 else 'less'}"
 
 
+def prompt_findings(
+    asked: Asked, prompts: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerFast
+) -> list[Finding]:
+    """What the prompts of a folder have instead of our tokens, where both have as many."""
+    pairs = [pair for row, theirs in zip(asked.rows, prompts, strict=True) for pair in _swapped(row.prompt, theirs)]
+    if not pairs:
+        return []
+    (own, other), _ = Counter(pairs).most_common(1)[0]
+    end = own == ChatEncoder.of(tokenizer).end_of_turn
+    ours, theirs_text = (repr(tokenizer.decode([token])) for token in (own, other))
+    sentence = f"The end of turn is another one: the template writes {theirs_text} where it was judged with {ours}"
+    if not end:
+        sentence = f"Prompts have other tokens: {theirs_text} where ours have {ours}"
+    fix = "export it again: its tokenizer and chat template are not the registered ones"
+    return [Finding("swapped end of turn" if end else "another template", sentence, fix)]
+
+
+def _swapped(ours: Sequence[int], theirs: Sequence[int]) -> list[tuple[int, int]]:
+    return [pair for pair in zip(ours, theirs, strict=True) if pair[0] != pair[1]] if len(ours) == len(theirs) else []
+
+
 # Ends
 
 
@@ -254,7 +276,7 @@ def _sampling(asked: Asked) -> list[Finding]:
     if not other:
         return []
     sentence = f"Sampling is on: asked twice, {len(other)} of {len(twice)} rows got two answers; it was judged greedily"
-    return [Finding("sampling on", sentence, f"temperature 0: {DECODING_FIX}")]
+    return [Finding(SAMPLING, sentence, f"temperature 0: {DECODING_FIX}")]
 
 
 # Weights and decoding, from a replay
@@ -278,7 +300,7 @@ def explained_finding(explanation: Explanation, agreed: bool) -> Finding | None:
         ),
         "penalty": (
             "repetition penalty",
-            f"A penalty is on: a {detail} explains every answer; it was judged without",
+            f"A penalty is on: a {detail} explains the answers; they were judged without",
             f"repetition_penalty 1, no presence or frequency penalty: {DECODING_FIX}",
         ),
         "prompt": (
@@ -291,17 +313,11 @@ def explained_finding(explanation: Explanation, agreed: bool) -> Finding | None:
             f"The adapter is not whole: {detail} explains the answers",
             f"{again} (vLLM: --max-lora-rank of at least the adapter's rank, no layers left out)",
         ),
-        "sampling": (
-            "sampling on",
-            f"Sampling is on, always with the same seed: a {detail} explains the answers; it was judged greedily. "
-            "Weights that are close to the judged ones would look the same: another revision of the base",
-            f"temperature 0: {DECODING_FIX}",
-        ),
         "near": (
             "another revision of the base",
             f"Other weights answer, close to the judged ones ({detail}): another revision of the base, another "
-            "training of the adapter, or a coarse quantisation; nothing else that was tried explains the answers",
-            f"serve the base at the registered commit, and {again}",
+            "training of the adapter, or a coarse quantisation; sampling with a fixed seed would look alike",
+            f"serve the base at the registered commit, and {again}; for sampling, temperature 0: {DECODING_FIX}",
         ),
     }
     far = (

@@ -92,8 +92,7 @@ class FolderRuntime:
         output = self.model.generate(
             input_ids=inputs,
             attention_mask=torch.ones_like(inputs),
-            generation_config=self.generation,
-            max_new_tokens=int(most),
+            generation_config=GenerationConfig(**self.generation.to_diff_dict() | {"max_new_tokens": int(most)}),
         )
         tokens = output[0, len(prompt) :].tolist()
         ended = bool(tokens) and tokens[-1] in _ends(self.generation)

@@ -5,7 +5,8 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
@@ -184,38 +185,53 @@ def _merged_adapter(
     found: Mapping[str, Tensor], own: Mapping[str, Tensor], factors: Mapping[str, tuple[Tensor, Tensor, float]]
 ) -> Iterator[Finding]:
     """What was added to the base, layer by layer, against what the adapter adds."""
-    distances, kept, unchanged = [], [], 0
-    for name, (a, b, scale) in factors.items():
-        added = found[name].float() - own[name].float()
-        if not added.any():
-            unchanged += 1
-            continue
-        distance, rank = _closest_rank(added, a.float(), b.float() * scale)
-        distances.append(distance)
-        kept.append(rank)
-    if unchanged:
-        sentence = f"The adapter has no effect: {unchanged} of {len(factors)} adapted layers are those of the base"
+    added = {name: found[name].float() - own[name].float() for name in factors}
+    if unchanged := [name for name, update in added.items() if not update.any()]:
+        sentence = f"The adapter has no effect: {len(unchanged)} of {len(factors)} adapted layers are those of the base"
         yield Finding("zero B", sentence, f"{_AGAIN}: merge the adapter into the base")
         return
-    rank = next(iter(factors.values()))[0].shape[0]
-    if max(kept) < rank and max(distances) < _CLOSE:
-        sentence = (
-            f"The rank is cut: what was merged has {max(kept)} of the {rank} components of the registered adapter"
-        )
+    closest = [_closest(added[name], a.float(), b.float() * scale) for name, (a, b, scale) in factors.items()]
+    rank, kept = len(next(iter(factors.values()))[0]), max(one.rank for one in closest)
+    distance, strength = max(one.distance for one in closest), fmean(one.strength for one in closest)
+    whole = [_components((b @ a).float()) for a, b, _ in factors.values()]
+    left = [_components(update) for update in added.values()]
+    if kept < rank and distance < _CLOSE:
+        scaled = f", {strength:.2g} times as strong" if abs(strength - 1) > _CLOSE else ""
+        sentence = f"The rank is cut: what was merged is {kept} of the adapter's {rank} components{scaled}"
         yield Finding("rank cut", sentence, _AGAIN)
-    elif max(distances) >= _CLOSE:
-        sentence = f"Another adapter was merged: layers are up to {max(distances):.0%} away from base and adapter"
-        yield Finding("adapter changed", f"{sentence} (by what the adapter adds)", _AGAIN)
+    elif distance >= _CLOSE and max(left) < max(whole):
+        sentence = f"The rank is cut: what was merged has {max(left)} components, the adapter {max(whole)}"
+        yield Finding("rank cut", sentence, _AGAIN)
+    elif distance >= _CLOSE or abs(strength - 1) > _CLOSE:
+        sentence = (
+            f"Another adapter was merged, or not with its strength: layers differ by up to {distance:.0%} of what"
+        )
+        yield Finding("adapter changed", f"{sentence} was added, which is {strength:.2g} times as strong", _AGAIN)
 
 
-def _closest_rank(added: Tensor, a: Tensor, b: Tensor) -> tuple[float, int]:
-    """The least relative distance of what was added from the adapter's first components, and how many those are."""
-    whole = float((added - b @ a).norm() / (b @ a).norm())
-    if whole < _CLOSE:
-        return whole, a.shape[0]
-    distances = {r: float((added - b[:, :r] @ a[:r]).norm() / added.norm()) for r in range(1, a.shape[0])}
-    best = min(distances, key=lambda r: distances[r], default=a.shape[0])
-    return (distances[best], best) if distances.get(best, 1.0) < _CLOSE else (whole, a.shape[0])
+class _Closest(NamedTuple):
+    """How many of the adapter's first components, times a strength, are closest to an update, and how far they are."""
+
+    distance: float
+    rank: int
+    strength: float
+
+
+def _closest(added: Tensor, a: Tensor, b: Tensor) -> _Closest:
+    found = []
+    for rank in range(len(a), 0, -1):
+        part = b[:, :rank] @ a[:rank]
+        strength = float((added * part).sum() / part.square().sum().clamp_min(1e-30))
+        found.append(_Closest(float((added - strength * part).norm() / added.norm()), rank, strength))
+        if found[-1].distance < _CLOSE:
+            return found[-1]
+    return min(found)
+
+
+def _components(update: Tensor) -> int:
+    """How many singular values stand out of what 16-bit rounding adds."""
+    values = torch.linalg.svdvals(update)
+    return int((values > _CLOSE / 2 * values[0]).sum())
 
 
 def _updates(registered: Registered) -> dict[str, tuple[Tensor, Tensor, float]]:

@@ -15,12 +15,11 @@ from peft import PeftModel
 from training_core.base_weights import text_prefix
 from training_core.export.decoding import (
     QUANTISATION,
-    ROUNDING,
+    TIE,
+    Fit,
     Logits,
     Served,
-    behind,
-    explained,
-    largest_gaps,
+    fit,
     likeliest_penalty,
     likeliest_temperature,
 )
@@ -28,20 +27,23 @@ from training_core.export.edits import edited, edits
 from training_core.model_setup import load_base
 from training_core.utils import pick_precision
 
-_ALL, _LEAST = 0.99, 0.75  # share of the answers that an explanation of all, or of most, must explain
+_FLIPS = 3  # tokens that are not the likeliest, from which on something else than chance is looked for
+_MOST, _BETTER, _CLEARLY_BETTER = (
+    0.8,
+    5,
+    50,
+)  # what explains so large a share of the answers, and that many times better, is the cause
 _NEAR = 0.9  # share of the tokens that weights of the same descent choose as well
 
 
 @dataclass(frozen=True)
 class Explanation:
     """What explains the answers: ``kind`` is one of ``judged``, ``unquantised``, ``base``, ``penalty``, ``prompt``,
-    ``edited``, ``sampling``, ``quantised``, ``near`` and ``far``; ``detail`` says more, ``explained`` is the share of
-    the answers that it explains.
+    ``edited``, ``quantised``, ``near`` and ``far``; ``detail`` says more.
     """
 
     kind: str
-    detail: str
-    explained: float
+    detail: str = ""
 
 
 OtherPrompts = Sequence[tuple[str, Sequence[Served]]]
@@ -74,58 +76,66 @@ def replay(model: PeftModel, answers: Sequence[Served]) -> Logits:
 def explain(
     model: PeftModel, unquantised: Callable[[], PeftModel] | None, answers: Sequence[Served], prompts: OtherPrompts = ()
 ) -> Explanation:
-    """The first explanation of all answers, from the likeliest to the strangest; else the best of most answers.
+    """What explains the answers best: the judged adapter unless something else does so far better.
 
     ``model`` is the adapter as it was judged, ``unquantised`` loads it on the base as released (``None``: it was judged
     so), ``prompts`` are names of prompts that a server may have asked instead, with the answers to them.
     """
-    models, seen = [model], [replay(model, answers)]
-    own = [Explanation("judged", "", _share(seen[0], answers))]
-    if own[0].explained < _ALL and unquantised:
+    models, seen, kinds = [model], [replay(model, answers)], ["judged", "unquantised"]
+    if unquantised and fit(seen[0], answers).flips:
         models.append(unquantised())
         seen.append(replay(models[1], answers))
-        own.append(Explanation("unquantised", "", _share(seen[1], answers)))
-    if own[-1].explained >= _ALL:
-        return own[-1]
+    fits = [fit(logits, answers) for logits in seen]
+    own = min(fits, key=lambda one: (-one.explained, one.total))
+    if own.flips >= _FLIPS and (better := _better(own, _others(models, seen, answers, prompts))):
+        return better
+    if own.explained == 1.0:
+        return Explanation(kinds[fits.index(own)])
+    return _unexplained(own, seen, answers)
+
+
+def _better(own: Fit, others: Iterator[tuple[Explanation, Fit]]) -> Explanation | None:
+    """The first explanation that leaves nothing, or else the one that leaves least and far less than ``own``."""
     found = []
-    for explanation in _others(models, seen, answers, prompts):
-        found.append(explanation)
-        if explanation.explained >= _ALL:
-            return explanation
-    best = max(found, key=lambda one: one.explained)
-    return best if best.explained >= _LEAST else _unexplained(seen, answers)
+    for explanation, other in others:
+        if other.explained >= _MOST and other.total < own.total / _BETTER:
+            found.append((other.total, explanation))
+        if other.total < own.total / _CLEARLY_BETTER:
+            break
+    return min(found, key=lambda one: one[0])[1] if found else None
+
+
+def own_gap(model: PeftModel, unquantised: Callable[[], PeftModel] | None, answers: Sequence[Served]) -> float:
+    """How far tokens are behind the likeliest of the judged adapter, at most, on the base of the two that fits best."""
+    first = fit(replay(model, answers), answers).most
+    return first if first < TIE or not unquantised else min(first, fit(replay(unquantised(), answers), answers).most)
 
 
 def _others(
     models: Sequence[PeftModel], seen: Sequence[Logits], answers: Sequence[Served], prompts: OtherPrompts
-) -> Iterator[Explanation]:
-    """What may explain the answers, each replayed when it is asked for."""
+) -> Iterator[tuple[Explanation, Fit]]:
+    """What else may explain the answers, from the likeliest to the strangest, each replayed when it is asked for."""
     for model in models:
         with model.disable_adapter():
-            yield Explanation("base", "", _share(replay(model, answers), answers))
-    for logits in seen:
-        yield from (Explanation("penalty", *found) for found in likeliest_penalty(logits, answers))
+            yield Explanation("base"), fit(replay(model, answers), answers)
+    penalties = [found for logits in seen for found in likeliest_penalty(logits, answers)]
+    for name, found in sorted(penalties, key=lambda penalty: penalty[1].total):
+        yield Explanation("penalty", name), found
     for model in models:
         for name, asked in prompts:
-            yield Explanation("prompt", name, _share(replay(model, asked), asked))
+            yield Explanation("prompt", name), fit(replay(model, asked), asked)
     for model in models:
         for name, edit in edits(model):
             with edited(model, edit):
-                yield Explanation("edited", name, _share(replay(model, answers), answers))
+                yield Explanation("edited", name), fit(replay(model, answers), answers)
 
 
-def _share(logits: Logits, answers: Sequence[Served]) -> float:
-    return explained(largest_gaps(logits, answers))
-
-
-def _unexplained(seen: Sequence[Logits], answers: Sequence[Served]) -> Explanation:
-    """Sampling, or how far the answers are from those of the judged adapter."""
-    for logits in seen:
-        if temperature := likeliest_temperature(logits, answers):
-            return Explanation("sampling", f"temperature of about {temperature:g}", 0.0)
-    pairs = [zip(logits, answers, strict=True) for logits in seen]
-    gaps = [torch.cat([behind(one, served.tokens) for one, served in found]) for found in pairs]
-    best = min(gaps, key=lambda found: float((found > ROUNDING).sum()))
-    share, most = float((best < ROUNDING).float().mean()), float(best.max())
-    kind = "quantised" if most < QUANTISATION else "near" if share >= _NEAR else "far"
-    return Explanation(kind, f"{share:.0%} of the tokens are the likeliest, others up to {most:.1f} logits behind", 0.0)
+def _unexplained(own: Fit, seen: Sequence[Logits], answers: Sequence[Served]) -> Explanation:
+    """How far the answers are from those of the judged adapter; drawn ones have a temperature."""
+    tokens = sum(len(served.tokens) for served in answers)
+    share = 1 - own.flips / tokens
+    detail = f"{share:.0%} of the tokens are the likeliest, others up to {own.most:.1f} logits behind"
+    temperatures = [likeliest_temperature(logits, answers) for logits in seen]
+    drawn = next((f"; as likely as drawn at temperature {one:g}" for one in temperatures if one), "")
+    kind = "quantised" if own.most < QUANTISATION else "near" if share >= _NEAR or drawn else "far"
+    return Explanation(kind, detail + drawn)

@@ -1,0 +1,260 @@
+"""What is served is compared with what was judged, by its answers and its files; each planted defect is named."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from decisive_adapter import LIMIT
+
+from benchmarks.chat_server import ChatModel, chat_app, serving
+from benchmarks.planted_exports import (
+    OTHER_SYSTEM,
+    Source,
+    change_json,
+    change_template,
+    write_adapter,
+    write_base,
+    write_cut_adapter,
+    write_merged,
+)
+from tasks import certificates
+from tasks.certificates import CERTIFICATE_TAG, Judged, certify_endpoint, certify_folder, judge_version, tag_version
+from tasks.versions import named_version
+from training_core.config import RunConfig
+from training_core.export.certificate import Certificate
+from training_core.export.edits import Edit, cut_to, reduced_to, scaled_by
+from training_core.export.endpoint import open_endpoint
+from training_core.export.inspection import Registered, inspect_folder
+
+pytestmark = pytest.mark.slow
+
+ROWS = 4
+
+
+@pytest.fixture(scope="module")
+def judged(registered_decisive: RunConfig) -> Judged:
+    return judge_version(registered_decisive, "champion", None, ROWS)
+
+
+@pytest.fixture(scope="module")
+def source(judged: Judged) -> Source:
+    return Source(Path(judged.registered.adapter.path), Path(judged.registered.base), LIMIT)
+
+
+@pytest.fixture(scope="module")
+def whole(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A merged export without a defect."""
+    return write_merged(source, tmp_path_factory.mktemp("whole") / "merged")
+
+
+def served(judged: Judged, folder: Path, most_tokens: int = 1024, **request: Any) -> Certificate:
+    """The certificate of a folder behind a server of the protocol."""
+    with (
+        serving(chat_app({"served": ChatModel(folder, most_tokens)})) as url,
+        open_endpoint(url, None, request) as found,
+    ):
+        return certify_endpoint(judged, found.ask, url, request)
+
+
+def test_served_export_is_certified(judged: Judged, whole: Path) -> None:
+    found = served(judged, whole)
+    assert found.certified and not found.findings, found.verdict
+    states = {check.name: check.state for check in found.checks}
+    assert {states[name] for name in ("prompt tokens", "ends its turn", "decisions", "asked twice")} == {"holds"}
+
+
+def test_exported_folders_are_certified(judged: Judged, source: Source, whole: Path, tmp_path: Path) -> None:
+    for folder in (whole, write_adapter(source, tmp_path / "adapter")):
+        found = certify_folder(judged, folder)
+        assert found.certified, found.verdict
+
+
+EDITS: dict[str, tuple[Edit, str, str]] = {
+    "zero B": (scaled_by(0.0), "adapter without effect", "answers are those of the base without it"),
+    "rank cut": (cut_to(16, 1.0), "rank cut", "rank cut from 32 to 16 explains the answers"),
+    "rank reduced": (reduced_to(4), "rank cut", "rank reduced from 32 to 4 explains the answers"),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_served_adapter_that_changed_is_named(name: str, judged: Judged, source: Source, tmp_path: Path) -> None:
+    edit, defect, words = EDITS[name]
+    found = served(judged, write_merged(source, tmp_path / "merged", edit))
+    assert found.findings[0].defect == defect and words in found.findings[0].sentence
+    assert not found.certified
+
+
+@pytest.mark.parametrize(
+    ("noise", "defect"), [(None, "another base"), (0.2, "another revision of the base")], ids=["base", "revision"]
+)
+def test_served_base_that_changed_is_named(
+    noise: float | None, defect: str, judged: Judged, source: Source, tmp_path: Path
+) -> None:
+    base = write_base(source.base, tmp_path / "base", noise)
+    merged = write_merged(source, tmp_path / "merged", base=base)
+    assert [one.defect for one in served(judged, merged).findings] == [defect]
+    assert [one.defect for one in inspected(merged, judged)] == [defect]
+
+
+SETTINGS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "penalty": ({"repetition_penalty": 1.1}, "repetition penalty", "A penalty is on: a repetition_penalty of "),
+    "sampling": ({"do_sample": True, "temperature": 0.8}, "sampling on", "rows got two answers"),
+    "end of turn": ({"eos_token_id": 0}, "swapped end of turn", "run on past our <|im_end|>"),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_served_decoding_that_changed_is_named(name: str, judged: Judged, whole: Path, tmp_path: Path) -> None:
+    values, defect, words = SETTINGS[name]
+    folder = Path(shutil.copytree(whole, tmp_path / "merged"))
+    change_json(folder / "generation_config.json", values)
+    found = served(judged, folder)
+    assert found.findings[0].defect == defect and words in found.findings[0].sentence, found.verdict
+    assert [one.defect for one in inspected(folder, judged)] == [defect]
+
+
+TEMPLATES: dict[str, tuple[Callable[[str], str], str, str]] = {
+    "thinking": (
+        lambda text: text.replace("assistant\n{% endif", "assistant\n<think>\n{% endif"),
+        "thinking on",
+        "more than ours, as the template writes with '<think>",
+    ),
+    "system text": (
+        lambda text: text.replace(
+            "message.content }}", f"{OTHER_SYSTEM!r} if message.role == 'system' else message.content }}}}"
+        ),
+        "another system text",
+        "a prompt that is 0 longer",
+    ),
+    "generation prompt": (
+        lambda text: text.replace("{% if add_generation_prompt %}", "{% if false %}"),
+        "no generation prompt",
+        "less than ours, those of '<|im_start|>assistant",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_served_template_that_changed_is_named(name: str, judged: Judged, whole: Path, tmp_path: Path) -> None:
+    change, defect, words = TEMPLATES[name]
+    folder = change_template(Path(shutil.copytree(whole, tmp_path / "merged")), change)
+    found = served(judged, folder)
+    assert found.findings[0].defect == defect and words in found.findings[0].sentence, found.verdict
+
+
+def test_served_answers_that_are_cut_are_named(judged: Judged, whole: Path) -> None:
+    found = served(judged, whole, most_tokens=20)
+    assert "Answers are cut at 20 tokens: 4 of 4 end there" in found.findings[0].sentence
+
+
+def test_request_that_turns_sampling_off_is_certified(judged: Judged, whole: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "merged"))
+    change_json(folder / "generation_config.json", {"do_sample": True, "temperature": 1.5})
+    found = served(judged, folder, temperature=0)
+    assert found.certified and found.request == {"temperature": 0}, found.verdict
+
+
+def test_template_with_another_end_of_turn_is_named(judged: Judged, whole: Path, tmp_path: Path) -> None:
+    """As many tokens, of which one is another: only the files can tell."""
+    folder = change_template(
+        Path(shutil.copytree(whole, tmp_path / "merged")), lambda text: text.replace("<|im_end|>", "<|endoftext|>")
+    )
+    assert "writes '<|endoftext|>' where it was judged with '<|im_end|>'" in certify_folder(judged, folder).verdict
+
+
+# Files
+
+
+def inspected(folder: Path, judged: Judged) -> list[Any]:
+    registered = judged.registered
+    known = Registered(Path(registered.adapter.path), Path(registered.base), "hub/tiny", "a" * 40, LIMIT)
+    return inspect_folder(folder, known, 2)
+
+
+ADAPTERS: dict[str, tuple[Callable[[Source, Path], Path], str, str]] = {
+    "zero B": (lambda s, f: write_adapter(s, f, scaled_by(0.0)), "zero B", "in 28 of 28 layers"),
+    "prefix": (
+        lambda s, f: write_adapter(s, f, prefix="base_model.model.model.language_model."),
+        "unknown key prefix",
+        "56 of 56 name no layer of the released base",
+    ),
+    "rank": (lambda s, f: write_cut_adapter(s, f, 8), "rank cut", "8 of 32 components"),
+    "rank in place": (lambda s, f: write_adapter(s, f, cut_to(16, 1.0)), "rank cut", "16 of 32 components"),
+    "scale": (lambda s, f: write_adapter(s, f, lora_alpha=16), "adapter changed", "lora_alpha / r is 0.5"),
+    "strength": (lambda s, f: write_adapter(s, f, scaled_by(0.5)), "adapter changed", "28 are not the registered"),
+    "base": (
+        lambda s, f: write_adapter(s, f, base_model_name_or_path="hub/other"),
+        "another base",
+        "'hub/other'",
+    ),
+    "revision": (
+        lambda s, f: write_adapter(s, f, base_model_name_or_path="hub/tiny", revision="b" * 40),
+        "another revision of the base",
+        "b" * 40,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_adapter_folder_that_changed_is_named(name: str, judged: Judged, source: Source, tmp_path: Path) -> None:
+    write, defect, words = ADAPTERS[name]
+    (found,) = inspected(write(source, tmp_path / "adapter"), judged)
+    assert found.defect == defect and words in found.sentence
+
+
+def test_adapter_folder_on_another_base_is_named(judged: Judged, source: Source, tmp_path: Path) -> None:
+    for noise, defect in ((None, "another base"), (0.05, "another revision of the base")):
+        base = write_base(source.base, tmp_path / f"base {noise}", noise)
+        folder = write_adapter(source, tmp_path / f"adapter {noise}", base_model_name_or_path=str(base))
+        assert [one.defect for one in inspected(folder, judged)] == [defect]
+
+
+MERGED: dict[str, tuple[Edit, str, str]] = {
+    "zero B": (scaled_by(0.0), "zero B", "28 of 28 adapted layers are those of the base"),
+    "rank": (cut_to(16, 1.0), "rank cut", "16 of the adapter's 32 components"),
+    "rank and scale": (cut_to(8, 2.0), "rank cut", "8 of the adapter's 32 components, 2 times as strong"),
+    "rank reduced": (reduced_to(4), "rank cut", "has 4 components"),
+    "strength": (scaled_by(0.5), "adapter changed", "0.5 times as strong"),
+}
+
+
+@pytest.mark.parametrize("name", MERGED)
+def test_merged_folder_that_changed_is_named(name: str, judged: Judged, source: Source, tmp_path: Path) -> None:
+    edit, defect, words = MERGED[name]
+    (found,) = inspected(write_merged(source, tmp_path / "merged", edit), judged)
+    assert found.defect == defect and words in found.sentence
+
+
+def test_folder_with_a_limit_of_its_own_is_named(judged: Judged, whole: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "merged"))
+    change_json(folder / "generation_config.json", {"max_new_tokens": 20})
+    assert "Answers are cut at 20 tokens" in inspected(folder, judged)[0].sentence
+    found = served(judged, folder)
+    assert found.certified, "the request says max_tokens, which this server obeys"
+
+
+# Caches and records
+
+
+def test_judged_answers_are_computed_once(
+    registered_decisive: RunConfig, judged: Judged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certificates, "evaluate_model", None)
+    again = judge_version(registered_decisive, "champion", None, ROWS)
+    assert (again.predictions, again.name) == (judged.predictions, "models:/returns/1")
+
+
+def test_certificate_is_a_file_and_a_tag(
+    registered_decisive: RunConfig, judged: Judged, whole: Path, tmp_path: Path
+) -> None:
+    found = served(judged, whole, most_tokens=20)
+    found.save(tmp_path / "certificate.json")
+    kept = json.loads((tmp_path / "certificate.json").read_text())
+    assert not kept["certified"] and kept["model"] == "models:/returns/1" and kept["rows"] == ROWS
+    assert kept["findings"][0]["fix"] and kept["verdict"] == found.verdict
+    tag_version(registered_decisive, found)
+    version = named_version(registered_decisive, "1")
+    assert version and "Not certified: Answers are cut" in version.tags[CERTIFICATE_TAG]
