@@ -238,6 +238,17 @@ def test_readme_links_every_page() -> None:
     assert set(PAGES) - {README} <= linked
 
 
+def test_security_page_has_a_test_or_a_limit_for_each_sentence() -> None:
+    rows = re.findall(r"^\| (.+) \| (.+) \|$", (ROOT / "SECURITY.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    held = {what: by for what, by in rows if what != "what"}
+    assert len(held) >= 15
+    for what, by in held.items():
+        files = re.findall(r"`(tests/[\w/.]+)`", by)
+        assert bool(files) != what.startswith("Limit"), what
+        for file in files:
+            assert "def test_" in (ROOT / file).read_text(encoding="utf-8"), file
+
+
 def test_pictures_are_all_shown() -> None:
     shown = set(re.findall(r"!\[[^\]]+\]\((?:docs/)?([\w.]+)\)", EVERYTHING))
     assert shown == {path.name for path in DOCS.iterdir() if path.suffix in (".png", ".svg")}

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from flows import cli
@@ -152,3 +153,25 @@ def test_servers_of_a_new_home_both_answer(tmp_path: Path) -> None:
             flows = httpx.post(f"{server.wait()}/api/flows/filter", json={}, trust_env=False, timeout=30)
             assert flows.json() == []
             assert server.process.poll() is None
+
+
+def test_addresses_of_databases_are_in_no_process_list(tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path}/secret.db"
+    with mlflow_server(store, tmp_path / "artifacts", preferred_port=0) as server:
+        server.wait()
+        started = psutil.Process(server.process.pid)
+        commands = [" ".join(one.cmdline()) for one in (started, *started.children(recursive=True))]
+        assert len(commands) >= 2
+        assert not [command for command in commands if "secret.db" in command]
+    assert (tmp_path / "secret.db").is_file(), "it is used all the same"
+
+
+@pytest.mark.parametrize("start", ["prefect", "mlflow"])
+def test_servers_listen_on_this_machine_only(tmp_path: Path, start: str) -> None:
+    starts = {"prefect": (prefect_server, tmp_path), "mlflow": (mlflow_server, f"sqlite:///{tmp_path}/a", tmp_path)}
+    run_server, *arguments = starts[start]
+    with run_server(*arguments, 0) as server:
+        server.wait()
+        family = [psutil.Process(server.process.pid), *psutil.Process(server.process.pid).children(recursive=True)]
+        listening = {found.laddr.ip for one in family for found in one.net_connections() if found.status == "LISTEN"}
+    assert listening == {"127.0.0.1"}
