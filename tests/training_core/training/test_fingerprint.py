@@ -32,6 +32,7 @@ DETERMINES_THE_WEIGHTS = {
     "packing": False,
     "precision": "bf16",
     "quantisation": "none",
+    "sharding": "fsdp",
 }
 ANOTHER_PLACE_OR_EVALUATION = {
     "model_name": "a/copy",
