@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # pip has to see torch's exact pin before anything else asks for torch, or it may fetch another build of it first.
 TORCH := $(shell sed -n 's/^torch==.*/&/p' constraints.txt)
 
-.PHONY: demo test test-core test-others check lint types fix bench up deploy pretrained clean
+.PHONY: demo test test-core test-others check lint types fix bench chaos up deploy pretrained clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sft-flow demo
@@ -63,6 +63,10 @@ $(VENV)/.pretrained: $(VENV)/.installed
 # Twenty minutes on two idle cores: measures, then writes results, picture and the figures of docs/performance.md.
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
+
+# Hours: breaks runs on purpose until every fault was injected often enough; writes the table of docs/reliability.md.
+chaos: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.chaos
 
 clean:
 	rm -rf $(VENV) runs

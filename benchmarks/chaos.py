@@ -18,7 +18,7 @@ from rich.console import Console
 
 from benchmarks.chaos_disk import deleted_databases, full_disk, locked_store
 from benchmarks.chaos_jobs import temporary_folder
-from benchmarks.chaos_kills import kill_checkpoint_writes, kill_runs
+from benchmarks.chaos_kills import kill_checkpoint_writes, kill_runs, kill_servers
 from benchmarks.chaos_registry import at_once, lost_answers, server_faults
 from benchmarks.chaos_table import Trial, table
 from flows.cli import set_environment
@@ -32,6 +32,7 @@ PAGE, SECTION = DOCS / "reliability.md", "chaos"
 PARTS: dict[Part, int] = {
     kill_runs: 100,
     kill_checkpoint_writes: 50,
+    kill_servers: 10,
     lost_answers: 200,
     server_faults: 100,
     at_once: 20,

@@ -9,7 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 
-from benchmarks.chaos_jobs import Job, kill
+import psutil
+
+from benchmarks.chaos_jobs import LONGEST_SECONDS, Job, kill
 from benchmarks.chaos_registry import judge
 from benchmarks.chaos_table import Trial
 
@@ -30,6 +32,23 @@ def kill_checkpoint_writes(home: Path, seeds: Iterator[Random]) -> Iterator[Tria
     reference = Job(home / "reference", script=True)
     assert reference.finish() == 0, reference.output
     yield from _disturb(reference, seeds, _wait_for_a_write)
+
+
+def kill_servers(home: Path, seeds: Iterator[Random]) -> Iterator[Trial]:
+    """SIGKILL of the Prefect server of `sft-flow run` at a random moment; the run goes on."""
+    reference, started = Job(home / "reference"), time.monotonic()
+    assert reference.finish() == 0, reference.output
+    longest = time.monotonic() - started
+    for random in seeds:
+        job = replace(reference, folder=reference.folder.with_name("disturbed"))
+        process = job.start()
+        _wait(process, random.uniform(longest / 4, longest))
+        children = psutil.Process(process.pid).children() if process.poll() is None else []
+        servers = [child for child in children if "flows.prefect_app:create_app" in child.cmdline()]
+        for server in servers:
+            server.kill()
+        yield _compare(job, reference, len(servers), process.wait(LONGEST_SECONDS))
+        shutil.rmtree(job.folder, ignore_errors=True)
 
 
 def _disturb(

@@ -13,9 +13,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import faults, gate, gate_adapters, gpu_page, real_rows_page
+from benchmarks import chaos, faults, gate, gate_adapters, gpu_page, real_rows_page
 from benchmarks import predict as prediction
 from benchmarks import report as speed
+from benchmarks.chaos_table import table
 from benchmarks.measurements import Measurements
 from deployments.topology import ROWS_UPDATED, deployments, pools
 from flows import cli, demo_output, predict_cli, settings_table
@@ -84,6 +85,8 @@ def test_reliability_page_shows_the_last_measurement() -> None:
     measured = json.loads(faults.RESULTS.read_text(encoding="utf-8"))
     written = read_section(faults.PAGE, faults.SECTION)
     assert written == faults.faults_table(measured), "run `python -m benchmarks.faults --render`"
+    counted = read_section(chaos.PAGE, chaos.SECTION)
+    assert counted == table(chaos.read_results(), chaos.NAMES), "run `python -m benchmarks.chaos --render`"
 
 
 def test_evaluation_page_shows_the_last_simulation() -> None:

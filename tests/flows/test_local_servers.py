@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 
 from flows import cli
 from flows.cli import set_environment
-from flows.local_servers import Server, listen, mlflow_server, prefect_server
+from flows.local_servers import Server, lasting_prefect_server, listen, mlflow_server, prefect_server
 from flows.prefect_app import starting_alone
 
 DEAD_PROXY = "http://127.0.0.1:9"  # no server listens on the discard port
@@ -175,3 +176,29 @@ def test_servers_listen_on_this_machine_only(tmp_path: Path, start: str) -> None
         family = [psutil.Process(server.process.pid), *psutil.Process(server.process.pid).children(recursive=True)]
         listening = {found.laddr.ip for one in family for found in one.net_connections() if found.status == "LISTEN"}
     assert listening == {"127.0.0.1"}
+
+
+@pytest.mark.slow
+def test_server_that_is_killed_is_started_again(tmp_path: Path) -> None:
+    def answers() -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"{server.address}/api/health", trust_env=False, timeout=30).is_success
+        return False
+
+    with lasting_prefect_server(tmp_path) as server:
+        server.wait()
+        server.process.kill()
+        server.process.wait()
+        deadline = time.monotonic() + 300
+        while not answers():
+            assert time.monotonic() < deadline, (tmp_path / "server.log").read_text()
+            time.sleep(0.2)
+    assert not answers(), "it ends with the process that started it"
+
+
+def test_log_of_a_deleted_database_is_not_read_into_a_new_one(tmp_path: Path) -> None:
+    """SQLite would: what a killed server left unwritten is in a file of its own."""
+    for name in ("prefect.db-wal", "prefect.db-shm", "profiles.toml"):
+        (tmp_path / name).touch()
+    with prefect_server(tmp_path, 0):
+        assert not (tmp_path / "prefect.db-shm").exists() and (tmp_path / "profiles.toml").exists()
