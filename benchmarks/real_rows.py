@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,14 @@ from flows.doc_sections import ROOT
 from training_core.config import config_from_command_line, read_settings, settings_info
 from training_core.data_loader import load_jsonl
 from training_core.dataset.evaluation_findings import accuracy_alone
+from training_core.distributed import ADAPTER_FOLDER
 from training_core.evaluation.comparison import load_scores
 from training_core.evaluation.evidence import Evidence, load_evidence
 from training_core.evaluation.paired_tests import compare_paired
 from training_core.rows.reader import Row
 from training_core.rows.strict_json import with_paths
 from training_core.trainer import load_summary
+from training_core.training.journal import Point, read_journal
 
 logger = logging.getLogger("training_core.benchmarks.real_rows")
 
@@ -119,8 +122,10 @@ def run_cell(bench: Bench, rows: Sequence[Row], count: int, until: float) -> Non
         logger.warning("%s: too little time is left for %d rows", bench.train.name, count)
         return
     (folder / "rows.jsonl").write_bytes(draw(rows, count))
-    seconds = [train(folder, settings, most) for most in (ROWS_OF_THE_CURVE, bench.most_rows)]
-    save([*cells, judged(bench, folder, count, settings, *seconds)], bench.output)
+    if not any(folder.glob(f"*/{ADAPTER_FOLDER}")):
+        run_product(settings | {"max_eval_rows": ROWS_OF_THE_CURVE})
+    seconds = run_product(settings | {"max_eval_rows": bench.most_rows})  # finds the adapter trained
+    save([*cells, judged(bench, folder, count, settings, seconds)], bench.output)
 
 
 def draw(rows: Sequence[Row], count: int) -> bytes:
@@ -165,15 +170,10 @@ def _affordable_steps(before: Cell, left: float) -> int:
     return max(0, int((left - before.judging_seconds) * before.steps / before.training_seconds))
 
 
-def train(folder: Path, settings: dict[str, Any], most_rows: int) -> float:
-    """Run the product's command on a cell, judging on so many rows; what is trained is not trained again.
-
-    Returns the seconds it took.
-    """
+def run_product(settings: dict[str, Any]) -> float:
+    """Train and evaluate by the product's command, or exit as it does; returns the seconds it took."""
     started = time.monotonic()
-    flags = [
-        part for name, value in {**settings, "max_eval_rows": most_rows}.items() for part in (f"--{name}", _text(value))
-    ]
+    flags = [part for name, value in settings.items() for part in (f"--{name}", _text(value))]
     ended = subprocess.run([sys.executable, ROOT / "train_qlora_sft.py", *flags], cwd=ROOT, check=False)
     if ended.returncode:  # it has said why
         sys.exit(ended.returncode)
@@ -184,7 +184,7 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def judged(bench: Bench, folder: Path, count: int, settings: dict[str, Any], training: float, judging: float) -> Cell:
+def judged(bench: Bench, folder: Path, count: int, settings: dict[str, Any], judging: float) -> Cell:
     """The cell of a finished training."""
     evaluation = max(folder.glob("*/evaluation"), key=lambda found: found.stat().st_mtime)
     summary = load_summary(evaluation.parent)
@@ -192,16 +192,23 @@ def judged(bench: Bench, folder: Path, count: int, settings: dict[str, Any], tra
         data=bench.train.stem,
         folder=folder.name,
         rows=count,
-        settings={name: value for name, value in settings.items() if not str(value).startswith("/")},
+        settings={name: value for name, value in settings.items() if not str(value).startswith("/")}
+        | {"model_name": Path(settings["model_name"]).name},
         scores={name: asdict(found) for name, found in load_scores(evaluation).items()},
         p=_p_values(load_evidence(evaluation)),
         steps=summary.steps,
         final_loss=summary.final_loss,
         peak_memory_gib=summary.peak_memory_gib,
-        training_seconds=training,
+        training_seconds=_seconds(read_journal(evaluation.parent / "journal.jsonl")),
         judging_seconds=judging,
         about={"date": str(date.today()), **{name: version(name) for name in PACKAGES}},
     )
+
+
+def _seconds(points: Sequence[Point]) -> float:
+    """The time of all steps, also of those before a kill."""
+    timed = [(point.step, point.values["seconds_per_step"]) for point in points if "seconds_per_step" in point.values]
+    return sum((step - before) * each for (before, _), (step, each) in pairwise([(0, 0.0), *timed]))
 
 
 def _p_values(evidence: Evidence) -> dict[str, float]:

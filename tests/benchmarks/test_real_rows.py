@@ -113,6 +113,7 @@ def test_benchmark_trains_once_by_the_products_command(tmp_path: Path) -> None:
         subprocess.run(command, check=True, cwd=ROOT)
     (cell,) = load(tmp_path / "results.json")
     assert (cell.rows, cell.steps) == (20, 1)
+    assert cell.training_seconds > 0
     assert {name: scores["rows"] for name, scores in cell.scores.items()} == dict.fromkeys(CELL.scores, 12)
     assert set(cell.p) == {"base", "majority", "lookup table"}
     assert (tmp_path / "results.png").is_file()
