@@ -1,6 +1,6 @@
 """Whether the bound on automatic errors holds: `python -m benchmarks.handover` (`--quick`).
 
-Cases are simulated whose true probability of a wrongly favourable decision is known for every confidence, with
+Cases are simulated whose true probability of a false approval is known for every confidence, with
 confidences that are right and with some that are too high. Each split of held-out rows gives a threshold; the true
 share of such errors among all cases above it must be below `max_automatic_error` in at least 95 of 100 splits.
 """
@@ -75,7 +75,7 @@ def table(found: list[Cell]) -> str:
     """The results as Markdown."""
     return "\n".join(
         [
-            f"{found[0].splits:,} simulated splits a line; *holds*: the true share of wrongly favourable "
+            f"{found[0].splits:,} simulated splits a line; *holds*: the true share of false approvals "
             "decisions among automatic cases is below the wanted one.",
             "",
             "| confidences | wanted | held-out rows | holds | decided automatically | splits with none |",
