@@ -234,7 +234,7 @@ class RunConfig:
         None,
         gt=0,
         lt=1,
-        description="Largest share of wrongly favourable decisions, such as 0.005, among the cases that are decided "
+        description="Largest share of false approvals, such as 0.005, among the cases that are decided "
         "automatically: held-out rows give the confidence above which that holds; other cases are marked hand over. "
         "Empty: none is marked.",
     )

@@ -147,7 +147,8 @@ class FollowGrammar:
 def gaps(grammar: AnswerGrammar, limit: int, logits: Tensor, completion: Sequence[int]) -> list[float]:
     """How far each token of a completion is behind the likeliest that may come, infinitely where it may not: ``logits``
     [tokens, vocabulary]."""
-    answer, found = ConstrainedAnswer(grammar, limit), []
+    answer = ConstrainedAnswer(grammar, limit)
+    found: list[float] = []
     for token, likeliest, row in zip(completion, logits.argmax(1).tolist(), logits, strict=True):
         if not answer.allows(token):
             return [*found, float("inf")]

@@ -28,7 +28,8 @@ _AS_RENDERED: Any = {
     "key_separator": ": ",
     "json_allowed_escapes": 'nrbtf\\"',
 }
-_CLOSERS = ('"', "}", "]", ",")  # in the order in which they bring an unfinished answer to its end
+# In the order in which they bring an unfinished answer to its end; 1, because -0.00 is not the end of a number.
+_CLOSERS = ('"', "}", "]", ",", "1")
 _CHARACTER = 8  # tokens that end an escape, a character of several bytes or a number
 
 
@@ -85,7 +86,7 @@ class AnswerGrammar:
         """Tokens that complete the answer from where ``matcher`` is: it closes what is open as soon as it may."""
         ahead = matcher.deep_copy()
         found: list[int] = []
-        while not found or found[-1] != self.end_of_turn:
+        while found[-1:] != [self.end_of_turn] and len(found) <= self.longest_ending:
             more = self._towards_end(ahead)
             ahead.consume_tokens(more)
             found += more

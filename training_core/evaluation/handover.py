@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -41,13 +42,13 @@ class Handover:
     def __str__(self) -> str:
         if not self.automatic:
             return (
-                f"Every case is handed over: no confidence keeps wrongly favourable decisions below {self.wanted:.2%} "
+                f"Every case is handed over: no confidence keeps false approvals below {self.wanted:.2%} "
                 f"for certain. At least {self.needed:,} held-out rows without one are needed; there are {self.rows:,}."
             )
         rest = f"{self.wanted:.2%} are allowed. The other cases are handed over."
         return (
             f"{self.share:.1%} of the cases are decided automatically, those with a confidence above "
-            f"{self.threshold:.4f}: {self.errors:,} of {self.automatic:,} such rows are wrongly favourable, so with "
+            f"{self.threshold:.4f}: {self.errors:,} of {self.automatic:,} such rows are false approvals, so with "
             f"95% confidence less than {self.bound:.2%} of such cases are; {rest}"
         )
 
@@ -101,6 +102,7 @@ def find_threshold(confidence: np.ndarray, errors: np.ndarray, wanted: float) ->
     return best
 
 
+@cache
 def fewest_rows(errors: int, wanted: float) -> int:
     """The fewest rows on which so many errors show that their share is below ``wanted``."""
     low, high = errors, int((errors + 1) * 20 / wanted)

@@ -14,9 +14,10 @@ import numpy as np
 from jinja2 import Template
 
 from training_core.config import RunConfig
-from training_core.evaluation.comparison import load_scores
+from training_core.evaluation.comparison import load_free_answers, load_scores
 from training_core.evaluation.evidence import (
     Evidence,
+    EvidenceRow,
     evidence_of,
     load_evidence_rows,
     load_left_out,
@@ -24,7 +25,10 @@ from training_core.evaluation.evidence import (
     load_predictions,
 )
 from training_core.evaluation.gate import CANDIDATE, HOLDS, VIOLATED, Verdict, decide, reference_of, slice_tests
+from training_core.evaluation.handover import hand_over
+from training_core.evaluation.reliability import RELIABILITY_FILE, calibration_error, reliability_bins
 from training_core.evaluation.report import score_grid
+from training_core.evaluation.scores import Prediction
 from training_core.evaluation.worst_rows import limit_pairs, worst_rows
 from training_core.grid import Grid
 from training_core.pages import page_environment
@@ -91,6 +95,9 @@ def render_report(
         policies=policies,
         pairs=limit_pairs(rows, *pair),
         wrong=sum(not found.right for found in pair[0]),
+        form=_form(folder),
+        confidence=_confidence(predictions[CANDIDATE], rows, config),
+        reliability=_as_data_url(folder / RELIABILITY_FILE) if (folder / RELIABILITY_FILE).is_file() else "",
         pictures={text: _as_data_url(folder / name) for name, text in _PICTURES.items() if (folder / name).is_file()},
         cost=_cost(folder / SUMMARY_FILE),
     )
@@ -114,6 +121,29 @@ def _confusion(evidence: Evidence, model: str) -> Confusion:
     names = [*(evidence.decisions[number] for number in shown), "other or not usable"]
     kept = len(shown) + int(table[-1].any())
     return Confusion(model, names, table[:kept].tolist(), int(table.max()))
+
+
+def _form(folder: Path) -> str:
+    """What the candidate answers without its grammar, in a sentence; empty where it has none."""
+    free = load_free_answers(folder)
+    if free is None:
+        return ""
+    without = free.scores
+    return (
+        f"Answers are held to a form (constrain). It changed {free.changed:,} of {without.rows:,} answers of the "
+        f"candidate; without it {without.accuracy:.1%} are right, {without.usable:.1%} usable and "
+        f"{without.false_approvals:.1%} false approvals."
+    )
+
+
+def _confidence(predictions: Sequence[Prediction], rows: Sequence[EvidenceRow], config: RunConfig) -> list[str]:
+    """How far the candidate's confidence can be trusted, and which cases it decides; nothing where it has none."""
+    bins = reliability_bins(predictions)
+    if not bins:
+        return []
+    error = f"Expected calibration error: {calibration_error(bins):.3f} (10 ranges of confidence)."
+    rule = hand_over(predictions, [row.tie for row in rows], config)
+    return [error, *([str(rule)] if rule else [])]
 
 
 def _cost(summary: Path) -> dict[str, str]:
