@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO
 
@@ -44,7 +45,7 @@ class Job:
     parts: str
     output: str | None = None
 
-    @property
+    @cached_property
     def key(self) -> Key:
         """All that the bytes of the answers depend on. Another kind of machine rounds otherwise."""
         own = self.answerer.config
