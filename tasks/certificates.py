@@ -90,7 +90,7 @@ def judge_version(config: RunConfig, number: str, rows: str | None, limit: int |
         raise SettingsError(["--rows: expected held-out rows, found none; give a file of rows"])
     name = f"models:/{config.registered_model_name}/{registered.version}"
     judged = Judged(name, settings, registered, asked, [])
-    return replace(judged, predictions=_answers(judged, certificates_folder(config, registered)))
+    return own_answers(judged, certificates_folder(config, registered))
 
 
 def certificates_folder(config: RunConfig, registered: RegisteredRef) -> Path:
@@ -106,7 +106,8 @@ def _rows(settings: RunConfig, registered: RegisteredRef, rows: str | None) -> D
     return load_training_data(prepare_data(given, Path(registered.base))).held_out
 
 
-def _answers(judged: Judged, folder: Path) -> list[Prediction]:
+def own_answers(judged: Judged, folder: Path) -> Judged:
+    """The same with the version's answers, which are kept in a folder."""
     kept = folder / f"judged-{_key(judged)[:12]}"
     if not seal_digest(kept):
         loaded, judge = judged.load(), AnswerJudge.of(judged.config, frozenset())
@@ -115,7 +116,7 @@ def _answers(judged: Judged, folder: Path) -> list[Prediction]:
         with complete_folder(kept) as draft:
             (draft / ANSWERS_FILE).write_text(json.dumps([asdict(one) for one in found]), encoding="utf-8")
     values = json.loads((kept / ANSWERS_FILE).read_text(encoding="utf-8"))
-    return [Prediction(**one) for one in values]
+    return replace(judged, predictions=[Prediction(**one) for one in values])
 
 
 def _key(judged: Judged) -> str:

@@ -1,5 +1,6 @@
 """Which defect the answers of an endpoint show, in a sentence, and how to mend it."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -230,11 +231,20 @@ def _run_on(asked: Asked, tokenizer: PreTrainedTokenizerFast) -> list[Finding]:
 
 
 def _goes_on(row: Row) -> bool:
-    """The judged answer, then more: as text, or as tokens that no text shows."""
+    """An answer, then more: as text, or as tokens that no text shows."""
     text, tokens = row.reply.text, row.reply.completion_tokens or 0
     if text.strip() == row.judged.strip():
         return tokens > len(row.judged_tokens) + 2
-    return text.startswith(row.judged)
+    return text.startswith(row.judged) or bool(_after_object(text))
+
+
+def _after_object(text: str) -> str:
+    """What follows the JSON object that a text begins with; nothing where it begins with none."""
+    try:
+        _, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return ""
+    return text[end:].strip()
 
 
 def _cut(asked: Asked) -> list[Finding]:
