@@ -57,7 +57,7 @@ def base_job_template(kind: PoolKind, gpu: bool) -> dict[str, Any]:
 
 
 def _process(_gpu: bool) -> Changes:
-    # None of these is a variable of a run: whoever starts one would choose its code and what it may read.
+    # None of these is a variable: whoever starts a run would choose its program, and the folder that it may read.
     return {"command": None, "env": RUN_ENVIRONMENT, "working_dir": "."}, {
         # A worker that streams output notices a killed process only when no child of it holds the pipe open.
         "stream_output": {"default": False},

@@ -9,7 +9,8 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from fsspec.core import split_protocol, strip_protocol
-from prefect.runtime import deployment
+from prefect.client.schemas.objects import FlowRun
+from prefect.context import FlowRunContext
 
 from tasks.artifact_store import VARIABLE as STORE
 from tasks.refs import DatasetRef
@@ -28,10 +29,13 @@ def require_allowed(config: RunConfig, dataset: DatasetRef | None = None) -> Non
     """Raise ``SettingsError`` when a run of a deployment has a path outside the allowed roots, or code by a name that
     is not allowed.
 
-    Both are said by the environment of the worker, which no parameter changes. Links are followed first. The folder of
-    the worker and the artifact store are always allowed. Imports nothing and reads no row.
+    Both are said by the environment of the worker, which no parameter changes, and no job variable of the run may
+    change. Links are followed first. The folder of the worker and the artifact store are always allowed. Imports
+    nothing and reads no row.
     """
-    if deployment.id is None:
+    context = FlowRunContext.get()
+    run = context.flow_run if context else None
+    if run is None or run.deployment_id is None:
         return
     given = vars(config)
     read = _FOLDERS if dataset else (*_ROWS, *_FOLDERS)  # with a dataset, rows are not read again
@@ -43,8 +47,17 @@ def require_allowed(config: RunConfig, dataset: DatasetRef | None = None) -> Non
     problems = [_outside(name, path) for name, path in paths.items() if not _is_allowed(name, path)]
     allowed = _listed(FUNCTIONS)
     problems += [_not_named(name, given[name]) for name in _CODE if given[name] and given[name] not in allowed]
+    problems += [
+        "job_variables: a run may not change its environment; set env of its deployment"
+    ] * _changes_environment(run)
     if problems:
         raise SettingsError(problems)
+
+
+def _changes_environment(run: FlowRun) -> bool:
+    """Whether the run came with job variables of its own that set environment variables: Prefect merges those into
+    the pool's."""
+    return any(name == "env" or name.startswith("env.") for name in run.job_variables or {})
 
 
 def _outside(name: str, path: str) -> str:

@@ -27,7 +27,10 @@ def test_janitor_runs_while_no_other_run_of_its_pool_does(tmp_path: Path) -> Non
     """Runs that wait for their training may occupy all places of the CPU pool's worker; here it has none."""
     with up.servers(tmp_path) as found:
         list(up.deploy_to(found))
-        with up.worker("janitor", tmp_path, found), httpx.Client(base_url=f"{found.prefect.address}/api") as api:
+        with (
+            up.worker("janitor", tmp_path, found),
+            httpx.Client(base_url=f"{found.prefect.address}/api", timeout=60) as api,
+        ):
             runs = [_start(api, name) for name in ("sft-flow/demo", "janitor-flow/often")]
             while (states := [api.get(f"/flow_runs/{run}").json()["state_type"] for run in runs])[1] != "COMPLETED":
                 assert states[1] in ("SCHEDULED", "PENDING", "RUNNING")

@@ -1,8 +1,13 @@
 """A run of a deployment reads, writes and imports what its worker's environment allows; a command may do anything."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import pytest
+from prefect.client.schemas.objects import FlowRun
+from prefect.context import FlowRunContext
 
 from tasks.confinement import require_allowed
 from tasks.refs import DatasetRef, FolderRef
@@ -11,8 +16,13 @@ from training_core.config import RunConfig, SettingsError, read_settings
 ROOTS = "SFT_FLOW_ALLOWED_ROOTS"
 
 
+def as_run(**fields: Any) -> Any:
+    """What Prefect tells the code of a run about that run."""
+    return FlowRunContext.model_construct(flow_run=FlowRun(flow_id=uuid4(), name="a run", **fields))
+
+
 @pytest.fixture
-def deployed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def deployed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The working folder of a worker that runs a deployment."""
     folder = tmp_path / "worker"
     (folder / "data").mkdir(parents=True)
@@ -22,9 +32,9 @@ def deployed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "worker-of-another").mkdir()
     (tmp_path / "worker-of-another" / "rows.jsonl").touch()
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "a deployment")
     monkeypatch.delenv("SFT_FLOW_STORE", raising=False)
-    return folder
+    with as_run(deployment_id=uuid4()):
+        yield folder
 
 
 def problems(dataset: DatasetRef | None = None, **settings: object) -> list[str]:
@@ -118,6 +128,16 @@ def test_code_that_is_not_named_is_not_imported(deployed: Path, monkeypatch: pyt
     assert not (deployed / "imported").exists()
 
 
-def test_command_line_is_free(deployed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PREFECT__RUNTIME__DEPLOYMENT__ID")
-    require_allowed(RunConfig(dataset_path="/etc/passwd", output_dir="/elsewhere", label_audit="os:getcwd"))
+@pytest.mark.parametrize("job_variables", [{"env": {ROOTS: "/"}}, {f"env.{ROOTS}": "/"}])
+def test_run_that_changes_its_environment_is_refused(deployed: Path, job_variables: dict[str, Any]) -> None:
+    """Prefect merges job variables of a run, which come over the API, into the environment of the pool."""
+    with as_run(deployment_id=uuid4(), job_variables=job_variables):
+        (problem,) = problems()
+    assert problem.startswith("job_variables: a run may not change its environment")
+    with as_run(deployment_id=uuid4(), job_variables={"shm_size": "8g"}):
+        assert problems() == []
+
+
+def test_command_line_is_free(deployed: Path) -> None:
+    with as_run():
+        require_allowed(RunConfig(dataset_path="/etc/passwd", output_dir="/elsewhere", label_audit="os:getcwd"))
