@@ -143,7 +143,8 @@ def section(results: dict[str, Any]) -> str:
     rows = [Planted(**one) for one in results["planted"]]
     return "\n".join(
         [
-            f"{results['rows']} held-out rows, tiny base, rank {RANK}, {results['date']} (`python -m benchmarks.certify`):",
+            f"{results['rows']} held-out rows, tiny base, rank {RANK}, {results['date']}"
+            " (`python -m benchmarks.certify`):",
             "",
             "| planted | where | certified | the sentence that the user reads |",
             "|---|---|---|---|",
