@@ -39,10 +39,17 @@ def test_script_writes_the_promised_files_and_prints_tables(tiny_base: Path, sam
     }
     assert {path.name for path in (run / "adapter").iterdir()} == {
         *("adapter_config.json", "adapter_model.safetensors", "run_config.json", "system.json", "manifest.json"),
-        *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
+        *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "answer_schema.json"),
     }
     assert {path.name for path in (run / "evaluation").iterdir()} == {
-        *("scores.json", "comparison.json", "parity_sample.json", "confusion.png", "loss_curve.png"),
+        *(
+            "scores.json",
+            "comparison.json",
+            "free_answers.json",
+            "parity_sample.json",
+            "confusion.png",
+            "loss_curve.png",
+        ),
         *("manifest.json", "training.json", "rows.jsonl", "policies.json"),
         *(f"predictions_{name}.jsonl" for name in ("base", "candidate", "majority", "lookup_table")),
     }

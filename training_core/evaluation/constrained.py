@@ -53,6 +53,8 @@ class ConstrainedAnswer:
 
     def allows(self, token: int) -> bool:
         """Whether a token may come next; embeddings can have more rows than there are tokens."""
+        if token == self.grammar.end_of_turn:  # which llguidance does not validate
+            return self._matcher.is_accepting()
         return token < self.grammar.tokens.vocab_size and bool(self._matcher.validate_tokens([token]))
 
     def choose(self, likeliest: int, scores: Tensor) -> int:

@@ -38,8 +38,8 @@ class AnswerGrammar:
     """The answers of a schema in the tokens of one tokenizer; each ends with ``end_of_turn``.
 
     ``decisions``: those that the schema allows; none where it names none. An unfinished answer is brought to its end in
-    at most ``longest_ending`` tokens. ``flat``: it gets no further from its end as it grows, but for one decision or
-    character.
+    at most ``longest_ending`` tokens. One more token can take it further from its end by ``growth`` tokens, those of a
+    field with other values in it, besides a decision or a character; ``flat``: none is.
     """
 
     first: LLMatcher
@@ -48,6 +48,7 @@ class AnswerGrammar:
     closers: tuple[int, ...]
     decisions: tuple[str, ...]
     flat: bool
+    growth: int
     longest_ending: int
 
     @classmethod
@@ -61,6 +62,7 @@ class AnswerGrammar:
         objects = schema.get("anyOf", [schema])
         fields = [field for one in objects for field in one.get("properties", {}).values()]
         named = {text: None for one in objects for text in one.get("properties", {}).get(DECISION, {}).get("enum", ())}
+        nested = [len(tokens.tokenize_str(_example(field, schema))) for field in fields if not _is_flat(field)]
         longest = max((len(tokens.tokenize_str(_example(one, schema))) for one in objects), default=0)
         return cls(
             first=LLMatcher(tokens, text, log_level=0),
@@ -68,7 +70,8 @@ class AnswerGrammar:
             end_of_turn=int(end or 0),
             closers=tuple(tokens.greedy_tokenize(closer)[0] for closer in _CLOSERS),
             decisions=tuple(named),
-            flat=len(objects) == 1 and bool(fields) and all(_is_flat(field) for field in fields),
+            flat=len(objects) == 1 and bool(fields) and not nested,
+            growth=2 * max(nested, default=0) + (0 if fields and len(objects) == 1 else longest),
             longest_ending=2 * longest + _CHARACTER,
         )
 
@@ -80,7 +83,7 @@ class AnswerGrammar:
     def room(self) -> int:
         """The tokens by which an answer can get further from its end while it may still grow."""
         decision = max((len(json.dumps(name)) for name in self.decisions), default=0)
-        return decision + _CHARACTER + (0 if self.flat else self.longest_ending)
+        return decision + _CHARACTER + self.growth
 
     def ending(self, matcher: LLMatcher) -> list[int]:
         """Tokens that complete the answer from where ``matcher`` is: it closes what is open as soon as it may."""

@@ -55,7 +55,7 @@ def prompts(rows: int, seed: int = 0) -> list[list[int]]:
 
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_constrained_answers_are_complete_within_the_limit(loaded: LoadedModel, name: str) -> None:
-    limit = 160
+    limit = 240
     schema, examples = SCHEMAS[name]
     grammar = AnswerGrammar.of(schema, loaded.tokenizer)
     found = complete(loaded, prompts(8), settings(limit), grammar)
