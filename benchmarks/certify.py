@@ -41,7 +41,7 @@ from training_core.model_setup import digest_base_model
 RESULTS = ROOT / "benchmarks" / "results" / "certify.json"
 RUNS = ROOT / "runs" / "certify"
 PAGE, SECTION = DOCS / "using.md", "certify"
-LINES, ROWS, RANK, LIMIT = 120, 24, 32, 128
+LINES, ROWS, RANK, LIMIT = 120, 6, 32, 128
 CUT_AT = 40  # of answers of about 60 tokens; the registered limit is 128
 
 Write = Callable[[Source, Path], Path]
@@ -143,8 +143,7 @@ def section(results: dict[str, Any]) -> str:
     rows = [Planted(**one) for one in results["planted"]]
     return "\n".join(
         [
-            f"{results['rows']} held-out rows, tiny base, rank {RANK}, {results['date']}"
-            " (`python -m benchmarks.certify`):",
+            f"{results['rows']} rows, tiny base, rank {RANK}, {results['date']} (`python -m benchmarks.certify`):",
             "",
             "| planted | where | certified | the sentence that the user reads |",
             "|---|---|---|---|",

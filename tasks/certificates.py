@@ -19,7 +19,7 @@ from training_core.code_digest import code_digest
 from training_core.config import RunConfig, SettingsError
 from training_core.data_loader import prepare_data
 from training_core.dataset.splits import held_out_sample
-from training_core.dataset.store import load_training_data
+from training_core.dataset.store import HELD_OUT_FILE, load_training_data
 from training_core.evaluation.scores import Prediction, evaluate_model
 from training_core.evaluation.text_scores import AnswerJudge
 from training_core.export.certificate import (
@@ -87,7 +87,7 @@ def judge_version(config: RunConfig, number: str, rows: str | None, limit: int |
         settings = replace(settings, max_eval_rows=limit)
     asked = held_out_sample(_rows(settings, registered, rows), settings)
     if not len(asked):
-        raise SettingsError(["--rows: expected held-out rows, found none; give a file of rows"])
+        raise SettingsError(["--rows: expected rows that can be asked, found none; sft-flow check says why"])
     name = f"models:/{config.registered_model_name}/{registered.version}"
     judged = Judged(name, settings, registered, asked, [])
     return own_answers(judged, certificates_folder(config, registered))
@@ -102,8 +102,9 @@ def certificates_folder(config: RunConfig, registered: RegisteredRef) -> Path:
 def _rows(settings: RunConfig, registered: RegisteredRef, rows: str | None) -> Dataset:
     if rows is None:
         return load_training_data(open_folder(registered_dataset(settings, registered).folder, settings)).held_out
+    # Not fit to train on, which nobody wants: each row is held out, and so a duplicate among those to train on.
     given = replace(settings, dataset_path=rows, eval_path=rows, overlap="allow")
-    return load_training_data(prepare_data(given, Path(registered.base))).held_out
+    return Dataset.from_file(str(prepare_data(given, Path(registered.base)) / HELD_OUT_FILE))
 
 
 def own_answers(judged: Judged, folder: Path) -> Judged:
