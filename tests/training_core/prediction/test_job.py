@@ -62,8 +62,9 @@ def kill_after(parts: int, killed: Job) -> None:
         if next(left) == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    stream = None if killed.output else io.BytesIO()
     _ = killed.answerer.loaded  # so that each process has it
-    process = multiprocessing.get_context("fork").Process(target=write_answers, args=(killed, report))
+    process = multiprocessing.get_context("fork").Process(target=write_answers, args=(killed, report, stream))
     process.start()
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
