@@ -23,6 +23,7 @@ _DEPLOYMENT_SERVICES = (
 )
 
 
+_LOG = "server.log"
 _RESTARTS = 5  # of a server that dies; one that cannot start is not worth more
 _WAITING_CONNECTIONS = 2048  # uvicorn's own default
 
@@ -64,9 +65,7 @@ def prefect_server(
     stops. With a ``log`` its output goes to that file.
     """
     home.mkdir(parents=True, exist_ok=True)
-    if not (home / "prefect.db").exists():
-        for leftover in home.glob("prefect.db-*"):  # SQLite would read that of a deleted database into the new one
-            leftover.unlink()
+    _forget_deleted_database(home)
     listener = listen(preferred_port)
     address = _address(listener)
     environment = {
@@ -90,27 +89,33 @@ def prefect_server(
         yield Server(process, address, "/api/health")
 
 
+def _forget_deleted_database(home: Path) -> None:
+    """SQLite would read what was not yet written to a deleted database into the new one."""
+    if not (home / "prefect.db").exists():
+        for leftover in home.glob("prefect.db-*"):
+            leftover.unlink()
+
+
 @contextlib.contextmanager
 def lasting_prefect_server(home: Path) -> Iterator[Server]:
     """A Prefect server that is started again, at the same address, when something kills it; its log is in ``home``."""
     home.mkdir(parents=True, exist_ok=True)
-    ended, log = threading.Event(), home / "server.log"
-    with contextlib.ExitStack() as later, prefect_server(home, log=log) as server:
-        port = int(server.address.rpartition(":")[2])
-
-        def watch() -> None:
-            process = server.process
-            for _ in range(_RESTARTS):
-                process.wait()
-                if ended.is_set() or not home.is_dir():
-                    return
-                process = later.enter_context(prefect_server(home, port, log=log)).process
-
-        threading.Thread(target=watch, daemon=True).start()
+    ended = threading.Event()
+    with contextlib.ExitStack() as later, prefect_server(home, log=home / _LOG) as server:
+        threading.Thread(target=_start_again, args=(home, server, later, ended), daemon=True).start()
         try:
             yield server
         finally:
             ended.set()
+
+
+def _start_again(home: Path, server: Server, later: contextlib.ExitStack, ended: threading.Event) -> None:
+    port = int(server.address.rpartition(":")[2])
+    for _ in range(_RESTARTS):
+        server.process.wait()
+        if ended.is_set() or not home.is_dir():
+            return
+        server = later.enter_context(prefect_server(home, port, log=home / _LOG))
 
 
 @contextlib.contextmanager

@@ -219,16 +219,21 @@ def _create_run(client: MlflowClient, config: RunConfig) -> str:
 
     run, others = found_or_created(runs, lambda: client.create_run(experiment, tags=tags))
     client.set_terminated(run.info.run_id, "FINISHED")
-    try:
-        client.create_experiment(_experiment(config), tags={_RUN_TAG: run.info.run_id})
-    except MlflowException as error:
-        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
-            raise
-    named = str(_run_id(client, config))
+    named = _name_run(client, config, run.info.run_id)
     for other in (run, *others):
         if other.info.run_id != named:
             client.delete_run(other.info.run_id)
     return named
+
+
+def _name_run(client: MlflowClient, config: RunConfig, run_id: str) -> str:
+    """Name this run as the ledger's, unless another one is named already; the id of the one that is."""
+    try:
+        client.create_experiment(_experiment(config), tags={_RUN_TAG: run_id})
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+            raise
+    return str(_run_id(client, config))
 
 
 def _experiment(config: RunConfig) -> str:

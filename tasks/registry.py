@@ -161,34 +161,36 @@ def _find_base(config: RunConfig, name: str, commit: str | None, digest: str) ->
 def _create_version(client: MlflowClient, config: RunConfig, trained: TrainedRef) -> ModelVersion:
     name, run = config.registered_model_name, trained.run
     model = _find_or_log_model(client, config, trained)
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
-            raise
+    _create_registered_model(client, name)
     tags = {
-        FINGERPRINT_TAG: run.fingerprint,
-        ADAPTER_TAG: trained.adapter.digest,
-        **_serving(config, trained),
+        **_model_tags(config, trained),
         _BASE_TAG: _base_name(config),
         _BASE_DIGEST_TAG: run.base_digest,
         **({BASE_COMMIT_TAG: run.base_commit} if run.base_commit else {}),
     }
+    own = {"run_id": run.tracking_run_id, "tags": tags, "model_id": model.model_id}
     first, others = found_or_created(
         lambda: versions_of(config, run.fingerprint),
-        lambda: client.create_model_version(
-            name, model.artifact_location, run.tracking_run_id, tags=tags, model_id=model.model_id
-        ),
+        lambda: client.create_model_version(name, model.artifact_location, **own),
     )
     for other in others:  # another process was faster by a moment
         delete_version(config, other)
     return first
 
 
-def _serving(config: RunConfig, trained: TrainedRef) -> dict[str, str]:
-    """The tags of how a version is served: the settings, and the confidence that its evaluation gives."""
+def _create_registered_model(client: MlflowClient, name: str) -> None:
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+            raise
+
+
+def _model_tags(config: RunConfig, trained: TrainedRef) -> dict[str, str]:
+    """What tells a packaged adapter from others, and how it is served."""
+    own = {FINGERPRINT_TAG: trained.run.fingerprint, ADAPTER_TAG: trained.adapter.digest, **serving_tags(config)}
     confidence = _min_confidence(config, trained)
-    return serving_tags(config) | ({} if confidence is None else {CONFIDENCE_TAG: str(confidence)})
+    return own if confidence is None else own | {CONFIDENCE_TAG: str(confidence)}
 
 
 def _min_confidence(config: RunConfig, trained: TrainedRef) -> float | None:
@@ -200,8 +202,7 @@ def _min_confidence(config: RunConfig, trained: TrainedRef) -> float | None:
 
 def _find_or_log_model(client: MlflowClient, config: RunConfig, trained: TrainedRef) -> LoggedModel:
     """The packaged adapter in the tracking store; one that a killed process left half-uploaded is completed."""
-    run, experiment = trained.run, experiment_id(client, config)
-    tags = {FINGERPRINT_TAG: run.fingerprint, ADAPTER_TAG: trained.adapter.digest, **_serving(config, trained)}
+    run, experiment, tags = trained.run, experiment_id(client, config), _model_tags(config, trained)
     model, _ = found_or_created(
         lambda: _logged_models(client, experiment, tags),
         lambda: client.create_logged_model(experiment, "adapter", run.tracking_run_id, tags=tags),
