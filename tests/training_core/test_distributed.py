@@ -110,6 +110,7 @@ def test_distributed_training_survives_the_kill_of_any_process(config: RunConfig
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1_200)
 def test_sharded_training_survives_a_kill_and_equals_a_whole_one(config: RunConfig, tmp_path: Path) -> None:
     """The whole base trains in one process, the sharded one in two, of which the second is killed."""
     config = RunConfig(
