@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -109,6 +110,7 @@ def test_distributed_training_survives_the_kill_of_any_process(config: RunConfig
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1_200)
 def test_sharded_training_survives_a_kill_and_equals_a_whole_one(config: RunConfig, tmp_path: Path) -> None:
     """The whole base trains in one process, the sharded one in two, of which the second is killed."""
     config = RunConfig(
@@ -118,12 +120,16 @@ def test_sharded_training_survives_a_kill_and_equals_a_whole_one(config: RunConf
     config = dataclasses.replace(config, sharding="fsdp")
     unbroken, _ = train(config, tmp_path / "two", 2)
     killed = tmp_path / "killed"
-    caller = start(config, prepare_data(config, Path(config.model_name)), killed)
+    errors = tmp_path / "errors"
+    with errors.open("w") as log:
+        caller = start(config, prepare_data(config, Path(config.model_name)), killed, log)
     while last_step(killed) < 2:
         assert caller.is_running() and caller.status() != psutil.STATUS_ZOMBIE
         time.sleep(0.05)
     caller.children()[0].children()[1].kill()
     assert caller.wait(timeout=120) != 0
+    _, _, first_failure = errors.read_text().partition("Root Cause (first observed failure)")
+    assert "rank      : 1" in first_failure and "Signal 9 (SIGKILL)" in first_failure
     resumed, summary = train(config, killed, 2)
     assert 1 <= summary.resumed_from_step < 4
     assert torch.equal(resumed, unbroken)
@@ -199,15 +205,15 @@ def interrupt() -> bool:
     return True
 
 
-def start(config: RunConfig, rows: Path, run_dir: Path) -> psutil.Popen:
-    """A process that trains in two others."""
+def start(config: RunConfig, rows: Path, run_dir: Path, errors: Any = subprocess.DEVNULL) -> psutil.Popen:
+    """A process that trains in two others, and writes its errors to this file."""
     settings = json.dumps(dataclasses.asdict(config))
     program = (
         "import json, pathlib, sys; from training_core.config import read_settings; "
         "from training_core.distributed import train_on_devices; settings, rows, run_dir = sys.argv[1:]; "
         "train_on_devices(read_settings(json.loads(settings)), pathlib.Path(rows), pathlib.Path(run_dir), 2)"
     )
-    return psutil.Popen([sys.executable, "-c", program, settings, str(rows), str(run_dir)], stderr=subprocess.DEVNULL)
+    return psutil.Popen([sys.executable, "-c", program, settings, str(rows), str(run_dir)], stderr=errors)
 
 
 def last_step(run_dir: Path) -> int:
