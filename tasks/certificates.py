@@ -13,13 +13,14 @@ from peft import PeftModel
 
 from tasks.artifact_store import open_folder
 from tasks.refs import RegisteredRef
-from tasks.registered import fetch_registered, registered_dataset, registered_settings
+from tasks.registered import fetch_registered, registered_dataset, registered_settings, served_settings
 from tasks.tracking import connect
 from training_core.code_digest import code_digest
 from training_core.config import RunConfig, SettingsError
 from training_core.data_loader import prepare_data
 from training_core.dataset.splits import held_out_sample
 from training_core.dataset.store import HELD_OUT_FILE, load_training_data
+from training_core.evaluation.grammar import load_grammar
 from training_core.evaluation.scores import Prediction, evaluate_model
 from training_core.evaluation.text_scores import AnswerJudge
 from training_core.export.certificate import (
@@ -80,9 +81,8 @@ class Judged:
 
 def judge_version(config: RunConfig, number: str, rows: str | None, limit: int | None) -> Judged:
     """The version's own answers to ``rows`` (``None``: its held-out rows), at most ``limit`` of them; computed once."""
-    registered, settings = fetch_registered(config, number), registered_settings(config, number)
-    if registered.max_new_tokens:
-        settings = replace(settings, eval_max_new_tokens=registered.max_new_tokens)
+    registered = fetch_registered(config, number)
+    settings = served_settings(registered_settings(config, number), registered)
     if limit:
         settings = replace(settings, max_eval_rows=limit)
     asked = held_out_sample(_rows(settings, registered, rows), settings)
@@ -112,7 +112,8 @@ def own_answers(judged: Judged, folder: Path) -> Judged:
     kept = folder / f"judged-{_key(judged)[:12]}"
     if not seal_digest(kept):
         loaded, judge = judged.load(), AnswerJudge.of(judged.config, frozenset())
-        found = evaluate_model(loaded, judged.rows, judged.config, judge)
+        grammar = load_grammar(Path(judged.registered.adapter.path), loaded.tokenizer, judged.config.constrain)
+        found = evaluate_model(loaded, judged.rows, judged.config, judge, grammar)
         kept.parent.mkdir(parents=True, exist_ok=True)
         with complete_folder(kept) as draft:
             (draft / ANSWERS_FILE).write_text(json.dumps([asdict(one) for one in found]), encoding="utf-8")
@@ -123,7 +124,7 @@ def own_answers(judged: Judged, folder: Path) -> Judged:
 def _key(judged: Judged) -> str:
     """What the answers depend on: adapter, base, rows, settings of the evaluation and its code."""
     config, registered = judged.config, judged.registered
-    settings = (config.eval_max_new_tokens, config.eval_batch_size, config.answer_audit)
+    settings = (config.eval_max_new_tokens, config.eval_batch_size, config.answer_audit, config.constrain)
     code = code_digest("training_core.evaluation.scores", without=["training_core.config"])
     facts = [registered.adapter.digest, registered.run.base_digest, code, settings, judged.rows["record"][:]]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

@@ -6,7 +6,7 @@ from pathlib import Path
 from tasks.artifact_store import open_folder
 from tasks.ledger import EXPORT, Entry, Ledger
 from tasks.refs import RegisteredRef
-from tasks.registered import fetch_registered, registered_dataset, registered_settings
+from tasks.registered import fetch_registered, registered_dataset, registered_settings, served_settings
 from tasks.versions import decide_once, named_version, version_id
 from training_core.base_model import base_folder
 from training_core.config import RunConfig
@@ -36,16 +36,16 @@ def export_version(config: RunConfig, number: str, wanted: Wanted, folder: Path)
     settings = registered_settings(config, number)
     source = replace(_source(config, settings, registered), weights=wanted.weights)
     data = load_training_data(open_folder(registered_dataset(config, registered).folder, config))
-    form, asked = formats(wanted.gguf_type)[wanted.format], _evaluation(settings, source, wanted)
+    asked = _evaluation(served_settings(settings, registered), wanted)
+    form = formats(wanted.gguf_type)[wanted.format]
     place, verdict = export_judged(source, wanted.format, form, data, asked, folder)
     _record(config, number, wanted.format, verdict)
     return Exported(place, verdict, advice(source, verdict))
 
 
-def _evaluation(settings: RunConfig, source: Source, wanted: Wanted) -> RunConfig:
-    """The settings of the version, to compare decisions with: the code of ``answer_audit`` may not be here."""
-    rows = wanted.max_eval_rows or settings.max_eval_rows
-    return replace(settings, eval_max_new_tokens=source.max_new_tokens, max_eval_rows=rows, answer_audit=None)
+def _evaluation(served: RunConfig, wanted: Wanted) -> RunConfig:
+    """The settings to compare decisions with: the code of ``answer_audit`` may not be here."""
+    return replace(served, max_eval_rows=wanted.max_eval_rows or served.max_eval_rows, answer_audit=None)
 
 
 def _source(config: RunConfig, settings: RunConfig, registered: RegisteredRef) -> Source:

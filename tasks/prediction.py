@@ -16,7 +16,7 @@ from prefect.runtime import flow_run
 
 from tasks.recovery import POLL_SECONDS, SCORING, end_when_replaced
 from tasks.refs import RegisteredRef
-from tasks.registered import fetch_registered, registered_settings
+from tasks.registered import fetch_registered, registered_settings, served_settings
 from training_core.config import RunConfig, SettingsError
 from training_core.grid import Grid
 from training_core.model_setup import free_models
@@ -70,13 +70,7 @@ def _find_cases(asked: Asked) -> Cases:
 
 
 def _answerer(own: RunConfig, registered: RegisteredRef, batch_size: int | None) -> Answerer:
-    """What is served: the registry's settings come before those of the training's run."""
-    served = replace(
-        own,
-        eval_max_new_tokens=registered.max_new_tokens or own.eval_max_new_tokens,
-        constrain=registered.constrain,
-        eval_batch_size=batch_size or own.eval_batch_size,
-    )
+    served = replace(served_settings(own, registered), eval_batch_size=batch_size or own.eval_batch_size)
     return Answerer(Path(registered.base), Path(registered.adapter.path), served, registered.min_confidence)
 
 

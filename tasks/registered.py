@@ -23,6 +23,12 @@ def registered_settings(config: RunConfig, number: str) -> RunConfig:
     return replace(settings_of(config, number), output_dir=config.output_dir)
 
 
+def served_settings(own: RunConfig, registered: RegisteredRef) -> RunConfig:
+    """Settings of a version's training, with those that its answers are served with: the registry's come first."""
+    longest = registered.max_new_tokens or own.eval_max_new_tokens
+    return replace(own, eval_max_new_tokens=longest, constrain=registered.constrain)
+
+
 def registered_dataset(config: RunConfig, registered: RegisteredRef) -> DatasetRef:
     """The dataset that the version was trained on. Raises ``SettingsError`` when its MLflow run does not name it."""
     tags = connect(config).get_run(registered.run.tracking_run_id).data.tags

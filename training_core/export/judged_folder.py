@@ -10,6 +10,7 @@ from datasets import Dataset
 from training_core.config import RunConfig, SettingsError
 from training_core.dataset.splits import held_out_sample
 from training_core.dataset.store import TrainingData
+from training_core.evaluation.grammar import load_grammar
 from training_core.evaluation.scores import Prediction, evaluate_model, judge_answers, questions
 from training_core.evaluation.text_scores import AnswerJudge, read_training_answers
 from training_core.export.agreement import compare_decisions
@@ -78,4 +79,5 @@ def _as_evaluated(
 ) -> tuple[AnswerJudge, Sequence[Prediction]]:
     loaded = load_adapted_model(source.base, source.adapter)
     judge = AnswerJudge.of(config, read_training_answers(train, ChatEncoder.of(loaded.tokenizer)).exact_fields)
-    return judge, evaluate_model(loaded, rows, config, judge)
+    grammar = load_grammar(source.adapter, loaded.tokenizer, config.constrain)
+    return judge, evaluate_model(loaded, rows, config, judge, grammar)

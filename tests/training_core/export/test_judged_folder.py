@@ -35,6 +35,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
 def config(sample_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     runs = str(tmp_path_factory.mktemp("runs"))
     return RunConfig(
+        constrain="none",
         model_name=str(TINY_QWEN),
         dataset_path=str(sample_rows),
         output_dir=runs,
