@@ -264,8 +264,8 @@ def weights_alike(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> flo
     other = [pair for pair in pairs if not torch.equal(*(one.to(torch.bfloat16) for one in pair))]
     if not other:
         return 1.0
-    cosines = [torch.cosine_similarity(*(one.float().flatten() for one in pair), dim=0) for pair in other]
-    return min(0.999, *map(float, cosines)) if len(cosines) > 1 else min(0.999, float(cosines[0]))
+    flat = [(one.float().flatten(), weight.float().flatten()) for one, weight in other]
+    return min(0.999, *(float(torch.cosine_similarity(one, weight, dim=0)) for one, weight in flat))
 
 
 # Decoding
