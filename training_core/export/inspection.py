@@ -264,8 +264,8 @@ def weights_alike(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> flo
     other = [pair for pair in pairs if not torch.equal(*(one.to(torch.bfloat16) for one in pair))]
     if not other:
         return 1.0
-    flat = [(a.float().flatten(), b.float().flatten()) for a, b in other]
-    return min(0.999, *(float(torch.cosine_similarity(a, b, dim=0)) for a, b in flat))
+    flat = [(one.float().flatten(), weight.float().flatten()) for one, weight in other]
+    return min(0.999, *(float(torch.cosine_similarity(one, weight, dim=0)) for one, weight in flat))
 
 
 # Decoding
