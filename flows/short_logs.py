@@ -1,5 +1,6 @@
 """The log in the terminal: one line for each error, since the end of the command shows the traceback, once."""
 
+import copy
 import logging
 
 from prefect.logging.configuration import setup_logging
@@ -14,7 +15,7 @@ class OneLine(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The record's line; other handlers share the record, so it stays as it is."""
-        own = logging.makeLogRecord(vars(record))
+        own = copy.copy(record)
         own.exc_info = own.exc_text = own.stack_info = None
         return self.inner.format(own)
 

@@ -61,7 +61,8 @@ def setup_logging(level: int = logging.INFO) -> None:
 
 def _shown_record(*arguments: Any, **more: Any) -> logging.LogRecord:
     record = logging.LogRecord(*arguments, **more)
-    if not record.name.startswith("uvicorn"):  # its formatter reads the arguments
+    # uvicorn's formatter reads the arguments; a record without a name is filled in by logging.makeLogRecord.
+    if record.name and not record.name.startswith("uvicorn"):
         record.msg, record.args = shown(record.getMessage()), ()
     if record.exc_info:
         record.exc_text = shown(_described(record.exc_info[1]))

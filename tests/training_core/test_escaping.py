@@ -98,6 +98,17 @@ def test_log_lines_hold_no_control_characters(text: str, capsys: pytest.CaptureF
     assert "Traceback" in stream.getvalue()
 
 
+def test_log_records_of_others_are_rebuilt_as_they_were() -> None:
+    """As handlers that send records to another process or format them once more do."""
+    factory = logging.getLogRecordFactory()
+    record = logging.LogRecord("other", logging.INFO, "", 0, "step %s", (3,), None)
+    setup_logging()
+    try:
+        assert logging.makeLogRecord(vars(record)).getMessage() == "step 3"
+    finally:
+        logging.setLogRecordFactory(factory)
+
+
 @pytest.mark.parametrize("name", ["dataset_path", "eval_path", "output_dir", "cache_dir", "model_name"])
 def test_settings_hold_no_passwords(name: str) -> None:
     with pytest.raises(SettingsError, match=rf"{name}: expected an address without a password") as caught:
