@@ -46,6 +46,13 @@ def test_too_few_rows_hand_every_case_over() -> None:
     assert rule.bound == upper_bound(0, 598) < 0.005
 
 
+def test_equal_confidences_are_above_the_threshold_together() -> None:
+    rule = find_threshold(np.repeat([1.0, 0.9, 0.5], 700), np.repeat([False, False, True], 700), 0.005)
+    assert (rule.threshold, rule.automatic, rule.errors) == (0.5, 1400, 0)
+    errors = np.repeat([False, True, False], 700)
+    assert find_threshold(np.repeat([1.0, 0.9, 0.5], 700), errors, 0.005).automatic == 700
+
+
 def test_tied_rows_count_once_and_only_expensive_errors() -> None:
     config = RunConfig(max_automatic_error=0.5)
     rows = [found(0.9), found(0.9, expected="Not Eligible"), found(0.9, "Not Eligible", "Eligible"), found(None)]
