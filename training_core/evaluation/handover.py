@@ -85,6 +85,7 @@ def find_threshold(confidence: np.ndarray, errors: np.ndarray, wanted: float) ->
     Learn then Test (Angelopoulos et al., arXiv:2110.01052) with fixed-sequence testing: the numbers of rows that are
     tried are fixed beforehand, from few to all. A number's threshold is the confidence of the next row. Given that,
     the rows above are a sample of all cases above it, so the exact binomial test (Clopper and Pearson, 1934) is valid.
+    Equal confidences can leave too few rows above to show anything: such a number is left out, whatever the errors are.
     The first test that fails ends the search, so a threshold whose share of errors is above ``wanted`` is chosen with a
     probability of 5% at most.
     """
@@ -94,10 +95,11 @@ def find_threshold(confidence: np.ndarray, errors: np.ndarray, wanted: float) ->
     for rows in _tried(len(confidence), wanted):
         threshold = float(order[rows]) if rows < len(order) else 0.0
         above = confidence > threshold
-        wrong = int(errors[above].sum())
-        if binom.cdf(wrong, above.sum(), wanted) > LEVEL:
+        automatic, wrong = int(above.sum()), int(errors[above].sum())
+        if automatic < needed:
+            continue
+        if binom.cdf(wrong, automatic, wanted) > LEVEL:
             break
-        automatic = int(above.sum())
         best = Handover(threshold, len(confidence), automatic, wrong, upper_bound(wrong, automatic), needed, wanted)
     return best
 

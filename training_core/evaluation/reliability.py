@@ -7,6 +7,7 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from scipy.stats import binomtest
 
 from training_core.evaluation.scores import Prediction
 
@@ -22,6 +23,12 @@ class Bin(NamedTuple):
     rows: int
     confidence: float
     accuracy: float
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """How far the 95% Wilson interval reaches below and above the share that is right."""
+        low, high = binomtest(round(self.rows * self.accuracy), self.rows).proportion_ci(method="wilson")
+        return max(0.0, self.accuracy - low), max(0.0, high - self.accuracy)
 
 
 def reliability_bins(predictions: Sequence[Prediction]) -> list[Bin]:
@@ -51,11 +58,12 @@ def draw_reliability(predictions: Sequence[Prediction], path: Path) -> None:
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     confidence, accuracy, rows = ([one[place] for one in bins] for place in (1, 2, 0))
     axes.plot((0, 1), (0, 1), color="grey", linestyle="--", label="as it should be")
-    axes.plot(confidence, accuracy, marker="o", label="candidate")
-    axes.set(ylabel="share of right decisions", ylim=(-0.02, 1.02), title="Confidence and decisions on held-out rows")
-    axes.legend(loc="upper left")
+    bounds = np.transpose([one.bounds for one in bins])
+    axes.errorbar(confidence, accuracy, bounds, fmt="o", capsize=3, label="candidate, with 95% interval")
+    axes.set(ylabel="share of right decisions", ylim=(-0.05, 1.05), title="Confidence and decisions on held-out rows")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     below.bar(confidence, rows, width=0.05)
-    below.set(xlabel="confidence", ylabel="rows", xlim=(-0.02, 1.02))
+    below.set(xlabel="confidence", ylabel="rows", xlim=(-0.05, 1.05))
     for one in (axes, below):
         one.grid(alpha=0.3)
     figure.savefig(path)

@@ -114,12 +114,12 @@ def test_confidence_is_the_share_of_the_decision_among_allowed_ones(loaded: Load
     tokenizer = loaded.tokenizer
     encoder = ChatEncoder.of(tokenizer)
     tokens = encoder.encode_answer(ANSWER)
-    place = next(p for p in range(len(tokens)) if "N" in encoder.decode_answer(tokens[p : p + 1]))
-    (yes,) = (token for token in encoder.encode_answer('"Yes"') if "Y" in encoder.decode_answer([token]))
-    n, never = encoder.encode_answer("N")[0], encoder.encode_answer("zero")[0]
-    answer, found = scripted(loaded, ANSWER, {place: {yes: 0.2, n: 0.1, never: 0.3}}).answer()
+    n, ot, yes, o, never = (tokenizer.convert_tokens_to_ids(piece) for piece in ("N", "ot", "Y", "o", "z"))
+    place = tokens.index(n)
+    assert tokens[place + 1] == ot
+    answer, found = scripted(loaded, ANSWER, {place: {yes: 0.2, never: 0.3}, place + 1: {o: 0.1}}).answer()
     assert found == tokens
-    assert answer.confidence == pytest.approx((0.4 + 0.1) / (0.4 + 0.1 + 0.2), abs=1e-4)
+    assert answer.confidence == pytest.approx(0.5 / (0.5 + 0.2), abs=1e-4)
 
 
 def test_forbidden_tokens_give_way_and_are_counted_as_changed(loaded: LoadedModel) -> None:

@@ -1,5 +1,7 @@
 """The threshold for automatic decisions keeps its promise, and says when the rows cannot keep one."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ from training_core.evaluation.handover import (
     is_handed_over,
     upper_bound,
 )
-from training_core.evaluation.reliability import calibration_error, reliability_bins
+from training_core.evaluation.reliability import Bin, calibration_error, draw_reliability, reliability_bins
 from training_core.evaluation.scores import Prediction
 
 
@@ -46,6 +48,13 @@ def test_too_few_rows_hand_every_case_over() -> None:
     assert rule.bound == upper_bound(0, 598) < 0.005
 
 
+def test_equal_confidences_are_above_the_threshold_together() -> None:
+    rule = find_threshold(np.repeat([1.0, 0.9, 0.5], 700), np.repeat([False, False, True], 700), 0.005)
+    assert (rule.threshold, rule.automatic, rule.errors) == (0.5, 1400, 0)
+    errors = np.repeat([False, True, False], 700)
+    assert find_threshold(np.repeat([1.0, 0.9, 0.5], 700), errors, 0.005).automatic == 700
+
+
 def test_tied_rows_count_once_and_only_expensive_errors() -> None:
     config = RunConfig(max_automatic_error=0.5)
     rows = [found(0.9), found(0.9, expected="Not Eligible"), found(0.9, "Not Eligible", "Eligible"), found(None)]
@@ -69,3 +78,14 @@ def test_calibration_error_is_the_distance_from_the_diagonal() -> None:
     bins = reliability_bins([*sure, *unsure, found(None)])
     assert [(one.rows, one.accuracy) for one in bins] == [(2, 0.5), (4, 0.75)]
     assert calibration_error(bins) == pytest.approx((2 * 0.05 + 4 * 0.2) / 6)
+
+
+def test_reliability_picture_is_drawn_where_there_is_a_confidence(tmp_path: Path) -> None:
+    draw_reliability([found(None)], tmp_path / "none.png")
+    draw_reliability([found(1.0), found(0.3, expected="No")], tmp_path / "some.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["some.png"]
+
+
+def test_few_rows_of_a_range_have_a_wide_interval() -> None:
+    assert Bin(1, 0.9, 1.0).bounds == pytest.approx((0.793, 0.0), abs=1e-3)
+    assert Bin(1000, 0.9, 0.9).bounds == pytest.approx((0.020, 0.017), abs=1e-3)
