@@ -43,7 +43,7 @@ from training_core.export.diagnosis import (
 )
 from training_core.export.endpoint import Ask, Reply
 from training_core.export.folder_runtime import FolderRuntime
-from training_core.export.inspection import Registered, inspect_folder
+from training_core.export.inspection import DAMAGED, Registered, inspect_folder
 from training_core.export.replay import Explanation, explain, load_unquantised, own_gap
 from training_core.folders import complete_folder, seal_digest
 from training_core.model_setup import LoadedModel, load_adapted_model, load_tokenizer
@@ -143,10 +143,16 @@ def certify_folder(judged: Judged, folder: Path) -> Certificate:
     )
     tokenizer = load_tokenizer(base)
     findings = inspect_folder(folder, known, ChatEncoder.of(tokenizer).end_of_turn)
+    if any(one.defect == DAMAGED for one in findings):
+        return Certificate(judged.name, str(folder), _now(), 0, {}, [], findings, [], [])
     runtime = FolderRuntime.load(folder, base)
     asked = _ask(judged, runtime.ask, 1)
     findings += prompt_findings(asked, [runtime.prompt(row.messages) for row in asked.rows], tokenizer)
     return _issue(judged, asked, str(folder), {}, findings)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _ask(judged: Judged, ask: Ask, at_once: int) -> Asked:
@@ -171,7 +177,7 @@ def _issue(
     return Certificate(
         model=judged.name,
         place=place,
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        date=_now(),
         rows=len(asked.rows),
         request=request,
         checks=checks,
