@@ -21,7 +21,13 @@ from training_core.trainer import train_model
 from training_core.utils import Precision, validate_args
 
 FP32 = Precision("fp32", "a test")
-TOKENIZER = ("tokenizer_config.json", "AutoTokenizer")
+OF_ITS_OWN: dict[str, tuple[str, dict[str, object]]] = {
+    "model": ("config.json", {"model_type": "own", "auto_map": dict.fromkeys(("AutoConfig", "AutoModel"), "own.Own")}),
+    "tokenizer": (
+        "tokenizer_config.json",
+        {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}},
+    ),
+}
 WEIGHTS = ("pytorch_model.bin", "model.pt", "pytorch_model.bin.index.json")
 
 
@@ -105,9 +111,8 @@ def test_program_in_an_exported_folder_is_refused(
         write_program(base / "pytorch_model.bin", marker, as_archive=True)
     else:
         (base / "own.py").write_text(f"open({str(marker)!r}, 'w')\nclass Own: pass\n")
-        file, name = ("config.json", "AutoModelForCausalLM") if kind == "model" else TOKENIZER
-        values = json.loads((base / file).read_text()) | {"model_type": "own", "auto_map": {name: "own.Own"}}
-        (base / file).write_text(json.dumps(values | {"tokenizer_class": "Own"}))
+        file, own = OF_ITS_OWN[kind]
+        (base / file).write_text(json.dumps(json.loads((base / file).read_text()) | own))
     with contextlib.suppress(SettingsError):  # a tokenizer of its own is left out where the files suffice
         FolderRuntime.load(base, base)
     with contextlib.suppress(OSError, ValueError):

@@ -10,11 +10,11 @@ import torch
 from export_samples import source_of, write_random_adapter
 
 from training_core.config import SettingsError
-from training_core.export.adapter import write_served_adapter
+from training_core.export.adapter import adapter_usage, write_served_adapter
 from training_core.export.diagnosis import Finding
 from training_core.export.folder_runtime import FolderRuntime
 from training_core.export.inspection import DAMAGED, Registered, inspect_folder
-from training_core.export.merged import write_merged
+from training_core.export.merged import merged_usage, write_merged
 from training_core.export.source import Source
 from training_core.export.verdict import Verdict, write_verdict
 from training_core.model_setup import load_tokenizer
@@ -83,3 +83,12 @@ def test_folder_is_certified_in_the_format_it_was_exported_in(source: Source, tm
     for folder in (merged(source, tmp_path / "merged"), adapter(source, tmp_path / "adapter")):
         model = FolderRuntime.load(folder, source.base).model
         assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+
+
+def test_export_has_the_form_of_its_answers(source: Source, tmp_path: Path) -> None:
+    (source.adapter / "answer_schema.json").write_text('{"type": "object"}')
+    held = replace(source, constrain="schema")
+    for folder, usage in ((merged(held, tmp_path / "m"), merged_usage), (adapter(held, tmp_path / "a"), adapter_usage)):
+        assert (folder / "answer_schema.json").read_text() == '{"type": "object"}'
+        assert "response_format" in usage(held, folder) and "response_format" not in usage(source, folder)
+    assert not (merged(source, tmp_path / "free") / "answer_schema.json").exists()
