@@ -29,7 +29,7 @@ def certify(arguments: Sequence[str]) -> None:
     """Ask what is served the held-out rows and compare; exit with 1 when it is not certified."""
     given = _parser().parse_args(arguments)
     with contextlib.ExitStack() as opened:
-        # Before anything is loaded: an endpoint that does not answer is told within seconds.
+        # Before anything is loaded: an endpoint that does not answer ends the command within seconds.
         endpoint = opened.enter_context(_endpoint(given)) if _is_url(given.place) else None
         if endpoint is None:
             _require_folder(given)

@@ -21,7 +21,7 @@ from training_core.data_loader import prepare_data
 from training_core.dataset.splits import held_out_sample
 from training_core.dataset.store import HELD_OUT_FILE, load_training_data
 from training_core.evaluation.grammar import load_grammar
-from training_core.evaluation.scores import Prediction, evaluate_model
+from training_core.evaluation.scores import Prediction, answer_rows, evaluate_model
 from training_core.evaluation.text_scores import AnswerJudge
 from training_core.export.certificate import (
     AT_ONCE,
@@ -39,11 +39,12 @@ from training_core.export.diagnosis import (
     Row,
     explained_finding,
     find_defects,
+    held_finding,
     prompt_findings,
 )
 from training_core.export.endpoint import Ask, Reply
 from training_core.export.folder_runtime import FolderRuntime
-from training_core.export.inspection import Registered, inspect_folder
+from training_core.export.inspection import DAMAGED, Registered, inspect_folder
 from training_core.export.replay import Explanation, explain, load_unquantised, own_gap
 from training_core.folders import complete_folder, seal_digest
 from training_core.model_setup import LoadedModel, load_adapted_model, load_tokenizer
@@ -63,13 +64,18 @@ _NOTES = {
 
 @dataclass(frozen=True)
 class Judged:
-    """A version as it was judged: its settings, its files here, the rows, and its own answers to them."""
+    """A version as it was judged: its settings, its files here, the rows, and its own answers to them.
+
+    ``free`` are the answers without the grammar: words, ends and replays are compared with them, as a server gives them
+    that holds answers to no form.
+    """
 
     name: str
     config: RunConfig
     registered: RegisteredRef
     rows: Dataset
     predictions: Sequence[Prediction]
+    free: Sequence[str] = ()
 
     @property
     def limit(self) -> int:
@@ -82,7 +88,8 @@ class Judged:
 def judge_version(config: RunConfig, number: str, rows: str | None, limit: int | None) -> Judged:
     """The version's own answers to ``rows`` (``None``: its held-out rows), at most ``limit`` of them; computed once."""
     registered = fetch_registered(config, number)
-    settings = served_settings(registered_settings(config, number), registered)
+    # The code of an audit may not be here, and no decision depends on it.
+    settings = replace(served_settings(registered_settings(config, number), registered), answer_audit=None)
     if limit:
         settings = replace(settings, max_eval_rows=limit)
     asked = held_out_sample(_rows(settings, registered, rows), settings)
@@ -109,16 +116,25 @@ def _rows(settings: RunConfig, registered: RegisteredRef, rows: str | None) -> D
 
 def own_answers(judged: Judged, folder: Path) -> Judged:
     """The same with the version's answers, which are kept in a folder."""
-    kept = folder / f"judged-{_key(judged)[:12]}"
+    kept = folder / f"answers-{_key(judged)[:12]}"
     if not seal_digest(kept):
-        loaded, judge = judged.load(), AnswerJudge.of(judged.config, frozenset())
-        grammar = load_grammar(Path(judged.registered.adapter.path), loaded.tokenizer, judged.config.constrain)
-        found = evaluate_model(loaded, judged.rows, judged.config, judge, grammar)
+        found, free = _answer(judged)
         kept.parent.mkdir(parents=True, exist_ok=True)
         with complete_folder(kept) as draft:
-            (draft / ANSWERS_FILE).write_text(json.dumps([asdict(one) for one in found]), encoding="utf-8")
+            values = {"judged": [asdict(one) for one in found], "free": free}
+            (draft / ANSWERS_FILE).write_text(json.dumps(values), encoding="utf-8")
     values = json.loads((kept / ANSWERS_FILE).read_text(encoding="utf-8"))
-    return replace(judged, predictions=[Prediction(**one) for one in values])
+    return replace(judged, predictions=[Prediction(**one) for one in values["judged"]], free=values["free"])
+
+
+def _answer(judged: Judged) -> tuple[list[Prediction], list[str]]:
+    """The judged answers, and the free ones: only rows that the grammar changed are asked again."""
+    loaded, judge = judged.load(), AnswerJudge.of(judged.config, frozenset())
+    grammar = load_grammar(Path(judged.registered.adapter.path), loaded.tokenizer, judged.config.constrain)
+    found, changed = answer_rows(loaded, judged.rows, judged.config, judge, grammar)
+    again = evaluate_model(loaded, judged.rows.select(changed), judged.config, judge) if changed else []
+    free = dict(enumerate(found)) | dict(zip(changed, again, strict=True))
+    return found, [free[row].answer for row in range(len(found))]
 
 
 def _key(judged: Judged) -> str:
@@ -143,20 +159,26 @@ def certify_folder(judged: Judged, folder: Path) -> Certificate:
     )
     tokenizer = load_tokenizer(base)
     findings = inspect_folder(folder, known, ChatEncoder.of(tokenizer).end_of_turn)
+    if any(one.defect == DAMAGED for one in findings):
+        return Certificate(judged.name, str(folder), _now(), 0, {}, [], findings, [], [])
     runtime = FolderRuntime.load(folder, base)
     asked = _ask(judged, runtime.ask, 1)
     findings += prompt_findings(asked, [runtime.prompt(row.messages) for row in asked.rows], tokenizer)
     return _issue(judged, asked, str(folder), {}, findings)
 
 
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def _ask(judged: Judged, ask: Ask, at_once: int) -> Asked:
     encoder = ChatEncoder.of(load_tokenizer(Path(judged.registered.base)))
     rows = []
-    for record, prediction in zip(judged.rows["record"][:], judged.predictions, strict=True):
+    for record, one, free in zip(judged.rows["record"][:], judged.predictions, judged.free, strict=True):
         messages = format_as_chat(json.loads(record))[:-1]
-        tokens = encoder.encode_answer(prediction.answer)
-        ended = len(tokens) <= judged.limit
-        rows.append(Row(messages, encoder.encode_prompt(messages), prediction.answer, tokens, ended, _NOT_ASKED))
+        tokens, held = encoder.encode_answer(free), None if one.answer == free else one.answer
+        ended, prompt = len(tokens) <= judged.limit, encoder.encode_prompt(messages)
+        rows.append(Row(messages, prompt, free, tokens, ended, _NOT_ASKED, held=held))
     return ask_all(ask, rows, judged.limit, encoder, at_once)
 
 
@@ -171,7 +193,7 @@ def _issue(
     return Certificate(
         model=judged.name,
         place=place,
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        date=_now(),
         rows=len(asked.rows),
         request=request,
         checks=checks,
@@ -185,12 +207,15 @@ def _diagnosed(judged: Judged, asked: Asked, found: Sequence[Finding], agreed: b
     """The defects, one of each kind; where answers differ and nothing says why, they are replayed."""
     if [one.defect for one in found] == [SAMPLING] and _is_tie(judged, asked):
         found = []
-    differing = [row for row in asked.rows if not row.same]
-    if not differing or found:
+    # An answer that a grammar changed is the likeliest of no weights: it is not replayed.
+    differing = [row for row in asked.rows if not row.same and row.held is None]
+    if found:
         return list({one.defect: one for one in reversed(found)}.values())[::-1], []
+    if not differing:
+        unheld = held_finding(asked, agreed)
+        return [unheld] if unheld else [], []
     explanation = _replayed(judged, differing)
-    finding = explained_finding(explanation, agreed)
-    if finding:
+    if finding := explained_finding(explanation, agreed) or held_finding(asked, agreed):
         return [finding], []
     return [], [f"Answers to {len(differing)} rows differ in words: {_NOTES[explanation.kind]}."]
 

@@ -57,6 +57,7 @@ def _source(config: RunConfig, settings: RunConfig, registered: RegisteredRef) -
         base_name=Path(registered.base).name if base else settings.model_name,
         base_commit=registered.run.base_commit,
         max_new_tokens=registered.max_new_tokens or settings.eval_max_new_tokens,
+        constrain=registered.constrain,
     )
 
 

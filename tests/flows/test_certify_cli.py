@@ -33,6 +33,8 @@ def test_endpoint_that_does_not_answer_is_one_line(tmp_path: Path, capsys: pytes
         ([".", "--against", "models:/a/1", "--model", "x"], "are for an endpoint"),
         ([".", "--against", "returns"], "expected models:/NAME/VERSION or models:/NAME@ALIAS, got 'returns'"),
         ([".", "--against", "models:/a/1", "--limit", "0"], "expected a number of rows from 1, got '0'"),
+        (["http://h:abc/v1", "--against", "models:/a/1"], "expected an address such as http://HOST:8000/v1"),
+        (["http://[::1", "--against", "models:/a/1"], "expected an address such as http://HOST:8000/v1"),
         (["http://h", "--against", "models:/a/1", "--request", '{"model": 1}'], "without model, messages and stream"),
     ],
 )
@@ -57,7 +59,7 @@ def test_certify_exits_with_0_or_1(
     with serving(chat_app({"returns": ChatModel(merged)})) as url:
         assert call(url, *against, *rows) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"Certified: {url} decides as models:/returns/1 was judged, on 3 rows" in shown
+    assert f"Certified: {url} decides as models:/returns/1 was judged, on 3 rows only: fewer than 100" in shown
     assert "prompt tokens" in shown and (tmp_path / "certificate.json").is_file()
     shutil.rmtree(merged)
     assert call(str(write_adapter(source, tmp_path / "adapter", scaled_by(0.0))), *against) == 1

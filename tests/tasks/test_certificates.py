@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,15 @@ def test_served_export_is_certified(judged: Judged, whole: Path) -> None:
     assert found.certified and not found.findings, found.verdict
     states = {check.name: check.state for check in found.checks}
     assert {states[name] for name in ("prompt tokens", "ends its turn", "decisions", "asked twice")} == {"holds"}
+
+
+def test_cut_folder_is_not_asked(judged: Judged, whole: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "merged"))
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    found = certify_folder(judged, folder)
+    assert not found.certified and found.findings[0].defect == "damaged files"
+    assert "0 rows" in found.grid().title
 
 
 def test_exported_folders_are_certified(judged: Judged, source: Source, whole: Path, tmp_path: Path) -> None:
@@ -234,6 +244,23 @@ def test_folder_with_a_limit_of_its_own_is_named(judged: Judged, whole: Path, tm
     assert "Answers are cut at 20 tokens" in inspected(folder, judged)[0].sentence
     found = served(judged, folder)
     assert found.certified, "the request says max_tokens, which this server obeys"
+
+
+# Answers that a grammar changed
+
+
+def test_held_answers_are_compared_where_the_server_holds_them(judged: Judged, whole: Path) -> None:
+    """The judged answers are what is served; without the grammar the version would go on after each."""
+    held = replace(judged, free=[f"{one.answer} and so on" for one in judged.predictions])
+    found = served(held, whole)
+    assert found.certified and not found.findings and not found.notes, found.verdict
+
+
+def test_answers_that_are_not_held_are_named(judged: Judged, whole: Path) -> None:
+    others = [replace(one, answer='{"decision": "Other"}', decision="Other") for one in judged.predictions]
+    found = served(replace(judged, predictions=others), whole)
+    assert [one.defect for one in found.findings] == ["answers not held"]
+    assert "the grammar changed 4 of 4 judged answers" in found.verdict and "response_format" in found.findings[0].fix
 
 
 # Caches and records

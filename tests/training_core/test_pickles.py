@@ -1,5 +1,7 @@
 """A pickle is a program: none is run, whichever file of a base, an adapter or a checkpoint it is in."""
 
+import contextlib
+import json
 import pickle
 import shutil
 from pathlib import Path
@@ -11,12 +13,21 @@ from tiny_models import tiny_training
 from training_core.config import RunConfig, SettingsError
 from training_core.data_loader import prepare_data
 from training_core.dataset.store import TrainingData, load_training_data
+from training_core.export.folder_runtime import FolderRuntime
+from training_core.export.runtimes import ask_merged
 from training_core.folders import MANIFEST, complete_folder, seal_digest
 from training_core.model_setup import load_adapted_model, load_base, load_model_and_tokenizer
 from training_core.trainer import train_model
 from training_core.utils import Precision, validate_args
 
 FP32 = Precision("fp32", "a test")
+OF_ITS_OWN: dict[str, tuple[str, dict[str, object]]] = {
+    "model": ("config.json", {"model_type": "own", "auto_map": dict.fromkeys(("AutoConfig", "AutoModel"), "own.Own")}),
+    "tokenizer": (
+        "tokenizer_config.json",
+        {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}},
+    ),
+}
 WEIGHTS = ("pytorch_model.bin", "model.pt", "pytorch_model.bin.index.json")
 
 
@@ -87,6 +98,25 @@ def test_adapter_with_pickled_weights_is_refused(base: Path, tmp_path: Path, mar
     write_program(adapter / "adapter_model.bin", marker, as_archive=True)
     with pytest.raises(pickle.UnpicklingError):
         load_adapted_model(base, adapter)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("kind", ["weights", "model", "tokenizer"])
+def test_program_in_an_exported_folder_is_refused(
+    base: Path, marker: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: "yes")  # to transformers' question whether to run it
+    if kind == "weights":
+        (base / "model.safetensors").unlink()
+        write_program(base / "pytorch_model.bin", marker, as_archive=True)
+    else:
+        (base / "own.py").write_text(f"open({str(marker)!r}, 'w')\nclass Own: pass\n")
+        file, own = OF_ITS_OWN[kind]
+        (base / file).write_text(json.dumps(json.loads((base / file).read_text()) | own))
+    with contextlib.suppress(SettingsError):  # a tokenizer of its own is left out where the files suffice
+        FolderRuntime.load(base, base)
+    with contextlib.suppress(OSError, ValueError):
+        ask_merged(base, [], RunConfig())
     assert not marker.exists()
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from training_core.config import SettingsError
 from training_core.export.lora import PEFT_PREFIX, read_lora
-from training_core.export.source import TEMPLATE_FILE, Source, write_json, write_small_files
+from training_core.export.source import TEMPLATE_FILE, Source, form_usage, write_json, write_small_files
 from training_core.export.vllm_rules import VLLM, max_lora_rank, served_model
 
 MANIFEST_FILE = "inferenceservice.yaml"
@@ -56,7 +56,7 @@ Requests name the model `{source.served_name}`; the base alone answers under its
 training, and without the last two lines the base's `generation_config.json` brings its penalties and sampling back.
 {_where(source)}For KServe: copy this folder to where the cluster reads, put its address into
 `{MANIFEST_FILE}` and `kubectl apply` it.
-"""
+{form_usage(source)}"""
 
 
 def _where(source: Source) -> str:

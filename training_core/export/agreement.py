@@ -27,13 +27,23 @@ class Agreement:
     differing: list[tuple[Prediction, Prediction]]
 
     @property
+    def decides_alike(self) -> bool:
+        """Whether at least 99% of the decisions are equal."""
+        return self.equal >= LEAST_EQUAL * self.rows
+
+    @property
+    def approves_no_more(self) -> bool:
+        """Whether false approvals have not risen."""
+        return self.false_approvals <= self.judged_false_approvals
+
+    @property
     def problems(self) -> list[str]:
         """Why the other model may not stand for the judged one; none where it may."""
         found = []
-        if self.equal < LEAST_EQUAL * self.rows:
+        if not self.decides_alike:
             share = f"{self.equal} of {self.rows} ({self.equal / self.rows:.1%})"
             found.append(f"expected equal decisions in at least {LEAST_EQUAL:.0%} of the rows, got {share}")
-        if self.false_approvals > self.judged_false_approvals:
+        if not self.approves_no_more:
             shares = f"{self.judged_false_approvals:.1%} to {self.false_approvals:.1%}"
             found.append(f"expected no more false approvals than the registered adapter has, they rose from {shares}")
         return found

@@ -13,8 +13,8 @@ from training_core.config import RunConfig
 from training_core.evaluation.scores import NO_DECISION, Prediction
 from training_core.evaluation.text_scores import AnswerJudge
 from training_core.export.agreement import Agreement, compare_decisions
-from training_core.export.diagnosis import Asked, Finding, Row, probes
-from training_core.export.endpoint import Ask, shown
+from training_core.export.diagnosis import Asked, Finding, Row, system_texts
+from training_core.export.endpoint import Ask, Reply, shown
 from training_core.folders import complete_file
 from training_core.grid import Grid
 from training_core.prompts.chat_encoding import ChatEncoder
@@ -22,6 +22,7 @@ from training_core.rows.strict_json import Record
 
 AT_ONCE = 4  # questions to an endpoint
 ASKED_TWICE = 8
+FEW_ROWS = 100  # below it one other decision is more than the 1% that may differ
 _MOST_SHOWN = 3
 
 HOLDS, DIFFERS, UNKNOWN = "holds", "differs", "not shown"
@@ -59,9 +60,14 @@ class Certificate:
     def verdict(self) -> str:
         """One sentence."""
         if self.certified:
-            return f"Certified: {self.place} decides as {self.model} was judged, on {self.rows} rows"
+            return f"Certified: {self.place} decides as {self.model} was judged, on {self.rows} rows{self.few}"
         why = self.findings[0].sentence if self.findings else "decisions differ, see the checks"
         return f"Not certified: {why}"
+
+    @property
+    def few(self) -> str:
+        """What so few rows do not show; empty where they are enough."""
+        return f" only: fewer than {FEW_ROWS} show gross defects alone" if 0 < self.rows < FEW_ROWS else ""
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,14 +77,16 @@ class Certificate:
 
     def grid(self) -> Grid:
         rows = [(check.name, check.judged, check.served, check.state) for check in self.checks]
-        return Grid(f"{self.model} at {shown(self.place)}", ("", "judged", "served", ""), rows, " ".join(self.notes))
+        size = f"{self.rows} rows{self.few}"
+        title = f"{self.model} at {shown(self.place)}, {size}"
+        return Grid(title, ("", "judged", "served", ""), rows, " ".join(self.notes))
 
 
 def ask_all(ask: Ask, rows: Sequence[Row], limit: int, encoder: ChatEncoder, at_once: int = AT_ONCE) -> Asked:
-    """Every row asked once, some a second time without a limit, and the prompts of ``probes`` counted."""
+    """Every row asked once, some a second time without a limit, and the prompts of ``system_texts`` counted."""
     with ThreadPoolExecutor(at_once) as pool:
         replies = list(pool.map(lambda row: ask(row.messages, limit), rows))
-        answered = [replace(row, reply=reply) for row, reply in zip(rows, replies, strict=True)]
+        answered = [_answered(row, reply, encoder) for row, reply in zip(rows, replies, strict=True)]
         # The longest answers: a server's own limit cuts them first. One that did not end might not end at all.
         longest = sorted(range(len(rows)), key=lambda place: -len(rows[place].judged_tokens))[:ASKED_TWICE]
         ended = {place: replies[place].finish_reason != "length" for place in longest}
@@ -87,9 +95,16 @@ def ask_all(ask: Ask, rows: Sequence[Row], limit: int, encoder: ChatEncoder, at_
             answered[place] = replace(answered[place], bare=reply)
         sizes = {
             name: (len(encoder.encode_prompt(list(question))), ask(question, 1).prompt_tokens)  # type: ignore[arg-type]
-            for name, question in probes().items()
+            for name, question in system_texts().items()
         }
     return Asked(answered, limit, sizes)
+
+
+def _answered(row: Row, reply: Reply, encoder: ChatEncoder) -> Row:
+    """The row with its reply; one that is held to the form as in the evaluation is compared with that answer."""
+    if row.held is None or reply.text != row.held:
+        return replace(row, reply=reply)
+    return replace(row, reply=reply, judged=row.held, judged_tokens=encoder.encode_answer(row.held), ended=True)
 
 
 def judge_replies(
@@ -151,14 +166,11 @@ def _stops(asked: Asked) -> Check:
 
 def _decisions(agreement: Agreement) -> list[Check]:
     rows = agreement.rows
-    equal = Check("decisions", f"{rows} rows", f"{agreement.equal} equal ({agreement.equal / rows:.1%})", HOLDS)
-    approvals = Check(
-        "false approvals", f"{agreement.judged_false_approvals:.1%}", f"{agreement.false_approvals:.1%}", HOLDS
-    )
-    problems = " ".join(agreement.problems)
+    equal, approvals = (HOLDS if holds else DIFFERS for holds in (agreement.decides_alike, agreement.approves_no_more))
+    before, after = f"{agreement.judged_false_approvals:.1%}", f"{agreement.false_approvals:.1%}"
     return [
-        replace(equal, state=DIFFERS) if "equal decisions" in problems else equal,
-        replace(approvals, state=DIFFERS) if "false approvals" in problems else approvals,
+        Check("decisions", f"{rows} rows", f"{agreement.equal} equal ({agreement.equal / rows:.1%})", equal),
+        Check("false approvals", before, after, approvals),
         Check("usable answers", f"{agreement.judged_usable:.1%}", f"{agreement.usable:.1%}", HOLDS),
     ]
 

@@ -32,8 +32,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class Row:
-    """A held-out row as it was asked: our prompt and the judged answer, both in tokens, and what came back.
+    """A held-out row as it was asked: our prompt and the version's free answer, both in tokens, and what came back.
 
+    ``held``: the judged answer where a grammar changed it; ``None`` where the free answer was judged.
     ``bare`` is the reply to the same messages without a limit of the answer, for some rows.
     """
 
@@ -44,6 +45,7 @@ class Row:
     ended: bool
     reply: Reply
     bare: Reply | None = None
+    held: str | None = None
 
     @property
     def same(self) -> bool:
@@ -52,11 +54,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Asked:
-    """All rows that were asked, with the longest answer that we asked for, and the prompt tokens of ``probes()``."""
+    """All rows that were asked, the longest answer that we asked for, and the prompt tokens of ``system_texts()``."""
 
     rows: Sequence[Row]
     limit: int
-    probes: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
+    texts: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
 
     @property
     def differences(self) -> list[int]:
@@ -64,7 +66,7 @@ class Asked:
         return [row.reply.prompt_tokens - len(row.prompt) for row in self.rows if row.reply.prompt_tokens is not None]
 
 
-def probes() -> dict[str, Messages]:
+def system_texts() -> dict[str, Messages]:
     """Two questions of which the second has a longer system text: a server that replaces it takes the same tokens."""
     question = {"role": "user", "content": "Which policy counts?"}
     short, long = "Answer by the policy.", " ".join(["Answer by the policy."] * 12)
@@ -118,7 +120,7 @@ def thinking_sizes(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
 
 def _system(asked: Asked) -> list[Finding]:
     """Whether the prompt grows with our system text."""
-    (ours, theirs), (ours_long, theirs_long) = asked.probes.get("short", (0, 0)), asked.probes.get("long", (0, 0))
+    (ours, theirs), (ours_long, theirs_long) = asked.texts.get("short", (0, 0)), asked.texts.get("long", (0, 0))
     if theirs is None or theirs_long is None or theirs_long - theirs == ours_long - ours:
         return []
     grown = (
@@ -292,6 +294,19 @@ def _sampling(asked: Asked) -> list[Finding]:
 # Weights and decoding, from a replay
 
 
+def held_finding(asked: Asked, agreed: bool) -> Finding | None:
+    """Decisions that differ where the judged answer was held to the form, and what is served wrote on freely."""
+    rows = [row for row in asked.rows if row.held is not None and row.reply.text != row.held]
+    if agreed or not rows:
+        return None
+    sentence = (
+        f"Answers are not held to the form: the grammar changed {len(rows)} of {len(asked.rows)} judged answers, "
+        "and what is served gave others there"
+    )
+    fix = "let requests name the form, answer_schema.json of the export, as response_format (--request)"
+    return Finding("answers not held", sentence, fix)
+
+
 def explained_finding(explanation: Explanation, agreed: bool) -> Finding | None:
     """The finding on answers that differ from the judged ones although prompts and ends do not; ``None``: rounding.
 
@@ -322,6 +337,12 @@ def explained_finding(explanation: Explanation, agreed: bool) -> Finding | None:
             "rank cut" if "rank" in detail else "adapter changed",
             f"The adapter is not whole: {detail} explains the answers",
             f"{again} (vLLM: --max-lora-rank of at least the adapter's rank, no layers left out)",
+        ),
+        "quantised": (
+            "coarse quantisation",
+            f"Coarser weights answer, in four or eight bits, and decide otherwise ({detail}): near ties fall to the "
+            "other side",
+            "serve it in 16 bits; a version that was trained over four bits: export it merged with --weights nf4",
         ),
         "near": (
             "another revision of the base",

@@ -80,7 +80,10 @@ def open_endpoint(url: str, model: str | None, extra: Mapping[str, Any]) -> Iter
 
 
 def _address(url: str) -> str:
-    parts = httpx.URL(url)
+    try:
+        parts = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise SettingsError([f"URL: expected an address such as http://HOST:8000/v1: {error}, got {url!r}"]) from error
     if parts.userinfo or parts.query or parts.scheme not in ("http", "https") or not parts.host:
         what = "expected an address such as http://HOST:8000/v1, without a password or query"
         raise SettingsError([f"URL: {what}; a key is read from {KEY_VARIABLE}"])

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from safetensors import SafetensorError
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from training_core.base_model import base_folder
 from training_core.config import SettingsError
 from training_core.export.endpoint import Messages, Reply
-from training_core.export.replay import device, load_unquantised
+from training_core.export.runtimes import load_merged, load_on_base
 from training_core.model_setup import load_tokenizer
-from training_core.utils import pick_precision
 
 ADAPTER_CONFIG, MODEL_CONFIG, GENERATION_CONFIG = "adapter_config.json", "config.json", "generation_config.json"
 
@@ -63,18 +63,13 @@ class FolderRuntime:
     def load(cls, folder: Path, registered: Path) -> "FolderRuntime":
         """Raises ``SettingsError`` when transformers or peft cannot load the folder."""
         try:
-            own = load_tokenizer(folder) if (folder / "tokenizer_config.json").is_file() else None
-            if is_adapter(folder):
-                base = named_base(folder, registered)
-                model: Any = load_unquantised(base, folder)
-            else:
-                base, dtype = folder, pick_precision("auto").dtype
-                model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=device()).eval()
-        except (OSError, ValueError, RuntimeError, LookupError) as error:
+            base = named_base(folder, registered) if is_adapter(folder) else folder
+            model: Any = load_on_base(base, folder)[0] if is_adapter(folder) else load_merged(folder)
+            tokenizer = load_tokenizer(folder if (folder / "tokenizer_config.json").is_file() else base)
+        except (OSError, ValueError, RuntimeError, LookupError, SafetensorError) as error:
             what = " ".join(str(error).split())[:200]
             raise SettingsError([f"FOLDER: cannot load {folder}: {what}; export it again"]) from error
         defaults = read_json(folder / GENERATION_CONFIG)
-        tokenizer = own or AutoTokenizer.from_pretrained(base)
         return cls(model, tokenizer, _generation(model, tokenizer, defaults), defaults)
 
     def prompt(self, messages: Messages) -> list[int]:

@@ -11,7 +11,7 @@ from training_core.export.adapter import adapter_usage, write_served_adapter
 from training_core.export.choices import GGUF_TYPES, FormatName, GgufType
 from training_core.export.merged import merged_usage, write_merged
 from training_core.export.runtimes import Conversations, ask_adapter, ask_gguf, ask_merged
-from training_core.export.source import GGUF_FILE, Source
+from training_core.export.source import GGUF_FILE, Source, form_usage, write_form
 from training_core.export.vllm_rules import VLLM, adapter_problems
 
 _INSTALL = "pip install 'sft-flow[gguf]'"
@@ -77,6 +77,7 @@ def _write_gguf(source: Source, folder: Path, gguf_type: GgufType) -> None:
     from training_core.export.gguf_file import write_gguf
 
     write_gguf(source, folder, gguf_type)
+    write_form(source, folder)
 
 
 def _gguf_usage(source: Source, _: Path) -> str:
@@ -89,4 +90,4 @@ llama-server --model {GGUF_FILE} --jinja --temp 0 --n-predict {limit} --alias {s
 
 The file holds tokenizer and chat template. A server samples at a temperature of its own unless `--temp 0` or the
 request says otherwise.
-"""
+{form_usage(source)}"""

@@ -10,14 +10,18 @@ from typing import Any, NamedTuple
 
 import torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from training_core.base_weights import file_problems, text_prefix
 from training_core.export.diagnosis import DECODING_FIX, Finding
 from training_core.export.folder_runtime import ADAPTER_CONFIG, GENERATION_CONFIG, is_adapter, named_base, read_json
+from training_core.export.lora import linear_layers_as_released, round_to_nf4
+from training_core.export.verdict import VERDICT_FILE
 from training_core.model_setup import digest_base_model
+
+DAMAGED = "damaged files"  # nothing can be asked: the folder cannot be loaded
 
 _PREFIX = "base_model.model."
 _AGAIN = "export the version again"
@@ -52,13 +56,28 @@ def layers_of(adapter: Path) -> dict[str, Tensor]:
 
 
 def _adapter(folder: Path, registered: Registered) -> Iterator[Finding]:
-    yield from _named(folder, registered)
-    if not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
-        yield Finding("no weights", f"The adapter's folder has no {SAFETENSORS_WEIGHTS_NAME}", _AGAIN)
+    if problem := _damage(folder):
+        yield Finding(DAMAGED, problem, _AGAIN)
         return
+    yield from _named(folder, registered)
     found, own = layers_of(folder), layers_of(registered.adapter)
     yield from _unknown_keys(found, registered.base)
     yield from _compared(found, own, read_json(folder / ADAPTER_CONFIG), read_json(registered.adapter / ADAPTER_CONFIG))
+
+
+def _damage(folder: Path) -> str:
+    """Why the adapter's folder cannot be loaded; empty where it can."""
+    if not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
+        return f"The adapter's folder has no {SAFETENSORS_WEIGHTS_NAME}"
+    try:
+        layers_of(folder)
+    except SafetensorError as error:
+        return f"{SAFETENSORS_WEIGHTS_NAME} is cut or damaged: {error}"
+    config = read_json(folder / ADAPTER_CONFIG)
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if isinstance(rank, int) and rank > 0 and isinstance(alpha, int | float):
+        return ""
+    return f"{ADAPTER_CONFIG} has r {rank!r} and lora_alpha {alpha!r}, expected a rank of at least 1 and a number"
 
 
 def _named(folder: Path, registered: Registered) -> Iterator[Finding]:
@@ -118,7 +137,7 @@ def _compared(
         sentence = f"The rank is cut: {rank} of {registered_rank} components of the registered adapter are left"
         yield Finding("rank cut", sentence, f"{_AGAIN}; let the server take rank {registered_rank}")
         return
-    scales = [one.get("lora_alpha", 1) / one.get("r", 1) for one in (config, trained)]
+    scales = [one["lora_alpha"] / one["r"] for one in (config, trained)]
     if scales[0] != scales[1] or config.get("use_rslora", False) != trained.get("use_rslora", False):
         sentence = (
             f"The adapter is scaled otherwise: lora_alpha / r is {scales[0]:g}, it was trained with {scales[1]:g}"
@@ -160,15 +179,24 @@ def _rank(weights: Mapping[str, Tensor]) -> int:
 
 def _merged(folder: Path, registered: Registered) -> Iterator[Finding]:
     if problems := file_problems(folder):
-        yield Finding("damaged files", "; ".join(problems).replace("model_name: ", ""), _AGAIN)
+        yield Finding(DAMAGED, "; ".join(problems).replace("model_name: ", ""), _AGAIN)
         return
-    found, own, factors = _weights_of(folder), _weights_of(registered.base), _updates(registered)
+    found, own, factors = _weights_of(folder), _weights_to_merge(folder, registered), _updates(registered)
     plain = {name: weight for name, weight in found.items() if name not in factors}
     alike = weights_alike(plain, {name: weight for name, weight in own.items() if name not in factors})
     if alike < 1.0:
         yield from _merged_base(alike)
         return
     yield from _merged_adapter(found, own, factors)
+
+
+def _weights_to_merge(folder: Path, registered: Registered) -> dict[str, Tensor]:
+    """The registered base's weights as the export says that it took them: as released, or rounded to NF4 and back."""
+    own = _weights_of(registered.base)
+    if read_json(folder / VERDICT_FILE).get("weights") != "nf4":
+        return own
+    rounded = {f"{layer}.weight" for layer in linear_layers_as_released(registered.base)}
+    return {name: round_to_nf4(weight) if name in rounded else weight for name, weight in own.items()}
 
 
 def _merged_base(alike: float) -> Iterator[Finding]:

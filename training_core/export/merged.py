@@ -13,7 +13,7 @@ from torch import Tensor
 from training_core.base_weights import INDEX, weight_files
 from training_core.config import SettingsError
 from training_core.export.lora import Lora, linear_layers_as_released, read_lora
-from training_core.export.source import Source, decoding, write_json, write_small_files
+from training_core.export.source import Source, decoding, form_usage, write_json, write_small_files
 
 
 def write_merged(source: Source, folder: Path) -> None:
@@ -93,4 +93,4 @@ answer = tokenizer.decode(model.generate(**inputs)[0, inputs["input_ids"].shape[
 
 Or with vLLM: `vllm serve . --served-model-name {source.served_name}`. Both read `generation_config.json`: greedy, no
 penalties, at most {source.max_new_tokens} tokens. The template asks without thinking.
-"""
+{form_usage(source)}"""

@@ -4,7 +4,6 @@ A greedy answer is the likeliest token at each place, given the tokens before it
 be tested in one forward pass: under the true one no token is far behind the likeliest.
 """
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 
-from training_core.base_weights import text_prefix
 from training_core.export.decoding import (
     QUANTISATION,
     TIE,
@@ -24,7 +22,7 @@ from training_core.export.decoding import (
     likeliest_temperature,
 )
 from training_core.export.edits import edited, edits
-from training_core.model_setup import load_base
+from training_core.model_setup import load_base, released_names
 from training_core.utils import pick_precision
 
 _FLIPS = 3  # tokens that are not the likeliest, from which on something else than chance is looked for
@@ -47,16 +45,10 @@ class Explanation:
 OtherPrompts = Sequence[tuple[str, Sequence[Served]]]
 
 
-def device() -> dict[str, int | str]:
-    """Where models are put, as ``load_base`` puts them."""
-    return {"": torch.cuda.current_device()} if torch.cuda.is_available() else {"": "cpu"}
-
-
 def load_unquantised(base: Path, adapter: Path) -> PeftModel:
     """An adapter on its base as released, in the number format of this machine."""
     model = load_base(base, pick_precision("auto"), "none")
-    names = {f"^{re.escape(text_prefix(base))}": "model."}
-    adapted: PeftModel = PeftModel.from_pretrained(model, adapter, key_mapping=names)
+    adapted: PeftModel = PeftModel.from_pretrained(model, adapter, key_mapping=released_names(base))
     return adapted.eval()
 
 

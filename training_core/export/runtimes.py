@@ -6,23 +6,44 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from training_core.config import RunConfig
 from training_core.evaluation.generation import generate
 from training_core.export.source import GGUF_FILE, TEMPLATE_FILE, Source
 from training_core.model_setup import LoadedModel, load_base, load_tokenizer, released_names
 from training_core.prompts.chat_encoding import Message
-from training_core.utils import pick_precision
+from training_core.utils import Precision, pick_precision
 
 Conversations = Sequence[Sequence[Message]]
 
 
+def load_merged(folder: Path) -> PreTrainedModel:
+    """A merged model with the number format and decoding of its files, for export and certify alike.
+
+    No program in the folder is run: pickled weights and code of a model's own are refused.
+    """
+    device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder, device_map={"": device}, use_safetensors=True, trust_remote_code=False
+    )
+    return model.eval()
+
+
+def load_on_base(base: Path, adapter: Path) -> tuple[PeftModel, Precision]:
+    """An exported adapter on a base as released, both in the number format that servers take."""
+    precision = pick_precision("auto" if torch.cuda.is_available() else "bf16")
+    model = load_base(base, precision, "none")
+    adapted: PeftModel = PeftModel.from_pretrained(
+        model, adapter, key_mapping=released_names(base), autocast_adapter_dtype=False
+    )
+    return adapted.eval(), precision
+
+
 def ask_merged(folder: Path, asked: Conversations, config: RunConfig) -> list[str]:
     """Answers of a merged model as plain transformers loads and decodes it: nothing but the folder is given."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    place = {"": torch.cuda.current_device()} if torch.cuda.is_available() else {"": "cpu"}
-    model = AutoModelForCausalLM.from_pretrained(folder, device_map=place)
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
+    model = load_merged(folder)
     prompts = _prompts(tokenizer, asked)
     answers = [""] * len(prompts)
     for rows in _batches(prompts, config.eval_batch_size):
@@ -41,14 +62,11 @@ def ask_adapter(folder: Path, source: Source, asked: Conversations, config: RunC
     It stands for vLLM, which puts both together in the same way: the base's own tokenizer, the adapter in the base's
     number format, greedy, an end at the template's end of turn.
     """
-    precision = pick_precision("bf16" if not torch.cuda.is_available() else "auto")
-    base = load_base(source.base, precision, "none")
-    names = released_names(source.base)
-    model = PeftModel.from_pretrained(base, folder, key_mapping=names, autocast_adapter_dtype=False)
+    model, precision = load_on_base(source.base, folder)
     tokenizer = load_tokenizer(source.base)
     tokenizer.chat_template = (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
     prompts = [tokenizer.encode(text, add_special_tokens=False) for text in _prompts(tokenizer, asked)]
-    answers = generate(LoadedModel(model.eval(), tokenizer, precision), prompts, config)
+    answers = generate(LoadedModel(model, tokenizer, precision), prompts, config)
     return list(tokenizer.batch_decode(answers, skip_special_tokens=True))
 
 

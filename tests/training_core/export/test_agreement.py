@@ -25,13 +25,15 @@ def test_two_differences_in_a_hundred_are_a_problem() -> None:
     other = [replace(one, decision="escalate") for one in judged[:2]] + judged[2:]
     found = compare_decisions(judged, other, CONFIG)
     assert found.differing == list(zip(judged[:2], other[:2], strict=True))
+    assert (found.decides_alike, found.approves_no_more) == (False, True)
     assert found.problems == ["expected equal decisions in at least 99% of the rows, got 98 of 100 (98.0%)"]
 
 
 def test_one_more_false_approval_is_a_problem() -> None:
     judged = predictions(1000)
     other = [replace(judged[0], decision="approve"), *judged[1:]]
-    assert "false approvals" in compare_decisions(judged, other, CONFIG).problems[0]
+    found = compare_decisions(judged, other, CONFIG)
+    assert "false approvals" in found.problems[0] and (found.decides_alike, found.approves_no_more) == (True, False)
 
 
 def test_unusable_answers_on_both_sides_are_equal() -> None:
