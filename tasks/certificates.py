@@ -207,8 +207,9 @@ def _diagnosed(judged: Judged, asked: Asked, found: Sequence[Finding], agreed: b
     """The defects, one of each kind; where answers differ and nothing says why, they are replayed."""
     if [one.defect for one in found] == [SAMPLING] and _is_tie(judged, asked):
         found = []
-    # An answer that a grammar changed is the likeliest of no weights: it is not replayed.
-    differing = [row for row in asked.rows if not row.same and row.held is None]
+    # Where a server holds answers to the form, one that its grammar changed is the likeliest of no weights.
+    holds = any(row.reply.text == row.held for row in asked.rows)
+    differing = [row for row in asked.rows if not row.same and not (holds and row.held is not None)]
     if found:
         return list({one.defect: one for one in reversed(found)}.values())[::-1], []
     if not differing:

@@ -274,6 +274,15 @@ def test_judged_answers_are_computed_once(
     assert (again.predictions, again.name) == (judged.predictions, "models:/returns/1")
 
 
+def test_audit_that_is_not_here_is_no_matter(
+    registered_decisive: RunConfig, judged: Judged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = replace(certificates.registered_settings(registered_decisive, "1"), answer_audit="no_such_module:audit")
+    monkeypatch.setattr(certificates, "registered_settings", lambda *_: own)
+    again = judge_version(registered_decisive, "champion", None, ROWS)
+    assert again.config.answer_audit is None and again.predictions == judged.predictions
+
+
 def test_certificate_is_a_file_and_a_tag(
     registered_decisive: RunConfig, judged: Judged, whole: Path, tmp_path: Path
 ) -> None:
