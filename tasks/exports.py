@@ -16,6 +16,7 @@ from training_core.export.formats import formats
 from training_core.export.judged_folder import export_judged
 from training_core.export.source import Source
 from training_core.export.verdict import Verdict, advice
+from training_core.training.gpu_lock import sole_use_of_gpu
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ def export_version(config: RunConfig, number: str, wanted: Wanted, folder: Path)
     data = load_training_data(open_folder(registered_dataset(config, registered).folder, config))
     asked = _evaluation(served_settings(settings, registered), wanted)
     form = formats(wanted.gguf_type)[wanted.format]
-    place, verdict = export_judged(source, wanted.format, form, data, asked, folder)
+    with sole_use_of_gpu(f"the export to {folder.resolve()}"):
+        place, verdict = export_judged(source, wanted.format, form, data, asked, folder)
     _record(config, number, wanted.format, verdict)
     return Exported(place, verdict, advice(source, verdict))
 
