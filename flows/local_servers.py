@@ -116,14 +116,13 @@ def _start_again(home: Path, server: Server, later: contextlib.ExitStack, ended:
         server.process.wait()
         if ended.is_set() or not home.is_dir():
             return
-        with contextlib.ExitStack() as starting:
-            again = starting.enter_context(prefect_server(home, port, log=home / _LOG))
-            if again.address == server.address and not ended.is_set():
-                later.enter_context(starting.pop_all())
-                server = again
-                continue
-        # Something took the port for a moment: at another address, nobody would ask the server.
-        ended.wait(_SECONDS_BETWEEN_STARTS)
+        kept = later.enter_context(contextlib.ExitStack())
+        again = kept.enter_context(prefect_server(home, port, log=home / _LOG))
+        if again.address == server.address and not ended.is_set():
+            server = again
+            continue
+        kept.close()  # nobody asks a server at another address; and ``later`` may have been closed meanwhile
+        ended.wait(_SECONDS_BETWEEN_STARTS)  # until the port is free
 
 
 @contextlib.contextmanager

@@ -76,7 +76,7 @@ def test_certify_export_predict_and_compare_hold_the_gpu(monkeypatch: pytest.Mon
     for name in ("_source", "replace", "registered_dataset", "open_folder", "load_training_data", "formats"):
         monkeypatch.setattr(exports, name, MagicMock())
     monkeypatch.setattr(exports, "_evaluation", Mock())
-    monkeypatch.setattr(exports, "export_judged", loads)
+    monkeypatch.setattr(exports, "write_judged", loads)
     monkeypatch.setattr(side_by_side, "_data", Mock())
     monkeypatch.setattr(side_by_side, "_load", loads)
     monkeypatch.setattr(prediction, "write_answers", loads)
