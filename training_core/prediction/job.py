@@ -19,7 +19,15 @@ from training_core.prediction.answering import Answerer, Progress, answer_cases
 from training_core.prediction.cases import Cases
 from training_core.prediction.lines import Counts
 from training_core.prediction.parts import Key, Parts
-from training_core.prediction.places import delete, digest_of, keeps_files, local_path, read_object, whole_file
+from training_core.prediction.places import (
+    delete,
+    digest_of,
+    keeps_files,
+    local_path,
+    names_in,
+    read_object,
+    whole_file,
+)
 from training_core.utils import pick_precision
 
 logger = logging.getLogger(__name__)
@@ -85,13 +93,17 @@ def output_problems(rows: str, output: str) -> list[str]:
 
 
 def read_summary(job: Job) -> Counts | None:
-    """The counts of answers that are there as they were written, if they were made with this job's key."""
+    """The counts of answers that are there as they were written, if they were made with this job's key.
+
+    Deletes parts that are left of them. Raises ``SettingsError`` while another process makes them again.
+    """
     found = read_object(job.summary)
     if found.get("key") != job.key or found.get("sha256") != digest_of(str(job.output)):
         return None
-    counts = Counts(**found["counts"])
-    delete(job.parts)  # of a job that was killed just before it would have done so
-    return counts
+    if names_in(job.parts):  # of a job that was killed just before it would have deleted them
+        with _alone(job.parts):
+            delete(job.parts)
+    return Counts(**found["counts"])
 
 
 def write_answers(job: Job, report: Callable[[Progress], object], stream: IO[bytes] | None = None) -> Counts:
