@@ -84,7 +84,7 @@ def test_certify_export_predict_and_compare_hold_the_gpu(monkeypatch: pytest.Mon
     commands: list[Callable[[], object]] = [
         lambda: exports.export_version(config, "1", Mock(), Path("out")),
         lambda: side_by_side.compare_registered([(config, "1"), (config, "2")], None),
-        lambda: prediction.run_job(MagicMock(), Mock()),
+        lambda: prediction.run_job(Mock(**{"answerer.config.eval_batch_size": 4}), Mock()),
         lambda: certificates.judge_version(config, "1", None, None),
         lambda: certificates.certify_endpoint(Mock(), Mock(), "", {}),
         lambda: certificates.certify_folder(Mock(), Path()),
