@@ -25,6 +25,7 @@ _DEPLOYMENT_SERVICES = (
 
 _LOG = "server.log"
 _RESTARTS = 5  # of a server that dies; one that cannot start is not worth more
+_SECONDS_BETWEEN_STARTS = 1
 _WAITING_CONNECTIONS = 2048  # uvicorn's own default
 
 
@@ -115,7 +116,13 @@ def _start_again(home: Path, server: Server, later: contextlib.ExitStack, ended:
         server.process.wait()
         if ended.is_set() or not home.is_dir():
             return
-        server = later.enter_context(prefect_server(home, port, log=home / _LOG))
+        kept = later.enter_context(contextlib.ExitStack())
+        again = kept.enter_context(prefect_server(home, port, log=home / _LOG))
+        if again.address == server.address and not ended.is_set():
+            server = again
+            continue
+        kept.close()  # nobody asks a server at another address; and ``later`` may have been closed meanwhile
+        ended.wait(_SECONDS_BETWEEN_STARTS)  # until the port is free
 
 
 @contextlib.contextmanager

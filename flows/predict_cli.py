@@ -10,11 +10,11 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as ProgressBar
 
 from flows.registry_settings import OUTPUT_DIR, config_of_uri
+from flows.terminal import errors, report_line
 
 if TYPE_CHECKING:
     from training_core.prediction.job import Job
@@ -24,8 +24,6 @@ PIPE = "-"
 
 _SECONDS_BETWEEN_LINES = 30
 _MOST_SHOWN = 5
-
-console = Console(stderr=True, highlight=False)
 
 
 def predict(arguments: Sequence[str]) -> None:
@@ -83,10 +81,10 @@ def _answer(job: "Job", *, again: bool) -> None:
     from training_core.prediction.job import read_summary
 
     for file, reason in job.cases.not_read.items():
-        console.print(f"Not read: {file}: {reason}", markup=False, soft_wrap=True)
+        report_line(f"Not read: {file}: {reason}")
     found = read_summary(job) if job.output and not again else None
     if found:
-        console.print(f"Nothing to do: {job.output} has these answers; --again computes them again", soft_wrap=True)
+        report_line(f"Nothing to do: {job.output} has these answers; --again computes them again")
     else:
         with _shown(job.cases.lines) as report:
             found = run_job(job, report, None if job.output else sys.stdout.buffer)
@@ -96,10 +94,10 @@ def _answer(job: "Job", *, again: bool) -> None:
 @contextlib.contextmanager
 def _shown(lines: int) -> Iterator[Any]:
     """What shows progress on standard error: a bar in a terminal, else a line now and then."""
-    if not console.is_terminal:
+    if not errors.is_terminal:
         yield _Lines()
         return
-    with ProgressBar(BarColumn(), TextColumn("{task.description}"), console=console) as bar:
+    with ProgressBar(BarColumn(), TextColumn("{task.description}"), console=errors) as bar:
         shown = bar.add_task("", total=lines)
         yield lambda progress: bar.update(shown, completed=progress.done, description=str(progress))
 
@@ -110,7 +108,7 @@ class _Lines:
 
     def __call__(self, progress: object) -> None:
         if time.monotonic() - self.last >= _SECONDS_BETWEEN_LINES:
-            console.print(str(progress))
+            report_line(str(progress))
             self.last = time.monotonic()
 
 
@@ -123,7 +121,7 @@ def _print(job: "Job", counts: "Counts") -> None:
         f"Answers of {job.version} in {job.output or 'standard output'}",
     ]
     for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+        report_line(line)
 
 
 def _first(what: str, texts: Sequence[str], all_of_them: int) -> list[str]:

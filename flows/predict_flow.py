@@ -6,6 +6,7 @@ from prefect import flow
 from pydantic import Field
 
 from flows.registry_settings import OUTPUT_DIR, config_of_uri
+from tasks.confinement import require_allowed
 from tasks.prediction import Asked, answer_rows
 from tasks.recovery import limit_attempts
 from training_core.config import settings_info
@@ -30,4 +31,5 @@ def predict_flow(
     limit_attempts()
     setup_logging()
     config, number = config_of_uri(uri, OUTPUT_DIR)
+    require_allowed(config, rows=rows, output=output)
     return answer_rows(config, number, Asked(rows, output, batch_size=eval_batch_size), again=again)

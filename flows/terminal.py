@@ -16,6 +16,7 @@ CRASHED, CANNOT_WRITE = 70, 74  # EX_SOFTWARE and EX_IOERR of sysexits.h
 INTERRUPTED = 128 + signal.SIGINT  # as a shell reports a command that a signal has ended
 
 console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
 
 HOW_TO_RESUME = "Interrupted. The same command resumes from the last checkpoint.\n"
 
@@ -54,6 +55,11 @@ def print_line(text: str, style: str = "") -> None:
 def complain(text: str) -> None:
     """The same on standard error."""
     sys.stderr.write(f"{shown(text)}\n")
+
+
+def report_line(text: str) -> None:
+    """The same above a progress bar on standard error."""
+    errors.print(Text(shown(text)), soft_wrap=True)
 
 
 def _end_after_a_crash(*error: object) -> None:

@@ -13,13 +13,12 @@ from peft import PeftModel
 
 from tasks.artifact_store import open_folder
 from tasks.refs import RegisteredRef
-from tasks.registered import fetch_registered, registered_dataset, registered_settings, served_settings
+from tasks.registered import fetch_registered, registered_dataset, registered_settings, rows_to_ask, served_settings
 from tasks.tracking import connect
 from training_core.code_digest import code_digest
 from training_core.config import RunConfig, SettingsError
-from training_core.data_loader import prepare_data
 from training_core.dataset.splits import held_out_sample
-from training_core.dataset.store import HELD_OUT_FILE, load_training_data
+from training_core.dataset.store import load_training_data
 from training_core.evaluation.grammar import load_grammar
 from training_core.evaluation.scores import Prediction, answer_rows, evaluate_model
 from training_core.evaluation.text_scores import AnswerJudge
@@ -50,6 +49,7 @@ from training_core.folders import complete_folder, seal_digest
 from training_core.model_setup import LoadedModel, load_adapted_model, load_tokenizer
 from training_core.prompts.chat_encoding import ChatEncoder
 from training_core.prompts.messages import format_as_chat
+from training_core.training.gpu_lock import sole_use_of_gpu
 
 CERTIFICATE_TAG = "sft_flow.certificate"
 ANSWERS_FILE = "answers.json"
@@ -85,6 +85,7 @@ class Judged:
         return load_adapted_model(Path(self.registered.base), Path(self.registered.adapter.path))
 
 
+@sole_use_of_gpu("sft-flow certify")
 def judge_version(config: RunConfig, number: str, rows: str | None, limit: int | None) -> Judged:
     """The version's own answers to ``rows`` (``None``: its held-out rows), at most ``limit`` of them; computed once."""
     registered = fetch_registered(config, number)
@@ -109,9 +110,7 @@ def certificates_folder(config: RunConfig, registered: RegisteredRef) -> Path:
 def _rows(settings: RunConfig, registered: RegisteredRef, rows: str | None) -> Dataset:
     if rows is None:
         return load_training_data(open_folder(registered_dataset(settings, registered).folder, settings)).held_out
-    # Not fit to train on, which nobody wants: each row is held out, and so a duplicate among those to train on.
-    given = replace(settings, dataset_path=rows, eval_path=rows, overlap="allow")
-    return Dataset.from_file(str(prepare_data(given, Path(registered.base)) / HELD_OUT_FILE))
+    return rows_to_ask(settings, registered, rows)
 
 
 def own_answers(judged: Judged, folder: Path) -> Judged:
@@ -146,11 +145,13 @@ def _key(judged: Judged) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
+@sole_use_of_gpu("sft-flow certify")
 def certify_endpoint(judged: Judged, ask: Ask, place: str, request: dict[str, Any]) -> Certificate:
     """Ask an endpoint and compare."""
     return _issue(judged, _ask(judged, ask, AT_ONCE), place, request, [])
 
 
+@sole_use_of_gpu("sft-flow certify")
 def certify_folder(judged: Judged, folder: Path) -> Certificate:
     """Inspect an exported folder, run it, and compare."""
     registered, base = judged.registered, Path(judged.registered.base)

@@ -22,12 +22,13 @@ from training_core.rows.locate import find_files
 ROOTS, FUNCTIONS = "SFT_FLOW_ALLOWED_ROOTS", "SFT_FLOW_ALLOWED_FUNCTIONS"  # each separated by commas
 
 _ROWS, _FOLDERS, _CODE = ("dataset_path", "eval_path"), ("output_dir", "cache_dir"), ("label_audit", "answer_audit")
+_MANY_FILES = (*_ROWS, "rows")  # a folder or a glob, with links in it
 _LOCAL = (None, "file", "local")
 
 
-def require_allowed(config: RunConfig, dataset: DatasetRef | None = None) -> None:
+def require_allowed(config: RunConfig, dataset: DatasetRef | None = None, **places: str) -> None:
     """Raise ``SettingsError`` when a run of a deployment has a path outside the allowed roots, or code by a name that
-    is not allowed.
+    is not allowed. ``places`` are the paths among its other parameters, by their names.
 
     Both are said by the environment of the worker, which no parameter changes, and no job variable of the run may
     change. Links are followed first. The folder of the worker and the artifact store are always allowed. Imports
@@ -39,7 +40,7 @@ def require_allowed(config: RunConfig, dataset: DatasetRef | None = None) -> Non
         return
     given = vars(config)
     read = _FOLDERS if dataset else (*_ROWS, *_FOLDERS)  # with a dataset, rows are not read again
-    paths = {name: given[name] for name in read if given[name]}
+    paths = {name: given[name] for name in read if given[name]} | places
     if base_folder(config.model_name):
         paths["model_name"] = str(base_folder(config.model_name))
     if dataset and dataset.folder.url:
@@ -78,7 +79,7 @@ def _is_allowed(name: str, path: str) -> bool:
     roots += [os.environ[STORE]] if os.environ.get(STORE) else []
     if not _is_within(path, roots):
         return False
-    return name not in _ROWS or all(_is_within(file, roots) for file in _files(path))
+    return name not in _MANY_FILES or all(_is_within(file, roots) for file in _files(path))
 
 
 def _files(path: str) -> list[str]:

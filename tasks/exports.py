@@ -13,9 +13,10 @@ from training_core.config import RunConfig
 from training_core.dataset.store import load_training_data
 from training_core.export.choices import Wanted
 from training_core.export.formats import formats
-from training_core.export.judged_folder import export_judged
+from training_core.export.judged_folder import give_name, write_judged
 from training_core.export.source import Source
 from training_core.export.verdict import Verdict, advice
+from training_core.training.gpu_lock import sole_use_of_gpu
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Exported:
 def export_version(config: RunConfig, number: str, wanted: Wanted, folder: Path) -> Exported:
     """Export a version, judge it on the version's held-out rows, and enter that into the ledger.
 
-    Raises ``SettingsError`` when version, rows or base are not to be had, and as ``export_judged`` does.
+    Raises ``SettingsError`` when version, rows or base are not to be had, and as ``write_judged`` does.
     """
     registered = fetch_registered(config, number)
     settings = registered_settings(config, number)
@@ -38,8 +39,10 @@ def export_version(config: RunConfig, number: str, wanted: Wanted, folder: Path)
     data = load_training_data(open_folder(registered_dataset(config, registered).folder, config))
     asked = _evaluation(served_settings(settings, registered), wanted)
     form = formats(wanted.gguf_type)[wanted.format]
-    place, verdict = export_judged(source, wanted.format, form, data, asked, folder)
+    with sole_use_of_gpu(f"the export to {folder.resolve()}"):
+        written, verdict = write_judged(source, wanted.format, form, data, asked, folder)
     _record(config, number, wanted.format, verdict)
+    place = give_name(written, folder, verdict)  # last: what has its name is never judged again
     return Exported(place, verdict, advice(source, verdict))
 
 

@@ -18,6 +18,7 @@ from tasks.recovery import POLL_SECONDS, SCORING, end_when_replaced
 from tasks.refs import RegisteredRef
 from tasks.registered import fetch_registered, registered_settings, served_settings
 from training_core.config import RunConfig, SettingsError
+from training_core.escaping import in_markdown, shown
 from training_core.grid import Grid
 from training_core.model_setup import free_models
 from training_core.prediction.answering import Answerer, Progress
@@ -26,8 +27,7 @@ from training_core.prediction.job import Job, output_problems, read_summary, wri
 from training_core.prediction.lines import Counts
 from training_core.rows.strict_json import DataError
 from training_core.training.gpu_check import gpu_problems
-from training_core.training.gpu_lock import hold_gpu
-from training_core.training.out_of_memory import explain_out_of_memory
+from training_core.training.gpu_lock import sole_use_of_gpu
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def run_job(job: Job, report: Callable[[Progress], object], stream: IO[bytes] | 
     """Answer the cases while no training uses the GPU; no model is left in memory."""
     half = max(1, job.answerer.config.eval_batch_size // 2)
     fix = f"give eval_batch_size {half}"
-    with hold_gpu(Path(job.parts)), explain_out_of_memory("a batch of answers", fix), free_models():
+    with sole_use_of_gpu(f"the answers in {job.parts}", fix), free_models():
         # With an answerer of its own: the job, which outlives this call, would keep the models.
         return write_answers(replace(job, answerer=replace(job.answerer)), report, stream)
 
@@ -136,12 +136,17 @@ def describe(job: Job, counts: Counts) -> str:
     return "\n\n".join(
         [
             f"# {counts.summary}",
-            f"Answers of `{job.version}`: `{job.output}`",
+            f"Answers of `{job.version}`: {in_markdown(str(job.output))}",
             Grid("Decisions", ("decision", "lines", "share"), rows).markdown(),
             *(
-                "\n".join([f"**{title}**, the first", "", *(f"    {text}" for text in texts)])
+                "\n".join([f"**{title}**, the first", "", *(f"    {_on_one_line(text)}" for text in texts)])
                 for title, texts in lists
                 if texts
             ),
         ]
     )
+
+
+def _on_one_line(text: str) -> str:
+    """In a block of code, which a line break would end."""
+    return shown(" ".join(text.split()))

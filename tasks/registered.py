@@ -2,12 +2,18 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
+from datasets import Dataset
+
+from tasks.artifact_store import open_folder
 from tasks.refs import DatasetRef, FolderRef, RegisteredRef
 from tasks.registry import fetch_version
 from tasks.tracking import DATASET_TAG, connect
 from tasks.versions import named_version, settings_of
 from training_core.config import RunConfig, SettingsError
+from training_core.data_loader import prepare_data
+from training_core.dataset.store import HELD_OUT_FILE, TrainingData, load_training_data
 
 
 def fetch_registered(config: RunConfig, number: str) -> RegisteredRef:
@@ -36,3 +42,15 @@ def registered_dataset(config: RunConfig, registered: RegisteredRef) -> DatasetR
         raise SettingsError([f"URI: the MLflow run of version {registered.version} does not name its rows"])
     values = json.loads(tags[DATASET_TAG])
     return DatasetRef(**values | {"folder": FolderRef(**values["folder"])})
+
+
+def registered_data(config: RunConfig, registered: RegisteredRef) -> TrainingData:
+    """The rows that the version was trained and evaluated on. Raises ``FileNotFoundError`` when they are gone."""
+    return load_training_data(open_folder(registered_dataset(config, registered).folder, config))
+
+
+def rows_to_ask(settings: RunConfig, registered: RegisteredRef, rows: str) -> Dataset:
+    """All rows of a file, folder, glob or URL as held-out rows of the version, encoded for its base."""
+    # Not fit to train on, which nobody wants: each row is held out, and so a duplicate among those to train on.
+    given = replace(settings, dataset_path=rows, eval_path=rows, overlap="allow")
+    return Dataset.from_file(str(prepare_data(given, Path(registered.base)) / HELD_OUT_FILE))

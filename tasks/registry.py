@@ -50,6 +50,7 @@ from training_core.model_setup import digest_base_model, fetch_base_model
 from training_core.training.adapter import LEAKAGE_KEYS_FILE
 
 _BASE_TAG, _BASE_DIGEST_TAG = "sft_flow.base_model", "sft_flow.base_digest"
+NAME_TAG = "sft_flow.registered_model"  # of a logged model: the one name that a version of it may have
 _LONGEST_DESCRIPTION = 5000  # of PostgreSQL; SQLite takes any
 
 
@@ -202,7 +203,8 @@ def _min_confidence(config: RunConfig, trained: TrainedRef) -> float | None:
 
 def _find_or_log_model(client: MlflowClient, config: RunConfig, trained: TrainedRef) -> LoggedModel:
     """The packaged adapter in the tracking store; one that a killed process left half-uploaded is completed."""
-    run, experiment, tags = trained.run, experiment_id(client, config), _model_tags(config, trained)
+    run, experiment = trained.run, experiment_id(client, config)
+    tags = _model_tags(config, trained) | {NAME_TAG: config.registered_model_name}
     model, _ = found_or_created(
         lambda: _logged_models(client, experiment, tags),
         lambda: client.create_logged_model(experiment, "adapter", run.tracking_run_id, tags=tags),
@@ -225,8 +227,11 @@ def _logged_models(client: MlflowClient, experiment: str, tags: Mapping[str, str
 
 
 def _delete_unused_models(client: MlflowClient, config: RunConfig, run: RunRef) -> None:
-    """Delete what a lost answer, or another process at the same moment, left next to the model of a version."""
-    own = {FINGERPRINT_TAG: run.fingerprint}
+    """Delete what a lost answer, or another process at the same moment, left next to the model of a version.
+
+    A model for another registered model is left: a run may be about to make it a version there.
+    """
+    own = {FINGERPRINT_TAG: run.fingerprint, NAME_TAG: config.registered_model_name}
     versions = client.search_model_versions(f"tags.`{FINGERPRINT_TAG}` = '{run.fingerprint}'")
     used = {version.source for version in versions}  # of every registered model
     for model in _logged_models(client, experiment_id(client, config), own):

@@ -7,9 +7,15 @@ from pathlib import Path
 
 from tasks.artifact_store import open_folder
 from tasks.refs import RegisteredRef
-from tasks.registered import fetch_registered, registered_dataset, registered_settings
+from tasks.registered import (
+    fetch_registered,
+    registered_data,
+    registered_dataset,
+    registered_settings,
+    rows_to_ask,
+    served_settings,
+)
 from training_core.config import RunConfig
-from training_core.data_loader import prepare_data
 from training_core.dataset.store import TrainingData, load_training_data
 from training_core.distributed import ADAPTER_FOLDER, train_adapter
 from training_core.evaluation.comparison import EvaluatedModel, compare_models, load_scores, save_comparison
@@ -22,6 +28,7 @@ from training_core.grid import Grid
 from training_core.model_setup import digest_base_model, load_adapted_model
 from training_core.training.adapter import load_leakage_keys
 from training_core.training.fingerprint import digest_rows, run_fingerprint
+from training_core.training.gpu_lock import sole_use_of_gpu
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 
@@ -43,8 +50,10 @@ def compare_registered(versions: Sequence[tuple[RunConfig, str]], rows: str | No
     """
     (config, number), (_, other) = versions
     first, second = (fetch_registered(config, number) for config, number in versions)
-    settings = registered_settings(config, number)
-    comparison = compare_models(_load(first), _load(second), _data(settings, first, rows), settings)
+    settings = served_settings(registered_settings(config, number), first)
+    data = _data(settings, first, rows)
+    with sole_use_of_gpu("a comparison of registered versions"):
+        comparison = compare_models(_load(first), _load(second), data, settings)
     folder = Path(config.output_dir).resolve() / "compared" / f"{number}-{other}-{first.run.fingerprint[:12]}"
     save_comparison(comparison, folder, folder)
     names = {"candidate": f"version {number}", "champion": f"version {other}"}
@@ -82,11 +91,8 @@ def _weights_digest(adapter: Path) -> str:
 
 def _data(settings: RunConfig, registered: RegisteredRef, rows: str | None) -> TrainingData:
     """The rows to compare on, and training rows for the baselines: those of the version."""
-    stored = load_training_data(open_folder(registered_dataset(settings, registered).folder, settings))
-    if rows is None:
-        return stored
-    given = replace(settings, dataset_path=rows, eval_path=rows, overlap="allow")
-    return replace(stored, held_out=load_training_data(prepare_data(given, Path(registered.base))).held_out)
+    stored = registered_data(settings, registered)
+    return stored if rows is None else replace(stored, held_out=rows_to_ask(settings, registered, rows))
 
 
 def _load(registered: RegisteredRef) -> EvaluatedModel:

@@ -16,8 +16,9 @@ _HIDDEN = "***"
 _LOGIN = re.compile(
     r"(?<!github)(?<!\bgit)://(?:[^\s/@:]*:(?!\d*(?:[/\s]|$))\S*@|(?<=https://)[^\s/@]+@|(?<=http://)[^\s/@]+@)"
 )
+_WORD = re.compile(r"\S+")
 _SIGNED = re.compile(
-    r"([?&][\w.-]*(?:token|secret|password|passwd|signature|credential|api_?key|access_?key|\bsig)[\w.-]*=)[^&\s#'\"]+",
+    r"([?&](?=[\w.-]*+=)[\w.-]*(?:token|secret|password|passwd|signature|credential|api_?key|access_?key|\bsig)[\w.-]*=)[^&\s#'\"]+",
     re.IGNORECASE,
 )
 # What Markdown reads as more than text, wherever it is; then what it does so at the beginning of a block.
@@ -29,7 +30,13 @@ _NUMBERED = re.compile(r"^\d+(?=[.)]\s)")
 
 def without_secrets(text: str) -> str:
     """The text with ``***`` for the password, or the login as a whole, of each address, and for keys in its query."""
-    return _SIGNED.sub(rf"\1{_HIDDEN}", _LOGIN.sub(f"://{_HIDDEN}@", text))
+    return _SIGNED.sub(rf"\1{_HIDDEN}", _WORD.sub(_without_login, text))
+
+
+def _without_login(word: re.Match[str]) -> str:
+    """A login ends with the word's last @. To look further, from each :// on, would take minutes for a long word."""
+    before, at, after = word[0].rpartition("@")
+    return _LOGIN.sub(f"://{_HIDDEN}@", before + at) + after
 
 
 def shown(text: str) -> str:

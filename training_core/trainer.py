@@ -123,12 +123,15 @@ def train_model(
     Writes ``checkpoints/``, ``journal.jsonl`` and ``training.json``. A training that is killed at any time and started
     again ends with bit-identical weights (tested on a CPU in fp32; not yet on a GPU). When torch's launcher has started
     several processes, each trains on its own device, and the first one writes. Raises ``filelock.Timeout`` when another
-    process trains in the same folder, ``RuntimeError`` when another training holds the GPU, and ``SettingsError`` when
+    process trains in the same folder, ``DeviceHeldError`` when something else holds the GPU, and ``SettingsError`` when
     a step does not fit in memory, or a loss, gradient or weight is not finite.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     ranks, summary_file = PartialState(), run_dir / SUMMARY_FILE
-    with hold_gpu(run_dir), FileLock(run_dir / "training.lock", timeout=1) if ranks.is_main_process else nullcontext():
+    with (
+        hold_gpu(f"the training in {run_dir}"),
+        FileLock(run_dir / "training.lock", timeout=1) if ranks.is_main_process else nullcontext(),
+    ):
         with ranks.main_process_first():  # it deletes incomplete checkpoints, which the others then do not find
             checkpoint = latest_complete_checkpoint(run_dir / "checkpoints")
         resumed_from = _steps_done(checkpoint)

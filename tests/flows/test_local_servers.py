@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from flows import cli
+from flows import cli, local_servers
 from flows.cli import set_environment
 from flows.local_servers import Server, lasting_prefect_server, listen, mlflow_server, prefect_server
 from flows.prefect_app import starting_alone
@@ -194,6 +194,28 @@ def test_server_that_is_killed_is_started_again(tmp_path: Path) -> None:
             assert time.monotonic() < deadline, (tmp_path / "server.log").read_text()
             time.sleep(0.2)
     assert not answers(), "it ends with the process that started it"
+
+
+@pytest.mark.parametrize("what", ["its port is taken", "its time is over"])
+def test_server_that_nobody_would_ask_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """The address is in the environment of what runs: a server elsewhere, or after the end, is of no use."""
+    ended, left = threading.Event(), list[Server]()
+
+    @contextlib.contextmanager
+    def start(home: Path, port: int, log: Path) -> Iterator[Server]:
+        server = Server(subprocess.Popen([sys.executable, "-c", ""]), f"http://127.0.0.1:{port + ('port' in what)}", "")
+        left.append(server)
+        if "time" in what:
+            ended.set()
+        yield server
+        left.remove(server)
+
+    monkeypatch.setattr(local_servers, "prefect_server", start)
+    monkeypatch.setattr(local_servers, "_SECONDS_BETWEEN_STARTS", 0)
+    first = Server(subprocess.Popen([sys.executable, "-c", ""]), "http://127.0.0.1:4200", "")
+    with contextlib.ExitStack() as later:
+        local_servers._start_again(tmp_path, first, later, ended)
+        assert not left
 
 
 def test_log_of_a_deleted_database_is_not_read_into_a_new_one(tmp_path: Path) -> None:

@@ -23,8 +23,10 @@ from tasks.refs import DatasetRef, EvalReport, FolderRef, RunRef, TrainedRef
 from tasks.registry import find_or_create_version
 from tasks.versions import CHAMPION, point_alias
 from training_core.config import RunConfig
+from training_core.escaping import in_markdown, shown
 from training_core.folders import seal_digest
 from training_core.model_setup import digest_base_model, load_model_and_tokenizer, load_tokenizer
+from training_core.prediction.lines import Counts
 from training_core.training.adapter import write_adapter
 
 NAME = "answering"
@@ -195,3 +197,16 @@ def test_predict_task_publishes_counts_and_where_the_answers_are(
     assert again == (text, named) and named["description"] == found
     assert f"Answers of `models:/{NAME}/1`: `{output}`" in text
     assert f"    {rows}:11: line: invalid JSON" in text
+
+
+@pytest.mark.parametrize("text", ["\x1b[2Jrow", "a `code`\n# heading", "s3://key:secret@bucket/x"])
+def test_predict_shows_names_and_rows_as_text(text: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """In the terminal and in the artifact."""
+    job: Any = SimpleNamespace(version="models:/a/1", output=text)
+    counts = Counts(lines=1, bad=1, bad_rows=[text])
+    predict_cli._print(job, counts)
+    said = capfd.readouterr().err
+    assert said == shown(said) and said.count(shown(text)) == 2
+    found = prediction.describe(job, counts)
+    assert found == shown(found) and f"`models:/a/1`: {in_markdown(text)}" in found
+    assert f"    {shown(' '.join(text.split()))}" in found.splitlines()

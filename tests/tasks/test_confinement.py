@@ -3,17 +3,23 @@
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 from uuid import uuid4
 
 import pytest
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
+from prefect.flows import load_flow_from_entrypoint
 
+from deployments.topology import deployments
+from flows import predict_flow
 from tasks.confinement import require_allowed
 from tasks.refs import DatasetRef, FolderRef
 from training_core.config import RunConfig, SettingsError, read_settings
 
 ROOTS = "SFT_FLOW_ALLOWED_ROOTS"
+PLACES = {"dataset_path", "eval_path", "output_dir", "cache_dir", "rows", "output"}
+HERE = {"rows": "data/rows.jsonl", "output": "answers.jsonl"}
 
 
 def as_run(**fields: Any) -> Any:
@@ -141,3 +147,33 @@ def test_run_that_changes_its_environment_is_refused(deployed: Path, job_variabl
 def test_command_line_is_free(deployed: Path) -> None:
     with as_run():
         require_allowed(RunConfig(dataset_path="/etc/passwd", output_dir="/elsewhere", label_audit="os:getcwd"))
+
+
+@pytest.mark.parametrize("entrypoint", sorted({str(one.entrypoint) for one in deployments("rows.jsonl")}))
+@pytest.mark.parametrize("path", ["/etc/passwd", "../outside/rows.jsonl", "file:///etc/passwd", "s3://elsewhere/x"])
+def test_every_deployed_flow_refuses_places_outside(
+    deployed: Path, monkeypatch: pytest.MonkeyPatch, entrypoint: str, path: str
+) -> None:
+    monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__RUN_COUNT", "1")  # else a server is asked
+    monkeypatch.setattr("tasks.recovery.get_client", MagicMock())
+    monkeypatch.setattr(predict_flow, "config_of_uri", lambda *_: (RunConfig(), "1"))
+    flow = load_flow_from_entrypoint(entrypoint)
+    taken = set(flow.parameters.properties)
+    if taken == {"config", "dataset"}:
+        folder = FolderRef("runs/x", None, "0" * 64)
+        dataset = DatasetRef(folder, "0" * 64, 1, 1, "0" * 64)
+        calls = {"output_dir": {"config": RunConfig(output_dir=path), "dataset": dataset}}
+    else:
+        usual = {name: HERE[name] for name in HERE.keys() & taken}
+        calls = {name: usual | {name: path} for name in PLACES & taken}
+    assert calls or not taken, "name its places, so that they are asked for here"
+    for name, parameters in calls.items():
+        with pytest.raises(SettingsError, match=rf"{name}: expected a path in the worker's folder"):
+            flow.fn(**parameters)
+
+
+def test_rows_of_predict_flow_are_asked_for_links(deployed: Path) -> None:
+    (deployed / "data" / "link.jsonl").symlink_to(deployed.parent / "outside" / "rows.jsonl")
+    with pytest.raises(SettingsError, match="rows: expected a path"):
+        require_allowed(RunConfig(output_dir="runs"), rows="data", output="answers.jsonl")
+    require_allowed(RunConfig(output_dir="runs"), rows="data/rows.jsonl", output="answers.jsonl")

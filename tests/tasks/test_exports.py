@@ -34,9 +34,16 @@ def registered(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     return found
 
 
-def export(config: RunConfig, monkeypatch: pytest.MonkeyPatch, *problems: str, rows: int | None = None) -> Mock:
+def export(
+    config: RunConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    *problems: str,
+    rows: int | None = None,
+    named: Mock | None = None,
+) -> Mock:
     judged = Mock(return_value=(Path("out"), Verdict("transformers 5", Mock(spec=[]), list(problems))))
-    monkeypatch.setattr(exports, "export_judged", judged)
+    monkeypatch.setattr(exports, "write_judged", judged)
+    monkeypatch.setattr(exports, "give_name", named or Mock())
     monkeypatch.setattr(Verdict, "sentence", "58 of 60 decisions equal")
     exports.export_version(config, "1", Wanted("merged", "nf4", max_eval_rows=rows), Path("out"))
     return judged
@@ -66,3 +73,12 @@ def test_export_is_of_what_was_registered_and_evaluated(
     assert (kind, settings.eval_max_new_tokens, settings.max_eval_rows) == ("merged", 300, 70)
     assert settings.answer_audit is None, "its code may not be here"
     assert export(config, monkeypatch, rows=9).call_args.args[4].max_eval_rows == 9
+
+
+def test_verdict_is_entered_before_the_export_has_its_name(
+    config: RunConfig, registered: RegisteredRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the two, the same command judges again; the other way round, it would be refused."""
+    with pytest.raises(KeyboardInterrupt):
+        export(config, monkeypatch, named=Mock(side_effect=KeyboardInterrupt))
+    assert read_ledger(config).entries[-1].outcome == "exported as merged: fit to serve"

@@ -7,6 +7,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from hub_stand_in import NAME, commit_of, hub_with
+from mlflow.tracking import MlflowClient
 
 from tasks import registry, tracking, versions
 from tasks.refs import FolderRef, TrainedRef
@@ -33,12 +34,32 @@ def test_version_half_uploaded_by_a_killed_process_is_completed(config: RunConfi
         tracking.FINGERPRINT_TAG: trained.run.fingerprint,
         versions.ADAPTER_TAG: trained.adapter.digest,
         **versions.serving_tags(config),
+        registry.NAME_TAG: config.registered_model_name,
     }
     half = client.create_logged_model(experiment, "adapter", trained.run.tracking_run_id, tags=tags)
     registry.find_or_create_version(config, trained, "")
     (version,) = versions.all_versions(config)
     assert version.source == half.artifact_location
     assert client.get_logged_model(half.model_id).status == "READY"
+
+
+def test_model_that_is_not_yet_a_version_elsewhere_stays(
+    config: RunConfig, trained: TrainedRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs of one training, under two names, at the same moment."""
+    name = f"{config.registered_model_name} elsewhere"
+    elsewhere = dataclasses.replace(config, registered_model_name=name, eval_max_new_tokens=6)
+    created = registry._create_registered_model
+
+    def overtaken(client: MlflowClient, name: str) -> None:
+        monkeypatch.setattr(registry, "_create_registered_model", created)
+        registry.find_or_create_version(config, trained, "")
+        created(client, name)
+
+    monkeypatch.setattr(registry, "_create_registered_model", overtaken)
+    registry.find_or_create_version(elsewhere, trained, "")
+    (version,) = versions.all_versions(elsewhere)
+    assert registry.fetch_version(elsewhere, version).max_new_tokens == 6
 
 
 @pytest.fixture

@@ -47,6 +47,16 @@ def test_addresses_without_a_password_are_shown_whole(text: str) -> None:
     assert shown(text) == text
 
 
+@pytest.mark.parametrize("part", ["://a:b", "https://a", "?a", "token", "://1:1", "@://a:b", "?token"])
+def test_long_text_is_shown_in_a_moment(part: str) -> None:
+    """Where each place in the text leads to a search of all that follows, this takes minutes."""
+    assert shown(f"?{part * 100_000}")
+
+
+def test_long_passwords_are_hidden() -> None:
+    assert shown(f"https://user:{'s' * 5_000}@host") == "https://***@host"
+
+
 @pytest.mark.parametrize("text", HOSTILE)
 def test_markdown_shows_any_text_as_it_is(text: str) -> None:
     reader = MarkdownIt("commonmark").enable(["table", "strikethrough"])

@@ -16,24 +16,25 @@ from training_core.evaluation.text_scores import AnswerJudge, read_training_answ
 from training_core.export.agreement import compare_decisions
 from training_core.export.formats import Format
 from training_core.export.source import Source
-from training_core.export.verdict import FIT, UNFIT, Verdict, write_verdict
+from training_core.export.verdict import FIT, NOT_JUDGED, UNFIT, Verdict, write_verdict
 from training_core.folders import complete_folder, seal
 from training_core.model_setup import free_models, load_adapted_model
 from training_core.prompts.chat_encoding import ChatEncoder
 
 logger = logging.getLogger(__name__)
 
-_ENDINGS = {FIT: "", UNFIT: ".rejected"}
 _UNJUDGED = ".unjudged"
+_ENDINGS = {FIT: "", UNFIT: ".rejected", NOT_JUDGED: _UNJUDGED}
 
 
-def export_judged(
+def write_judged(
     source: Source, kind: str, form: Format, data: TrainingData, config: RunConfig, folder: Path
 ) -> tuple[Path, Verdict]:
-    """Write an export, let it answer held-out rows, and give it its name: ``folder``, or that with ``.rejected`` or
-    ``.unjudged`` at its end. Returns the place and the verdict, which the README there opens with.
+    """Write an export and let it answer held-out rows. Returns the place and the verdict, which the README there opens
+    with.
 
-    Until it is judged, also in a process that was killed, its name ends with ``.unjudged``. Raises ``SettingsError``
+    Its name ends with ``.unjudged`` until ``give_name``, also in a process that was killed: the same call then writes
+    and judges it again. Raises ``SettingsError``
     when there is something in ``folder``, or this adapter or base has no such export.
     """
     _require_free(folder)
@@ -48,11 +49,15 @@ def export_judged(
     verdict = judge_export(pending, source, form, data, config)
     write_verdict(pending, source, kind, verdict, usage)
     seal(pending)
+    return pending, verdict
+
+
+def give_name(written: Path, folder: Path, verdict: Verdict) -> Path:
+    """Name an export by its verdict: ``folder``, or that with ``.rejected`` or ``.unjudged`` at its end."""
     named = folder.with_name(folder.name + _ENDINGS[verdict.outcome])
-    if verdict.outcome != FIT:
+    if verdict.outcome == UNFIT:
         shutil.rmtree(named, ignore_errors=True)  # an earlier try
-    pending.rename(named)
-    return named, verdict
+    return written.rename(named)
 
 
 def _require_free(folder: Path) -> None:

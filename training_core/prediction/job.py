@@ -19,7 +19,15 @@ from training_core.prediction.answering import Answerer, Progress, answer_cases
 from training_core.prediction.cases import Cases
 from training_core.prediction.lines import Counts
 from training_core.prediction.parts import Key, Parts
-from training_core.prediction.places import delete, digest_of, local_path, read_file, whole_file
+from training_core.prediction.places import (
+    delete,
+    digest_of,
+    keeps_files,
+    local_path,
+    names_in,
+    read_object,
+    whole_file,
+)
 from training_core.utils import pick_precision
 
 logger = logging.getLogger(__name__)
@@ -69,6 +77,8 @@ def output_problems(rows: str, output: str) -> list[str]:
     """Why answers to these rows cannot be written there."""
     if not output.endswith(_SUFFIXES):
         return [f"output: expected a name that ends in {' or '.join(_SUFFIXES)}, or - for a pipe, got {output!r}"]
+    if not keeps_files(output):
+        return [f"output: expected a path or the URL of a store to write to, such as s3://bucket/…, got {output!r}"]
     try:
         path = local_path(output)
     except (ImportError, ValueError) as error:  # a protocol whose package is missing, or that nobody knows
@@ -83,10 +93,16 @@ def output_problems(rows: str, output: str) -> list[str]:
 
 
 def read_summary(job: Job) -> Counts | None:
-    """The counts of answers that are there as they were written, if they were made with this job's key."""
-    found = json.loads(read_file(job.summary) or b"{}")
+    """The counts of answers that are there as they were written, if they were made with this job's key.
+
+    Deletes parts that are left of them. Raises ``SettingsError`` while another process makes them again.
+    """
+    found = read_object(job.summary)
     if found.get("key") != job.key or found.get("sha256") != digest_of(str(job.output)):
         return None
+    if names_in(job.parts):  # of a job that was killed just before it would have deleted them
+        with _alone(job.parts):
+            delete(job.parts)
     return Counts(**found["counts"])
 
 

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from training_core.prediction.places import delete, names_in, read_file, whole_file
+from training_core.prediction.places import delete, names_in, read_file, read_object, whole_file
 
 _KEY_FILE = "key.json"
 
@@ -20,8 +20,7 @@ class Parts:
     @property
     def key(self) -> Key:
         """What the parts were made from; empty where there are none."""
-        found: Key = json.loads(read_file(f"{self.folder}/{_KEY_FILE}") or b"{}")
-        return found
+        return read_object(f"{self.folder}/{_KEY_FILE}")
 
     def begin(self, key: Key) -> None:
         """Delete parts that were made with another key."""

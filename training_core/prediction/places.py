@@ -2,16 +2,21 @@
 
 import contextlib
 import hashlib
+import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import fsspec
+from fsspec.core import split_protocol
 from fsspec.implementations.local import LocalFileSystem
 
 from training_core.folders import complete_file
 from training_core.rows.files import client_errors_as_os_errors
+
+# Protocols that only read, and one whose files end with the process.
+_KEEP_NOTHING = ("http", "https", "github", "gist", "git", "data", "zip", "tar", "libarchive", "reference", "memory")
 
 
 @contextlib.contextmanager
@@ -46,6 +51,19 @@ def read_file(place: str) -> bytes | None:
     """The content of a file, or ``None`` if there is none."""
     system, path = fsspec.core.url_to_fs(place)
     return bytes(system.cat_file(path)) if system.exists(path) else None
+
+
+def keeps_files(url: str) -> bool:
+    """Whether files can be written to a URL of this protocol, and are there when this process has ended."""
+    return "::" not in url and split_protocol(url)[0] not in _KEEP_NOTHING
+
+
+def read_object(place: str) -> dict[str, Any]:
+    """A file of one JSON object; empty where there is no file, or a damaged one."""
+    with contextlib.suppress(ValueError):
+        found = json.loads(read_file(place) or b"")
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 @client_errors_as_os_errors()

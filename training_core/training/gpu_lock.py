@@ -1,4 +1,4 @@
-"""One training per GPU: it holds a lock that all users of the machine respect."""
+"""One user of a GPU at a time: it holds a lock that all users of the machine respect."""
 
 import contextlib
 import tempfile
@@ -8,25 +8,43 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
+from training_core.config import SettingsError
+from training_core.training.out_of_memory import explain_out_of_memory
+
 _SECONDS_TO_WAIT = 60
+OTHER_GPU = "end what else uses the GPU, or choose another one with CUDA_VISIBLE_DEVICES"
+
+
+class DeviceHeldError(RuntimeError):
+    """Another process has the device."""
 
 
 @contextlib.contextmanager
-def hold_gpu(run_dir: Path) -> Iterator[None]:
-    """Lock this process's GPU for a training in ``run_dir``; does nothing without a GPU.
+def sole_use_of_gpu(holder: str, fix: str = OTHER_GPU) -> Iterator[None]:
+    """Hold the GPU for a command's work; raises ``SettingsError`` when it is held, or too small, with the fix of that.
 
-    Raises ``RuntimeError`` with the other training's folder when the GPU is locked already.
+    A training does not use it: there, a GPU that is held is worth another try.
     """
+    try:
+        with hold_gpu(holder), explain_out_of_memory("a batch of answers", fix):
+            yield
+    except DeviceHeldError as error:
+        raise SettingsError([str(error)]) from error
+
+
+@contextlib.contextmanager
+def hold_gpu(holder: str) -> Iterator[None]:
+    """Lock this process's GPU; does nothing without one. Raises ``DeviceHeldError`` that names the other holder."""
     if not torch.cuda.is_available():
         yield
         return
-    with hold_device(f"GPU {torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}", run_dir):
+    with hold_device(f"GPU {torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}", holder):
         yield
 
 
 @contextlib.contextmanager
-def hold_device(name: str, run_dir: Path, seconds: float = _SECONDS_TO_WAIT) -> Iterator[None]:
-    """Lock the device with this name; the lock's file holds the folder of the training that has it.
+def hold_device(name: str, holder: str, seconds: float = _SECONDS_TO_WAIT) -> Iterator[None]:
+    """Lock the device with this name; the lock's file names the holder.
 
     Waits for the end of a training that has just lost its parent process.
     """
@@ -35,8 +53,8 @@ def hold_device(name: str, run_dir: Path, seconds: float = _SECONDS_TO_WAIT) -> 
         lock = FileLock(path, timeout=seconds, mode=0o666).acquire()
     except Timeout as error:
         fix = "wait for its end, or choose another GPU with CUDA_VISIBLE_DEVICES"
-        raise RuntimeError(f"{name} is held by the training in {path.read_text(encoding='utf-8')}: {fix}") from error
+        raise DeviceHeldError(f"{name} is held by {path.read_text(encoding='utf-8')}: {fix}") from error
     with lock:
         with path.open("r+", encoding="utf-8") as file:  # Linux refuses "w" for another user's file in /tmp
-            file.write(str(run_dir))
+            file.write(holder)
         yield

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,11 +15,17 @@ from training_core.config import RunConfig, SettingsError
 from training_core.data_loader import prepare_data
 from training_core.dataset.store import TrainingData, load_training_data
 from training_core.export.formats import Format, formats
-from training_core.export.judged_folder import export_judged
+from training_core.export.judged_folder import give_name, write_judged
 from training_core.export.source import Source
-from training_core.export.verdict import FIT, NOT_JUDGED, UNFIT
+from training_core.export.verdict import FIT, NOT_JUDGED, UNFIT, Verdict
 from training_core.folders import seal_digest
 from training_core.model_setup import free_models
+
+
+def export_judged(*what: Any) -> tuple[Path, Verdict]:
+    written, verdict = write_judged(*what)
+    return give_name(written, what[-1], verdict), verdict
+
 
 TINY_QWEN = Path(__file__).parents[3] / "samples" / "tiny_qwen"
 

@@ -134,6 +134,29 @@ def test_finished_answers_are_known_until_something_changes(new_job: NewJob, row
     assert read_summary(done) is None
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "\xff"])
+def test_damaged_summaries_and_keys_are_as_none(new_job: NewJob, rows: str, content: str) -> None:
+    done = new_job(rows)
+    counts = write_answers(done, ignore)
+    Path(done.summary).write_bytes(content.encode("latin-1"))
+    Path(done.parts).mkdir()
+    (Path(done.parts) / "key.json").write_bytes(content.encode("latin-1"))
+    assert read_summary(done) is None
+    assert write_answers(done, ignore) == counts == read_summary(done)
+
+
+def test_parts_left_by_a_killed_job_are_deleted_later(
+    new_job: NewJob, rows: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was killed between the summary and the end."""
+    done = new_job(rows)
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "delete", lambda _: None)
+        write_answers(done, ignore)
+    assert Path(done.parts).is_dir()
+    assert read_summary(done) and not Path(done.parts).exists()
+
+
 def test_answers_at_a_url_are_the_same_and_resumed(new_job: NewJob, rows: str, unbroken: bytes) -> None:
     there = new_job(rows, "memory://predictions/deep/answers.jsonl")
 
@@ -177,7 +200,11 @@ def test_answers_are_written_by_one_process_at_a_time(
         ("rows", "nowhere://x/answers.jsonl", "cannot write to"),
         ("rows", "answers.jsonl", None),
         ("s3://bucket/rows", "answers.jsonl", None),
-        ("rows", "memory://x/answers.jsonl", None),
+        ("rows", "file://answers.jsonl", None),
+        ("rows", "memory://x/answers.jsonl", "URL of a store to write to"),
+        ("rows", "github://x.jsonl", "URL of a store to write to"),
+        ("rows", "http://host/answers.jsonl", "URL of a store to write to"),
+        ("rows", "simplecache::s3://bucket/answers.jsonl", "URL of a store to write to"),
     ],
 )
 def test_outputs_that_cannot_be_written_are_problems(
