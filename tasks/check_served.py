@@ -29,11 +29,18 @@ def check_parity(model_uri: str, sample_file: Path) -> str:
     sample = json.loads(sample_file.read_text(encoding="utf-8"))
     rows = pd.DataFrame([as_input(json.loads(record)) for record in sample["records"]])
     with paused_garbage_collection():
-        evaluated = {name: sample[name] for name in ("max_new_tokens", "constrain") if name in sample}
-        served = mlflow.pyfunc.load_model(model_uri, model_config=evaluated)
+        served = mlflow.pyfunc.load_model(model_uri)
+    _require_evaluated_settings(served.model_config, sample)
     if served.unwrap_python_model().loaded.precision.reason == sample["precision"]:
         return _same_tokens(served, rows, sample)
     return _near_ties(served.unwrap_python_model(), rows, sample)
+
+
+def _require_evaluated_settings(registered: Any, sample: dict[str, Any]) -> None:
+    expected = {name: sample[name] for name in ("max_new_tokens", "constrain") if name in sample}
+    found = {name: registered[name] for name in expected}
+    if found != expected:
+        raise ValueError(f"expected a model that is served as it was evaluated, with {expected}, got {found}")
 
 
 def _same_tokens(served: Any, rows: pd.DataFrame, sample: dict[str, Any]) -> str:

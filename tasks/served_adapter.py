@@ -3,7 +3,8 @@
 One row of input: `instruction` (text) and `input` (the case with its `policy_document`, as JSON text), or `messages`
 (a conversation without its answer, as JSON text). One row of output: `answer` (text), `token_ids`, `confidence` (the
 probability of the decision, empty where the answers are not held to the form of the training rows) and `hand_over`
-(whether a person has to decide the case). Rows become tokens by the functions that training used.
+(whether a person has to decide the case; of one whose answer cannot be used always). Rows become tokens by the
+functions that training used.
 """
 
 import hashlib
@@ -19,9 +20,9 @@ import pandas as pd
 from training_core.config import RunConfig
 from training_core.evaluation.generation import complete
 from training_core.evaluation.grammar import load_grammar
-from training_core.evaluation.handover import is_handed_over
 from training_core.folders import MANIFEST, seal_digest
 from training_core.model_setup import digest_base_model, fetch_base_model, load_adapted_model
+from training_core.prediction.lines import judge
 from training_core.prompts.chat_encoding import ChatEncoder
 from training_core.prompts.messages import format_as_chat
 from training_core.rows.formats import read_question
@@ -60,13 +61,13 @@ class ServedAdapter(mlflow.pyfunc.PythonModel):
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         prompts = [self.prompt(row) for row in model_input.to_dict("records")]
         found = complete(self.loaded, prompts, self.config, self.grammar)
-        confidences = [answer.confidence for answer in found]
+        answers = [judge(answer, self.encoder, self.config, self.min_confidence) for answer in found]
         return pd.DataFrame(
             {
-                "answer": [self.encoder.decode_answer(answer.tokens) for answer in found],
+                "answer": [answer.text for answer in answers],
                 "token_ids": [answer.tokens for answer in found],
-                "confidence": pd.Series(confidences, dtype="float64"),
-                "hand_over": [is_handed_over(confidence, self.min_confidence) for confidence in confidences],
+                "confidence": pd.Series([answer.confidence for answer in answers], dtype="float64"),
+                "hand_over": [answer.hand_over for answer in answers],
             }
         )
 

@@ -20,7 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from training_core.child_processes import child_process
 from training_core.config import RunConfig, SettingsError, read_settings
-from training_core.dataset.answer_schema import answer_schema
+from training_core.dataset.checked_schema import answer_schema
 from training_core.dataset.store import load_training_data
 from training_core.folders import complete_file, seal_digest
 from training_core.model_setup import free_models, load_model_and_tokenizer
@@ -134,11 +134,19 @@ def main() -> None:
 
 
 def _train_here(config: RunConfig, dataset: Path, run_dir: Path, halvings: int) -> None:
-    """Train in this process, and write the adapter when it is the main one."""
+    """Train in this process, and write the adapter when it is the main one.
+
+    The form of the answers comes first, so that a problem with it is found before the training.
+    """
     data, loaded = load_training_data(dataset), load_model_and_tokenizer(config)
+    writes = PartialState().is_main_process and not seal_digest(run_dir / ADAPTER_FOLDER)
+    schema = answer_schema(data.train, ChatEncoder.of(loaded.tokenizer)) if writes else None
+    if writes and schema is None and config.constrain == "schema":
+        raise SettingsError(
+            ["constrain: answers cannot be held to a form that every row allows; give --constrain none"]
+        )
     train_model(loaded, data, config, run_dir, halvings)
-    if PartialState().is_main_process and not seal_digest(run_dir / ADAPTER_FOLDER):
-        schema = answer_schema(data.train, ChatEncoder.of(loaded.tokenizer))
+    if writes:
         write_adapter(loaded.model, loaded.tokenizer, config, data.leakage_keys, run_dir / ADAPTER_FOLDER, schema)
 
 

@@ -176,6 +176,22 @@ def test_served_answers_on_an_unquantised_base_equal_the_evaluated_ones(tiny_bas
     assert {weight.dtype for weight in served.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("setting", [{"constrain": "json"}, {"max_new_tokens": 7}])
+def test_settings_other_than_the_evaluated_ones_fail_the_check(
+    package: Path, tmp_path: Path, setting: dict[str, Any]
+) -> None:
+    sample = json.loads((package / "parity_sample.json").read_text())
+    with pytest.raises(ValueError, match="expected a model that is served as it was evaluated, with "):
+        check_parity(str(package / "model"), written(sample | setting, tmp_path))
+
+
+def test_unusable_answers_of_the_served_model_are_handed_over(package: Path) -> None:
+    """Also without a threshold: these answers are cut off."""
+    sample = json.loads((package / "parity_sample.json").read_text())
+    rows = pd.DataFrame([as_input(json.loads(record)) for record in sample["records"]])
+    assert mlflow.pyfunc.load_model(str(package / "model")).predict(rows)["hand_over"].all()
+
+
 def test_served_base_is_the_commit_of_the_training(
     package: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

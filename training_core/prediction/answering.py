@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from training_core.config import RunConfig
-from training_core.evaluation.generation import Completion, complete
+from training_core.evaluation.generation import complete
 from training_core.evaluation.grammar import AnswerGrammar, load_grammar
-from training_core.evaluation.handover import is_handed_over
 from training_core.model_setup import LoadedModel, load_adapted_model
 from training_core.prediction.cases import Case, Cases
-from training_core.prediction.lines import Answer, to_line, why_not_usable
+from training_core.prediction.lines import judge, to_line
 from training_core.prediction.parts import Parts
 from training_core.prompts.chat_encoding import ChatEncoder, TokenIds
 from training_core.prompts.messages import format_as_chat
@@ -69,14 +68,9 @@ class Answerer:
     def answer(self, encoded: Sequence[Encoded]) -> list[bytes]:
         """The line of output of each case."""
         prompts = [prompt.tolist() for _, prompt in encoded if len(prompt)]
-        completions = iter(complete(self.loaded, prompts, self.config, self.grammar) if prompts else [])
-        return [self._line(case, next(completions)) if len(prompt) else to_line(case) for case, prompt in encoded]
-
-    def _line(self, case: Case, completion: Completion) -> bytes:
-        text, ended = self.encoder.decode_answer(completion.tokens), self.encoder.end_of_turn in completion.tokens
-        why_not = why_not_usable(text, ended=ended, config=self.config)
-        handed_over = why_not is not None or is_handed_over(completion.confidence, self.min_confidence)
-        return to_line(case, Answer(text, why_not, completion.confidence, handed_over))
+        completions = complete(self.loaded, prompts, self.config, self.grammar) if prompts else []
+        answers = (judge(found, self.encoder, self.config, self.min_confidence) for found in completions)
+        return [to_line(case, next(answers) if len(prompt) else None) for case, prompt in encoded]
 
     def _unless_overlong(self, case: Case, prompt: TokenIds) -> Encoded:
         most = self.config.max_seq_length - 1  # an answer has a token at least

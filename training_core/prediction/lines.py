@@ -6,8 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from training_core.config import RunConfig
+from training_core.evaluation.generation import Completion
+from training_core.evaluation.handover import is_handed_over
 from training_core.evaluation.text_scores import DECISION, parse_answer
 from training_core.prediction.cases import Case
+from training_core.prompts.chat_encoding import ChatEncoder
 from training_core.rows.strict_json import BadLineError, check_record, describe_value
 
 _MOST_SHOWN = 20
@@ -43,6 +46,15 @@ def to_line(case: Case, answer: Answer | None = None) -> bytes:
         "error": case.error,
     }
     return json.dumps(content, ensure_ascii=False).encode() + b"\n"
+
+
+def judge(completion: Completion, encoder: ChatEncoder, config: RunConfig, min_confidence: float | None) -> Answer:
+    """The answer in a completion. A person decides where it cannot be used or its confidence is not above
+    ``min_confidence``; ``None``: every usable one is decided automatically."""
+    text, ended = encoder.decode_answer(completion.tokens), encoder.end_of_turn in completion.tokens
+    why_not = why_not_usable(text, ended=ended, config=config)
+    handed_over = why_not is not None or is_handed_over(completion.confidence, min_confidence)
+    return Answer(text, why_not, completion.confidence, handed_over)
 
 
 def why_not_usable(answer: str, *, ended: bool, config: RunConfig) -> str | None:
