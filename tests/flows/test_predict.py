@@ -23,6 +23,7 @@ from tasks.refs import DatasetRef, EvalReport, FolderRef, RunRef, TrainedRef
 from tasks.registry import find_or_create_version
 from tasks.versions import CHAMPION, point_alias
 from training_core.config import RunConfig
+from training_core.dataset.answer_schema import schema_of_answers
 from training_core.escaping import in_markdown, shown
 from training_core.folders import seal_digest
 from training_core.model_setup import digest_base_model, load_model_and_tokenizer, load_tokenizer
@@ -50,13 +51,15 @@ def output_dir(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-def _register(config: RunConfig, folder: Path) -> None:
+def _register(config: RunConfig, folder: Path, letter: str = "f") -> None:
     for name in ("report.json", "rejected.jsonl"):
         (folder / name).touch()
     base = digest_base_model(Path(config.model_name))
-    run_id = tracking.open_tracking_run(config, "f" * 64, DatasetRef(FolderRef("", None, ""), "d", 1, 1, base), folder)
+    run_id = tracking.open_tracking_run(
+        config, letter * 64, DatasetRef(FolderRef("", None, ""), "d", 1, 1, base), folder
+    )
     adapter = FolderRef(str(folder / "adapter"), None, str(seal_digest(folder / "adapter")))
-    run = RunRef("f" * 64, str(folder), base, run_id)
+    run = RunRef(letter * 64, str(folder), base, run_id)
     trained = TrainedRef(run, adapter, EvalReport(adapter, 0, {}, {}, None))
     point_alias(config, CHAMPION, find_or_create_version(config, trained, "Decision accuracy 40%."))
 
@@ -89,6 +92,26 @@ def test_predicted_answers_are_those_of_the_registered_model(
     answers = served.predict(pd.DataFrame([as_input(case) for case in cases]))["answer"]
     assert [line["answer"] for line in lines_of(tmp_path / "answers.jsonl")] == list(answers)
     assert len(set(answers)) > 3
+
+
+def test_predicted_answers_held_to_the_schema_are_those_registered(
+    output_dir: Path, cases: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the default of ``constrain``."""
+    places = {"model_name": str(output_dir / "base"), "output_dir": str(output_dir), "registered_model_name": "held"}
+    config = RunConfig(**places, eval_max_new_tokens=60, eval_batch_size=4, quantisation="none")
+    made, schema = load_model_and_tokenizer(config), schema_of_answers([case["output"] for case in cases])
+    write_adapter(made.model, made.tokenizer, config, np.array([7], np.uint64), tmp_path / "adapter", schema)
+    _register(config, tmp_path, "e")
+    rows, output = write(tmp_path / "cases.jsonl", cases), tmp_path / "answers.jsonl"
+    command = ["models:/held@champion", rows, "--output", str(output), "--output_dir", str(output_dir)]
+    registry_cli.main("predict", command)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{output_dir}/mlflow.db")
+    served = mlflow.pyfunc.load_model("models:/held@champion")
+    found = served.predict(pd.DataFrame([as_input(case) for case in cases]))
+    lines = lines_of(output)
+    assert [line["answer"] for line in lines] == list(found["answer"]) and all(line["usable"] for line in lines)
+    assert [line["confidence"] for line in lines] == pytest.approx(list(found["confidence"]), abs=1e-5)
 
 
 def test_predict_lists_bad_rows_and_counts(
