@@ -27,8 +27,9 @@ from tasks.versions import named_version
 from training_core.config import RunConfig
 from training_core.export.certificate import Certificate
 from training_core.export.edits import Edit, cut_to, reduced_to, scaled_by
-from training_core.export.endpoint import open_endpoint
+from training_core.export.endpoint import Messages, Reply, open_endpoint
 from training_core.export.inspection import Registered, inspect_folder
+from training_core.prompts.messages import format_as_chat
 
 pytestmark = pytest.mark.slow
 
@@ -249,10 +250,16 @@ def test_folder_with_a_limit_of_its_own_is_named(judged: Judged, whole: Path, tm
 # Answers that a grammar changed
 
 
-def test_held_answers_are_compared_where_the_server_holds_them(judged: Judged, whole: Path) -> None:
+def test_held_answers_are_compared_where_the_server_holds_them(judged: Judged) -> None:
     """The judged answers are what is served; without the grammar the version would go on after each."""
+    questions = [json.dumps(format_as_chat(json.loads(record))[:-1]) for record in judged.rows["record"][:]]
+    answers = dict(zip(questions, (one.answer for one in judged.predictions), strict=True))
+
+    def ask(messages: Messages, _: int | None) -> Reply:
+        return Reply(answers.get(json.dumps(messages), ""), "stop", None, None)
+
     held = replace(judged, free=[f"{one.answer} and so on" for one in judged.predictions])
-    found = served(held, whole)
+    found = certify_endpoint(held, ask, "a server", {})
     assert found.certified and not found.findings and not found.notes, found.verdict
 
 
