@@ -9,7 +9,7 @@ from pathlib import Path
 from flows.terminal import CANNOT_WRITE
 from training_core.config import SettingsError
 
-_PROBE_BYTES = 2**20
+_CHECK_BYTES = 2**20
 
 
 @contextlib.contextmanager
@@ -34,7 +34,7 @@ def folder_problem(folder: Path, *, create: bool = False) -> str:
     try:
         folder.mkdir(parents=True, exist_ok=True) if create else folder.stat()
         with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(bytes(_PROBE_BYTES))
+            probe.write(bytes(_CHECK_BYTES))
             probe.flush()
     except FileNotFoundError:
         why = "it cannot be created; choose another" if create else "it was deleted or moved; put it back"
