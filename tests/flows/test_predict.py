@@ -218,7 +218,7 @@ def test_predict_task_publishes_counts_and_where_the_answers_are(
     assert found == "11 lines: 0 of 10 answers are usable, 1 bad rows; 11 for a person to decide" and shown == [100]
     (text, named), again = artifacts
     assert again == (text, named) and named["description"] == found
-    assert f"Answers of `models:/{NAME}/1`: `{output}`" in text
+    assert f"Answers of `models:/{NAME}/1`: {in_markdown(output)}" in text
     assert f"    {rows}:11: line: invalid JSON" in text
 
 

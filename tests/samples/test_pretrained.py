@@ -104,7 +104,7 @@ def test_texts_split_before_headings_keep_their_tokens(encoder: ChatEncoder) -> 
     for before, after in product(PIECES, repeat=2):
         text = f"a{before}\n## {after}b"
         prompt = encoder.encode_prompt([{"role": "user", "content": text}])
-        whole = encoder.plain_text.encode(text, add_special_tokens=False).ids
+        whole = encoder.tokenizer.encode(text, add_special_tokens=False)
         assert len(prompt) == len(empty) + len(whole), text
         assert any(prompt[start : start + len(whole)] == whole for start in range(len(empty))), text
 
