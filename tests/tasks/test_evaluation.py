@@ -29,7 +29,7 @@ from training_core.training.fingerprint import digest_rows
 
 @pytest.fixture
 def settings(config: RunConfig, tiny_base: Path, sample_rows: Path) -> RunConfig:
-    few = {"max_seq_length": 4096, "eval_max_new_tokens": 1, "val_split": 0.2}
+    few = {"max_seq_length": 4096, "eval_max_new_tokens": 1, "val_split": 0.2, "constrain": "none"}
     return replace(config, model_name=str(tiny_base), dataset_path=str(sample_rows), **few)
 
 
