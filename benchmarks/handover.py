@@ -22,7 +22,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "handover.json"
 PAGE, SECTION = DOCS / "evaluation.md", "handover"
 
 CASES = 1_000_000  # the truth
-# Share of the doubt that is confessed (confidence 0.9 at 0.8: wrong in 12.5%), and the digits of the confidence.
+# How calibrated the simulated confidences are (0.8: of answers with confidence 0.9, 12.5% are wrong), and their digits.
 KINDS = {"right": (1.0, 12), "too high": (0.8, 12), "far too high": (0.5, 12), "right, two digits": (1.0, 2)}
 WANTED = (0.005, 0.02)
 ROWS = (500, 1_000, 2_000, 5_000)

@@ -68,7 +68,7 @@ def read_object(place: str) -> dict[str, Any]:
 
 @client_errors_as_os_errors()
 def names_in(folder: str) -> set[str]:
-    """The names of the files in a folder; none where there is no folder."""
+    """The names of the files in a folder; empty without a folder."""
     system, path = fsspec.core.url_to_fs(folder)
     system.invalidate_cache()
     found = system.ls(path, detail=False) if system.exists(path) else []
