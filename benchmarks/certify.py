@@ -8,7 +8,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -134,7 +134,8 @@ def judge(bench: Bench) -> Judged:
     ref = FolderRef(str(adapter), None, str(seal_digest(adapter)))
     registered = RegisteredRef("1", run, ref, str(bench.base), LIMIT)
     rows = bench.data.held_out.select(range(ROWS))
-    judged = Judged("models:/benchmark/1", bench.config, registered, rows, [])
+    config = replace(bench.config, constrain="none")  # as registered
+    judged = Judged("models:/benchmark/1", config, registered, rows, [])
     return own_answers(judged, Path(bench.config.output_dir) / "judged")
 
 
