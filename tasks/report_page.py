@@ -10,6 +10,7 @@ from tasks.ledger import Entry, Ledger, read_ledger
 from tasks.lineage import lineage
 from tasks.refs import DatasetRef, ModelVersionRef, TrainedRef
 from tasks.tracking import log_report_page, report_name
+from tasks.versions import named_version, served_threshold
 from training_core.config import RunConfig
 from training_core.dataset.store import load_report
 from training_core.dataset.tables import data_grids
@@ -59,12 +60,14 @@ def _verdict_of(evaluation: Path, config: RunConfig, ledger: Ledger, entry: Entr
 
 def _facts(config: RunConfig, dataset: DatasetRef, trained: TrainedRef, ledger: Ledger, entry: Entry) -> PageFacts:
     number = entry.version.number if entry.version else ""
+    version = named_version(config, number) if number else None
     grids = data_grids(load_report(open_folder(dataset.folder, config)))
     return PageFacts(
         title=f"{config.registered_model_name} version {number}",
         lineage=lineage(config, dataset, trained, entry) | _uses(ledger, entry),
         commands=_commands(config, entry, ledger),
         grids=[grid for grid in grids if grid.rows],
+        served_threshold=served_threshold(version) if version else None,
     )
 
 

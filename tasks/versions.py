@@ -124,12 +124,17 @@ def serving_tags(config: RunConfig) -> dict[str, str]:
 
 def served_with(version: ModelVersion) -> dict[str, Any]:
     """The settings that a version is served with, as its package has them."""
-    confidence = version.tags.get(CONFIDENCE_TAG)
     return {
         "max_new_tokens": int(version.tags[LIMIT_TAG]),
         "constrain": version.tags.get(CONSTRAIN_TAG, "none"),
-        "min_confidence": None if confidence is None else float(confidence),
+        "min_confidence": served_threshold(version),
     }
+
+
+def served_threshold(version: ModelVersion) -> float | None:
+    """The confidence above which a version decides automatically; ``None``: it decides every case with an answer."""
+    confidence = version.tags.get(CONFIDENCE_TAG)
+    return None if confidence is None else float(confidence)
 
 
 def require_served_settings(config: RunConfig, version: ModelVersion) -> None:

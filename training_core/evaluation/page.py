@@ -25,7 +25,7 @@ from training_core.evaluation.evidence import (
     load_predictions,
 )
 from training_core.evaluation.gate import CANDIDATE, HOLDS, VIOLATED, Verdict, decide, reference_of, slice_tests
-from training_core.evaluation.handover import hand_over
+from training_core.evaluation.handover import Handover, hand_over
 from training_core.evaluation.reliability import RELIABILITY_FILE, calibration_error, reliability_bins
 from training_core.evaluation.report import score_grid
 from training_core.evaluation.scores import Prediction
@@ -45,13 +45,15 @@ _PICTURES = {"loss_curve.png": "Loss over the optimiser steps"}
 class PageFacts:
     """What the page says besides the evaluation: ``title`` names the version; ``lineage`` has digests, commit and dates
     by name; ``changes`` says what differs from the champion's run (what, before, now); ``commands`` what a person may
-    run, each with what it does; ``grids`` are more tables, such as row accounting and the cost of the training."""
+    run, each with what it does; ``grids`` are more tables, such as row accounting and the cost of the training;
+    ``served_threshold`` is the confidence above which the version decides automatically, if it has one."""
 
     title: str = "Candidate"
     lineage: Mapping[str, str] = field(default_factory=dict)
     changes: Sequence[tuple[str, str, str]] = ()
     commands: Sequence[tuple[str, str]] = ()
     grids: Sequence[Grid] = ()
+    served_threshold: float | None = None
 
 
 class SliceRow(NamedTuple):
@@ -84,8 +86,9 @@ def render_report(
     evidence = evidence_of(rows, predictions, load_left_out(folder), policies)
     reference = reference_of(evidence)
     pair = predictions[CANDIDATE], predictions[reference]
+    facts = facts or PageFacts()
     return _template().render(
-        facts=facts or PageFacts(),
+        facts=facts,
         verdict=verdict or decide(evidence, config),
         reference=reference,
         scores=score_grid(load_scores(folder), evidence.left_out),
@@ -96,7 +99,7 @@ def render_report(
         pairs=limit_pairs(rows, *pair),
         wrong=sum(not found.right for found in pair[0]),
         form=_form(folder),
-        confidence=_confidence(predictions[CANDIDATE], rows, config),
+        confidence=_confidence(predictions[CANDIDATE], rows, config, facts.served_threshold),
         reliability=_as_data_url(folder / RELIABILITY_FILE) if (folder / RELIABILITY_FILE).is_file() else "",
         pictures={text: _as_data_url(folder / name) for name, text in _PICTURES.items() if (folder / name).is_file()},
         cost=_cost(folder / SUMMARY_FILE),
@@ -136,14 +139,26 @@ def _form(folder: Path) -> str:
     )
 
 
-def _confidence(predictions: Sequence[Prediction], rows: Sequence[EvidenceRow], config: RunConfig) -> list[str]:
+def _confidence(
+    predictions: Sequence[Prediction], rows: Sequence[EvidenceRow], config: RunConfig, served: float | None
+) -> list[str]:
     """How far the candidate's confidence can be trusted, and which cases it decides; nothing where it has none."""
     bins = reliability_bins(predictions)
     if not bins:
         return []
     error = f"Expected calibration error: {calibration_error(bins):.3f} (10 ranges of confidence)."
     rule = hand_over(predictions, [row.tie for row in rows], config)
-    return [error, *([str(rule)] if rule else [])]
+    return [error, *([str(rule), *_served_rule(rule, served)] if rule else [])]
+
+
+def _served_rule(rule: Handover, served: float | None) -> list[str]:
+    """A re-evaluation may find another threshold on its rows; the version keeps the one it was registered with."""
+    if served is None or served == rule.threshold:
+        return []
+    return [
+        f"The version does not use this threshold: it was registered with {served:.4f}, and decides the cases with a "
+        "confidence above that. A new training is registered with a threshold of its own."
+    ]
 
 
 def _cost(summary: Path) -> dict[str, str]:

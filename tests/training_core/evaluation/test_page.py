@@ -10,8 +10,9 @@ import pytest
 
 from samples.cases import generate_rows, policy_text
 from training_core.config import RunConfig
-from training_core.evaluation.evidence import EvidenceRow, write_evidence_rows
+from training_core.evaluation.evidence import EvidenceRow, load_predictions, write_evidence_rows
 from training_core.evaluation.gate import Verdict
+from training_core.evaluation.handover import hand_over
 from training_core.evaluation.page import PageFacts, render_report
 from training_core.evaluation.scores import Prediction, score
 from training_core.evaluation.text_scores import AnswerJudge
@@ -92,6 +93,17 @@ def test_report_page_says_what_the_training_took(folder: Path) -> None:
     page = render_report(folder, CONFIG)
     for text in ("1,200, resumed from step 400", "1:01:01 since", "10.50 GiB", "7,654,321 before sharing", "0.2500"):
         assert text in page
+
+
+def test_report_page_names_the_threshold_that_the_version_is_served_with(folder: Path) -> None:
+    file = folder / "predictions_candidate.jsonl"
+    own = [json.loads(line) | {"confidence": 0.9} for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(one) + "\n" for one in own))
+    config = replace(CONFIG, max_automatic_error=0.005)
+    found = hand_over(load_predictions(folder)["candidate"], range(len(own)), config)
+    assert found
+    other, same = (render_report(folder, config, PageFacts(served_threshold=x)) for x in (0.7654, found.threshold))
+    assert "registered with 0.7654" in other and "registered with" not in same
 
 
 def test_report_page_keeps_texts_as_texts(folder: Path) -> None:
