@@ -30,7 +30,8 @@ from benchmarks.planted_exports import (
 )
 from flows.cli import set_environment
 from flows.doc_sections import DOCS, ROOT, write_section
-from tasks.certificates import Judged, certify_endpoint, certify_folder, own_answers
+from tasks.certificates import certify_endpoint, certify_folder
+from tasks.judged_answers import Judged, own_answers
 from tasks.refs import FolderRef, RegisteredRef, RunRef
 from training_core.export.certificate import Certificate
 from training_core.export.edits import cut_to, scaled_by

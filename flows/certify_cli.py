@@ -13,9 +13,10 @@ from rich.padding import Padding
 from rich.text import Text
 
 from flows.registry_settings import OUTPUT_DIR, config_of_uri
-from flows.version_cli import prepare
+from flows.version_cli import at_least_one, prepare
 from training_core.config import RunConfig, SettingsError
-from training_core.export.endpoint import Endpoint, open_endpoint, shown
+from training_core.escaping import on_one_line
+from training_core.export.endpoint import Endpoint, open_endpoint
 
 if TYPE_CHECKING:
     from training_core.export.certificate import Certificate
@@ -48,17 +49,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--against", metavar="URI", required=True, help="models:/NAME/VERSION or models:/NAME@ALIAS")
     parser.add_argument("--rows", metavar="ROWS", help="Held-out rows; empty: the version's own.")
     parser.add_argument("--model", metavar="NAME", help="The model's name at the endpoint; empty: the only one.")
-    parser.add_argument("--limit", metavar="N", type=_positive, help="Ask at most so many rows.")
+    parser.add_argument("--limit", metavar="N", type=at_least_one, help="Ask at most so many rows.")
     parser.add_argument("--request", metavar="JSON", type=_object, default={}, help="What every request says as well.")
     parser.add_argument("--output", metavar="FILE", type=Path, help="The certificate; default: in output_dir.")
     parser.add_argument("--output_dir", default=OUTPUT_DIR)
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of rows from 1, got {text!r}")
-    return int(text)
 
 
 def _object(text: str) -> dict[str, Any]:
@@ -96,7 +91,7 @@ def _require_folder(given: argparse.Namespace) -> None:
 def _certify(
     given: argparse.Namespace, endpoint: Endpoint | None, config: RunConfig, number: str
 ) -> tuple["Certificate", Path]:
-    from tasks import certificates
+    from tasks import certificates, judged_answers
     from training_core.export.folder_runtime import require_exported
     from training_core.utils import setup_logging
 
@@ -104,13 +99,13 @@ def _certify(
     folder = Path(given.place)
     if endpoint is None:
         require_exported(folder)
-    judged = certificates.judge_version(config, number, given.rows, given.limit)
+    judged = judged_answers.judge_version(config, number, given.rows, given.limit)
     if endpoint:
         certificate = certificates.certify_endpoint(judged, endpoint.ask, endpoint.address, given.request)
     else:
         certificate = certificates.certify_folder(judged, folder)
-    certificates.tag_version(config, certificate)
-    return certificate, certificates.certificates_folder(config, judged.registered)
+    certificates.record_certificate(config, certificate)
+    return certificate, judged_answers.certificates_folder(config, judged.registered)
 
 
 def _show(certificate: "Certificate", file: Path) -> None:
@@ -118,7 +113,7 @@ def _show(certificate: "Certificate", file: Path) -> None:
     console.print(certificate.grid().terminal())
     for row in certificate.differing:
         words = f"{row['row']}: judged {row['judged']}, served {row['served']}: {row['answer']}"
-        console.print(Padding(Text(shown(words, 400)), (0, 0, 0, 2), expand=False))
+        console.print(Padding(Text(on_one_line(words, 400)), (0, 0, 0, 2), expand=False))
     for finding in certificate.findings:
         console.print(Padding(Text(f"- {finding.sentence}. Fix: {finding.fix}."), (0, 0, 0, 2), expand=False))
     console.print(Text(f"Certificate: {file}"), soft_wrap=True)

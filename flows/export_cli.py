@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from flows.registry_settings import OUTPUT_DIR, config_of_uri
-from flows.version_cli import prepare
+from flows.version_cli import at_least_one, prepare
 from tasks.commands import registry_command
 from training_core.export.choices import FORMATS, GGUF_TYPES, WEIGHTS, Wanted
 
@@ -60,12 +60,6 @@ def _arguments() -> dict[str, dict[str, Any]]:
         "--format": {"choices": FORMATS, "required": True, "help": formats},
         "--weights": {"choices": WEIGHTS, "default": WEIGHTS[0], "help": weights + default},
         "--gguf_type": {"choices": GGUF_TYPES, "default": GGUF_TYPES[0], "help": f"Number format of gguf. {default}"},
-        "--max_eval_rows": {"metavar": "N", "type": _rows, "help": rows},
+        "--max_eval_rows": {"metavar": "N", "type": at_least_one, "help": rows},
         "--output_dir": {"default": OUTPUT_DIR, "help": default},
     }
-
-
-def _rows(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a number of rows, at least 1, got {text!r}")
-    return int(text)

@@ -15,6 +15,7 @@ from rich.progress import Progress as ProgressBar
 
 from flows.registry_settings import OUTPUT_DIR, config_of_uri
 from flows.terminal import errors, report_line
+from flows.version_cli import at_least_one
 
 if TYPE_CHECKING:
     from training_core.prediction.job import Job
@@ -52,16 +53,10 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--output", metavar="FILE", required=True, help="File or URL that ends in .jsonl. -: stdout")
     found.add_argument("--again", action="store_true", help="Answer cases that are answered already.")
     found.add_argument(
-        "--eval_batch_size", type=_at_least_one, help="Cases per batch. Default: that of the version's run"
+        "--eval_batch_size", type=at_least_one, help="Cases per batch. Default: that of the version's run"
     )
     found.add_argument("--output_dir", default=OUTPUT_DIR, help="Folder of the runs. Default: %(default)s")
     return found
-
-
-def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 1 on, got {text!r}")
-    return int(text)
 
 
 @contextlib.contextmanager

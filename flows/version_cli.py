@@ -110,6 +110,13 @@ def reproduce(arguments: Sequence[str]) -> None:
     sys.exit(0 if same else 1)
 
 
+def at_least_one(text: str) -> int:
+    """The number of an argument that counts rows."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number, at least 1, got {text!r}")
+    return int(text)
+
+
 def prepare() -> None:
     """The environment of work that loads torch and Prefect, but is no flow run."""
     from flows.cli import set_environment

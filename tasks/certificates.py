@@ -1,27 +1,19 @@
-"""A registered version against what is served: its judged answers, the served ones, and the certificate on both."""
+"""A registered version against what is served: the served answers are asked for and compared with the judged ones."""
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from peft import PeftModel
 
-from tasks.artifact_store import open_folder
-from tasks.refs import RegisteredRef
-from tasks.registered import fetch_registered, registered_dataset, registered_settings, rows_to_ask, served_settings
-from tasks.tracking import connect
-from training_core.code_digest import code_digest
-from training_core.config import RunConfig, SettingsError
-from training_core.dataset.splits import held_out_sample
-from training_core.dataset.store import load_training_data
-from training_core.evaluation.grammar import load_grammar
-from training_core.evaluation.scores import Prediction, answer_rows, evaluate_model
+from tasks.judged_answers import Judged
+from tasks.versions import tag_version
+from training_core.config import RunConfig
 from training_core.evaluation.text_scores import AnswerJudge
+from training_core.export.answer_defects import answer_defects, held_finding
 from training_core.export.certificate import (
     AT_ONCE,
     Certificate,
@@ -30,29 +22,21 @@ from training_core.export.certificate import (
     differing_rows,
     judge_replies,
 )
+from training_core.export.compared_weights import DAMAGED, Registered
 from training_core.export.decoding import TIE, Served
-from training_core.export.diagnosis import (
-    SAMPLING,
-    Asked,
-    Finding,
-    Row,
-    explained_finding,
-    find_defects,
-    held_finding,
-    prompt_findings,
-)
 from training_core.export.endpoint import Ask, Reply
+from training_core.export.findings import SAMPLING, Asked, Finding, Row
 from training_core.export.folder_runtime import FolderRuntime
-from training_core.export.inspection import DAMAGED, Registered, inspect_folder
+from training_core.export.inspection import inspect_folder
+from training_core.export.prompt_defects import prompt_defect, prompt_findings
 from training_core.export.replay import Explanation, explain, load_unquantised, own_gap
-from training_core.folders import complete_folder, seal_digest
-from training_core.model_setup import LoadedModel, load_adapted_model, load_tokenizer
+from training_core.export.replay_defects import explained_finding
+from training_core.model_setup import load_tokenizer
 from training_core.prompts.chat_encoding import ChatEncoder
 from training_core.prompts.messages import format_as_chat
 from training_core.training.gpu_lock import sole_use_of_gpu
 
 CERTIFICATE_TAG = "sft_flow.certificate"
-ANSWERS_FILE = "answers.json"
 _REPLAYED = 6
 _NOT_ASKED = Reply("", "", None, None)
 _NOTES = {
@@ -60,89 +44,6 @@ _NOTES = {
     "unquantised": "they are those of the adapter on the base without quantisation; it was judged in four bits",
     "quantised": "by no more than another quantisation does",
 }
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A version as it was judged: its settings, its files here, the rows, and its own answers to them.
-
-    ``free`` are the answers without the grammar: words, ends and replays are compared with them, as a server gives them
-    that holds answers to no form.
-    """
-
-    name: str
-    config: RunConfig
-    registered: RegisteredRef
-    rows: Dataset
-    predictions: Sequence[Prediction]
-    free: Sequence[str] = ()
-
-    @property
-    def limit(self) -> int:
-        return self.registered.max_new_tokens or self.config.eval_max_new_tokens
-
-    def load(self) -> LoadedModel:
-        return load_adapted_model(Path(self.registered.base), Path(self.registered.adapter.path))
-
-
-@sole_use_of_gpu("sft-flow certify")
-def judge_version(config: RunConfig, number: str, rows: str | None, limit: int | None) -> Judged:
-    """The version's own answers to ``rows`` (``None``: its held-out rows), at most ``limit`` of them; computed once."""
-    registered = fetch_registered(config, number)
-    # The code of an audit may not be here, and no decision depends on it.
-    settings = replace(served_settings(registered_settings(config, number), registered), answer_audit=None)
-    if limit:
-        settings = replace(settings, max_eval_rows=limit)
-    asked = held_out_sample(_rows(settings, registered, rows), settings)
-    if not len(asked):
-        raise SettingsError(["--rows: expected rows that can be asked, found none; sft-flow check says why"])
-    name = f"models:/{config.registered_model_name}/{registered.version}"
-    judged = Judged(name, settings, registered, asked, [])
-    return own_answers(judged, certificates_folder(config, registered))
-
-
-def certificates_folder(config: RunConfig, registered: RegisteredRef) -> Path:
-    """Where the version's judged answers and its certificate are kept."""
-    name = f"{config.registered_model_name}-{registered.version}"
-    return Path(config.output_dir).resolve() / "certified" / name
-
-
-def _rows(settings: RunConfig, registered: RegisteredRef, rows: str | None) -> Dataset:
-    if rows is None:
-        return load_training_data(open_folder(registered_dataset(settings, registered).folder, settings)).held_out
-    return rows_to_ask(settings, registered, rows)
-
-
-def own_answers(judged: Judged, folder: Path) -> Judged:
-    """The same with the version's answers, which are kept in a folder."""
-    kept = folder / f"answers-{_key(judged)[:12]}"
-    if not seal_digest(kept):
-        found, free = _answer(judged)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with complete_folder(kept) as draft:
-            values = {"judged": [asdict(one) for one in found], "free": free}
-            (draft / ANSWERS_FILE).write_text(json.dumps(values), encoding="utf-8")
-    values = json.loads((kept / ANSWERS_FILE).read_text(encoding="utf-8"))
-    return replace(judged, predictions=[Prediction(**one) for one in values["judged"]], free=values["free"])
-
-
-def _answer(judged: Judged) -> tuple[list[Prediction], list[str]]:
-    """The judged answers, and the free ones: only rows that the grammar changed are asked again."""
-    loaded, judge = judged.load(), AnswerJudge.of(judged.config, frozenset())
-    grammar = load_grammar(Path(judged.registered.adapter.path), loaded.tokenizer, judged.config.constrain)
-    found, changed = answer_rows(loaded, judged.rows, judged.config, judge, grammar)
-    again = evaluate_model(loaded, judged.rows.select(changed), judged.config, judge) if changed else []
-    free = dict(enumerate(found)) | dict(zip(changed, again, strict=True))
-    return found, [free[row].answer for row in range(len(found))]
-
-
-def _key(judged: Judged) -> str:
-    """What the answers depend on: adapter, base, rows, settings of the evaluation and its code."""
-    config, registered = judged.config, judged.registered
-    settings = (config.eval_max_new_tokens, config.eval_batch_size, config.answer_audit, config.constrain)
-    code = code_digest("training_core.evaluation.scores", without=["training_core.config"])
-    facts = [registered.adapter.digest, registered.run.base_digest, code, settings, judged.rows["record"][:]]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 @sole_use_of_gpu("sft-flow certify")
@@ -189,8 +90,9 @@ def _issue(
     records = [json.loads(record) for record in judged.rows["record"][:]]
     served = judge_replies(judged.predictions, records, asked.rows, AnswerJudge.of(judged.config, frozenset()))
     checks, agreement = checks_of(asked, judged.predictions, served, judged.config)
-    seen = find_defects(asked, load_tokenizer(Path(judged.registered.base)))
-    found, notes = _diagnosed(judged, asked, [*findings, *seen], not agreement.problems)
+    tokenizer = load_tokenizer(Path(judged.registered.base))
+    seen = [*findings, *prompt_defect(asked, tokenizer), *answer_defects(asked, tokenizer)]
+    found, notes = _diagnosed(judged, asked, seen, not agreement.problems)
     return Certificate(
         model=judged.name,
         place=place,
@@ -261,8 +163,8 @@ def _other_prompts(answers: Sequence[Served], encoder: ChatEncoder) -> list[tupl
     return found[:4]
 
 
-def tag_version(config: RunConfig, certificate: Certificate) -> None:
+def record_certificate(config: RunConfig, certificate: Certificate) -> None:
     """Let the version say what was certified last."""
-    _, name, number = certificate.model.rsplit("/", 2)
+    number = certificate.model.rpartition("/")[2]
     text = f"{certificate.date}: {certificate.verdict}"[:1000]
-    connect(config).set_model_version_tag(name, number, CERTIFICATE_TAG, text)
+    tag_version(config, number, {CERTIFICATE_TAG: text})

@@ -8,9 +8,9 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.artifact_store import open_folder, publish
 from tasks.recovery import SCORING
-from tasks.refs import Constrain, DatasetRef, EvalReport, FolderRef, RegisteredRef, RunRef
+from tasks.refs import DatasetRef, EvalReport, FolderRef, RegisteredRef, RunRef
 from tasks.registry import fetch_champion
-from training_core.config import RunConfig, SettingsError
+from training_core.config import Constrain, RunConfig, SettingsError
 from training_core.dataset.store import TrainingData, load_training_data
 from training_core.evaluation.comparison import (
     EvaluatedModel,

@@ -9,7 +9,8 @@ from mlflow.types import ColSpec, Schema
 from mlflow.types.schema import Array, DataType
 
 import training_core
-from tasks.refs import Constrain, TrainedRef
+from tasks.refs import TrainedRef
+from training_core.config import Constrain
 
 SERVED_BY = (
     *("mlflow", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets"),

@@ -18,7 +18,7 @@ from tasks.recovery import POLL_SECONDS, SCORING, end_when_replaced
 from tasks.refs import RegisteredRef
 from tasks.registered import fetch_registered, registered_settings, served_settings
 from training_core.config import RunConfig, SettingsError
-from training_core.escaping import in_markdown, shown
+from training_core.escaping import in_markdown, on_one_line
 from training_core.grid import Grid
 from training_core.model_setup import free_models
 from training_core.prediction.answering import Answerer, Progress
@@ -139,14 +139,9 @@ def describe(job: Job, counts: Counts) -> str:
             f"Answers of `{job.version}`: {in_markdown(str(job.output))}",
             Grid("Decisions", ("decision", "lines", "share"), rows).markdown(),
             *(
-                "\n".join([f"**{title}**, the first", "", *(f"    {_on_one_line(text)}" for text in texts)])
+                "\n".join([f"**{title}**, the first", "", *(f"    {on_one_line(text)}" for text in texts)])
                 for title, texts in lists
                 if texts
             ),
         ]
     )
-
-
-def _on_one_line(text: str) -> str:
-    """In a block of code, which a line break would end."""
-    return shown(" ".join(text.split()))

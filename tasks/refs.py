@@ -1,9 +1,8 @@
 """References that travel between tasks and machines: where something is, and the digests that identify it."""
 
 from dataclasses import dataclass
-from typing import Literal
 
-Constrain = Literal["none", "json", "schema"]
+from training_core.config import Constrain
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from pydantic.fields import FieldInfo
 
 from training_core.escaping import shown, without_secrets
 
+Constrain = Literal["none", "json", "schema"]  # what answers are held to
+
 # Settings that do not change the weights. All others are part of the run fingerprint: a setting that is missing here
 # can cost an unneeded training, but never the reuse of a wrong adapter.
 NOT_OF_TRAINING = frozenset(
@@ -197,7 +199,7 @@ class RunConfig:
     max_eval_rows: int = Field(500, ge=1, description="Maximum held-out rows to score.")
     eval_batch_size: int = Field(16, ge=1, description="Rows per batch when generating completions.")
     eval_max_new_tokens: int = Field(512, ge=1, description="Maximum tokens per completion, evaluated and served.")
-    constrain: Literal["none", "json", "schema"] = Field(
+    constrain: Constrain = Field(
         "schema",
         description="What answers are held to, evaluated and served: the form and the decisions of the training rows "
         "(schema), any JSON object (json), or nothing.",

@@ -46,7 +46,13 @@ def shown(text: str) -> str:
     )
 
 
+def on_one_line(text: str, longest: int | None = None) -> str:
+    """The same on one line, cut after so many characters."""
+    line = " ".join(text.split())
+    return shown(line if longest is None or len(line) <= longest else f"{line[:longest]} …")
+
+
 def in_markdown(text: str) -> str:
     """The text on one line, so that Markdown shows it as it is: no link, picture, table, code or HTML comes of it."""
-    line = _MARKUP.sub(r"\\\g<0>", escape(shown(" ".join(text.split())), quote=False))
+    line = _MARKUP.sub(r"\\\g<0>", escape(on_one_line(text), quote=False))
     return _NUMBERED.sub(r"\g<0>\\", line)

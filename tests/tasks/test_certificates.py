@@ -21,14 +21,16 @@ from benchmarks.planted_exports import (
     write_cut_adapter,
     write_merged,
 )
-from tasks import certificates
-from tasks.certificates import CERTIFICATE_TAG, Judged, certify_endpoint, certify_folder, judge_version, tag_version
+from tasks import judged_answers
+from tasks.certificates import CERTIFICATE_TAG, certify_endpoint, certify_folder, record_certificate
+from tasks.judged_answers import Judged, judge_version
 from tasks.versions import named_version
 from training_core.config import RunConfig
 from training_core.export.certificate import Certificate
+from training_core.export.compared_weights import Registered
 from training_core.export.edits import Edit, cut_to, reduced_to, scaled_by
 from training_core.export.endpoint import Messages, Reply, open_endpoint
-from training_core.export.inspection import Registered, inspect_folder
+from training_core.export.inspection import inspect_folder
 from training_core.prompts.messages import format_as_chat
 
 pytestmark = pytest.mark.slow
@@ -276,7 +278,7 @@ def test_answers_that_are_not_held_are_named(judged: Judged, whole: Path) -> Non
 def test_judged_answers_are_computed_once(
     registered_decisive: RunConfig, judged: Judged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(certificates, "evaluate_model", None)
+    monkeypatch.setattr(judged_answers, "answer_rows", None)
     again = judge_version(registered_decisive, "champion", None, ROWS)
     assert (again.predictions, again.name) == (judged.predictions, "models:/returns/1")
 
@@ -284,8 +286,8 @@ def test_judged_answers_are_computed_once(
 def test_audit_that_is_not_here_is_no_matter(
     registered_decisive: RunConfig, judged: Judged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = replace(certificates.registered_settings(registered_decisive, "1"), answer_audit="no_such_module:audit")
-    monkeypatch.setattr(certificates, "registered_settings", lambda *_: own)
+    own = replace(judged_answers.registered_settings(registered_decisive, "1"), answer_audit="no_such_module:audit")
+    monkeypatch.setattr(judged_answers, "registered_settings", lambda *_: own)
     again = judge_version(registered_decisive, "champion", None, ROWS)
     assert again.config.answer_audit is None and again.predictions == judged.predictions
 
@@ -298,6 +300,6 @@ def test_certificate_is_a_file_and_a_tag(
     kept = json.loads((tmp_path / "certificate.json").read_text())
     assert not kept["certified"] and kept["model"] == "models:/returns/1" and kept["rows"] == ROWS
     assert kept["findings"][0]["fix"] and kept["verdict"] == found.verdict
-    tag_version(registered_decisive, found)
+    record_certificate(registered_decisive, found)
     version = named_version(registered_decisive, "1")
     assert version and "Not certified: Answers are cut" in version.tags[CERTIFICATE_TAG]

@@ -8,7 +8,7 @@ from markdown_it import MarkdownIt  # comes with rich
 from rich.console import Console
 
 from training_core.config import SettingsError, read_settings
-from training_core.escaping import in_markdown, shown, without_secrets
+from training_core.escaping import in_markdown, on_one_line, shown, without_secrets
 from training_core.grid import Grid
 from training_core.pages import page_environment
 from training_core.utils import setup_logging
@@ -45,6 +45,10 @@ def test_passwords_in_addresses_are_hidden(text: str, hidden: str) -> None:
 )
 def test_addresses_without_a_password_are_shown_whole(text: str) -> None:
     assert shown(text) == text
+
+
+def test_text_on_one_line_is_cut_and_safe_for_a_terminal() -> None:
+    assert on_one_line("a\n\tb\x1b[31m" + "c" * 300, 8) == "a b\\x1b[31m …"
 
 
 @pytest.mark.parametrize("part", ["://a:b", "https://a", "?a", "token", "://1:1", "@://a:b", "?token"])

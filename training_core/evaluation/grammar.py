@@ -2,17 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Literal
 
 from transformers import PreTrainedTokenizerFast
 
-from training_core.config import SettingsError
+from training_core.config import Constrain, SettingsError
 from training_core.dataset.answer_grammar import AnswerGrammar as AnswerGrammar
 from training_core.dataset.answer_grammar import bits as bits
 from training_core.dataset.answer_schema import Schema, any_object
 from training_core.training.adapter import SCHEMA_FILE
-
-Constrain = Literal["none", "json", "schema"]
 
 
 def load_grammar(adapter: Path, tokenizer: PreTrainedTokenizerFast, constrain: Constrain) -> AnswerGrammar | None:

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from training_core.config import RunConfig
+from training_core.escaping import on_one_line
 from training_core.evaluation.scores import NO_DECISION, Prediction
 from training_core.evaluation.text_scores import AnswerJudge
 from training_core.export.agreement import Agreement, compare_decisions
-from training_core.export.diagnosis import Asked, Finding, Row, system_texts
-from training_core.export.endpoint import Ask, Reply, shown
+from training_core.export.endpoint import Ask, Reply
+from training_core.export.findings import Asked, Finding, Row, system_texts
 from training_core.folders import complete_file
 from training_core.grid import Grid
 from training_core.prompts.chat_encoding import ChatEncoder
@@ -78,7 +79,7 @@ class Certificate:
     def grid(self) -> Grid:
         rows = [(check.name, check.judged, check.served, check.state) for check in self.checks]
         size = f"{self.rows} rows{self.few}"
-        title = f"{self.model} at {shown(self.place)}, {size}"
+        title = f"{self.model} at {on_one_line(self.place, 200)}, {size}"
         return Grid(title, ("", "judged", "served", ""), rows, " ".join(self.notes))
 
 
@@ -212,7 +213,7 @@ def differing_rows(agreement: Agreement) -> list[dict[str, str]]:
             "row": f"{one.file}:{one.line}",
             "judged": one.decision,
             "served": other.decision,
-            "answer": shown(other.answer, 400),
+            "answer": on_one_line(other.answer, 400),
         }
         for one, other in agreement.differing[:_MOST_SHOWN]
     ]

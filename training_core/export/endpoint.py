@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 
 from training_core.config import SettingsError
+from training_core.escaping import on_one_line
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 Messages = Sequence[Mapping[str, str]]
@@ -19,7 +20,7 @@ _REACH_SECONDS, _ANSWER_SECONDS = 10.0, 180.0  # to say what it serves, and to a
 _ATTEMPTS, _WAIT_SECONDS = 3, 1.0
 _TRANSIENT = (429, 502, 503, 504)
 _MOST_BYTES = 16 * 2**20
-_LONGEST_CAUSE = 200
+_LONGEST = 200  # characters of what an endpoint says
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,6 @@ class Reply:
 
 # A question and the longest answer in tokens (``None``: not said) become a reply.
 Ask = Callable[[Messages, int | None], Reply]
-
-
-def shown(text: str, longest: int = _LONGEST_CAUSE) -> str:
-    """A text from elsewhere on one line, safe for a terminal: what does not print is escaped."""
-    line = " ".join(text.split())
-    cut = line if len(line) <= longest else f"{line[:longest]} …"
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in cut)
 
 
 @dataclass(frozen=True)
@@ -110,7 +104,7 @@ def _served_models(client: httpx.Client, address: str) -> list[str]:
 def _only(served: Sequence[str], address: str) -> str:
     if len(served) == 1:
         return served[0]
-    listed = f"it serves {shown(', '.join(served))}" if served else "it does not say what it serves"
+    listed = f"it serves {on_one_line(', '.join(served), _LONGEST)}" if served else "it does not say what it serves"
     raise SettingsError([f"--model: expected the model's name at {address}: {listed}"])
 
 
@@ -149,11 +143,13 @@ def _send(client: httpx.Client, method: str, url: str, seconds: float, body: Any
 
 def _read_object(status: int, content: bytes, place: str, url: str, *, listed: bool) -> dict[str, Any]:
     if 300 <= status < 400:
-        raise _failure(url, f"redirects to {shown(place)}", "give that address: the key is sent to no other host")
+        raise _failure(
+            url, f"redirects to {on_one_line(place, _LONGEST)}", "give that address: the key is sent to no other host"
+        )
     text = content.decode(errors="replace")
     if status >= 400 and not (listed and status in (404, 405)):
         key = os.environ.get(KEY_VARIABLE, "").strip()
-        said = shown(text.replace(key, "…") if key else text)
+        said = on_one_line(text.replace(key, "…") if key else text, _LONGEST)
         fix = f"set {KEY_VARIABLE}" if status in (401, 403) else "correct URL, --model or --request"
         raise _failure(url, f"answers {status}: {said}", fix)
     try:

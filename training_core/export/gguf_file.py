@@ -23,14 +23,11 @@ from training_core.export.choices import GgufType
 from training_core.export.lora import Lora
 from training_core.export.merged import lora_to_merge, merged_weights
 from training_core.export.source import GGUF_FILE, Source
+from training_core.prompts import byte_pairs
 from training_core.prompts.chat_templates import end_of_turn
 
 _KINDS = {"bf16": (Kind.BF16, "MOSTLY_BF16"), "f16": (Kind.F16, "MOSTLY_F16"), "q8_0": (Kind.Q8_0, "MOSTLY_Q8_0")}
 _ARCHITECTURES = {"Qwen2ForCausalLM": gguf.MODEL_ARCH.QWEN2, "Qwen3ForCausalLM": gguf.MODEL_ARCH.QWEN3}
-# llama.cpp knows the splitting of texts by a name. Qwen's begins with this pattern; SmolLM's splits digits first.
-_QWEN_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 
 def write_gguf(source: Source, folder: Path, kind: GgufType = "bf16") -> None:
@@ -102,9 +99,10 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerFast, 
 
 
 def _splitting(values: Mapping[str, Any]) -> str:
+    """llama.cpp's name of how texts are split: Qwen's tokenizers begin with a pattern, SmolLM's split digits first."""
     steps = values["pre_tokenizer"].get("pretokenizers", [values["pre_tokenizer"]])
     first = steps[0]
-    if first.get("pattern", {}).get("Regex") == _QWEN_WORDS:
+    if first.get("pattern", {}).get("Regex") == byte_pairs.WORDS:
         return "qwen2"
     if first["type"] == "Digits" and first["individual_digits"]:
         return "smollm"

@@ -9,8 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from training_core.base_weights import INDEX
-from training_core.config import read_settings_file
-from training_core.evaluation.grammar import Constrain
+from training_core.config import Constrain, read_settings_file
 from training_core.export.choices import Weights
 from training_core.model_setup import SMALL_FILES, load_tokenizer
 from training_core.prompts.chat_templates import end_of_turn

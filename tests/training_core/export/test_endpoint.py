@@ -11,7 +11,7 @@ import pytest
 
 from training_core.config import SettingsError
 from training_core.export import endpoint
-from training_core.export.endpoint import KEY_VARIABLE, open_endpoint, shown
+from training_core.export.endpoint import KEY_VARIABLE, open_endpoint
 
 Answer = Callable[[str, dict[str, str], Any], tuple[int, dict[str, str], Any]]
 LISTED = {"data": [{"id": "small"}]}
@@ -174,7 +174,3 @@ def test_answer_out_of_form_is_one_line(content: Any, serve: Callable[[Answer], 
 def test_address_with_a_password_or_query_is_rejected(url: str) -> None:
     line = problem(url)
     assert line.startswith("URL: expected an address such as") and "word" not in line.replace("password", "")
-
-
-def test_shown_text_is_one_line_and_safe_for_a_terminal() -> None:
-    assert shown("a\n\tb\x1b[31m" + "c" * 300, 8) == "a b\\x1b[31m …"

@@ -11,9 +11,10 @@ from export_samples import source_of, write_random_adapter
 
 from training_core.config import SettingsError
 from training_core.export.adapter import adapter_usage, write_served_adapter
-from training_core.export.diagnosis import Finding
+from training_core.export.compared_weights import DAMAGED, Registered
+from training_core.export.findings import Finding
 from training_core.export.folder_runtime import FolderRuntime
-from training_core.export.inspection import DAMAGED, Registered, inspect_folder
+from training_core.export.inspection import inspect_folder
 from training_core.export.merged import merged_usage, write_merged
 from training_core.export.source import Source
 from training_core.export.verdict import Verdict, write_verdict

@@ -9,7 +9,7 @@ from unittest.mock import MagicMock, Mock
 import pytest
 import torch
 
-from tasks import certificates, exports, prediction, side_by_side
+from tasks import certificates, exports, judged_answers, prediction, side_by_side
 from training_core.config import RunConfig, SettingsError
 from training_core.training import gpu_lock
 from training_core.training.gpu_lock import hold_device, sole_use_of_gpu
@@ -85,7 +85,7 @@ def test_certify_export_predict_and_compare_hold_the_gpu(monkeypatch: pytest.Mon
         lambda: exports.export_version(config, "1", Mock(), Path("out")),
         lambda: side_by_side.compare_registered([(config, "1"), (config, "2")], None),
         lambda: prediction.run_job(Mock(**{"answerer.config.eval_batch_size": 4}), Mock()),
-        lambda: certificates.judge_version(config, "1", None, None),
+        lambda: judged_answers.judge_version(config, "1", None, None),
         lambda: certificates.certify_endpoint(Mock(), Mock(), "", {}),
         lambda: certificates.certify_folder(Mock(), Path()),
     ]

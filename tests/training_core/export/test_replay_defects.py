@@ -1,7 +1,7 @@
 """A replay's explanation becomes a sentence that is true of it."""
 
-from training_core.export.diagnosis import explained_finding
 from training_core.export.replay import Explanation
+from training_core.export.replay_defects import explained_finding
 
 
 def test_coarse_quantisation_is_never_called_another_base() -> None:
