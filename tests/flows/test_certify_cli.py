@@ -32,7 +32,7 @@ def test_endpoint_that_does_not_answer_is_one_line(tmp_path: Path, capsys: pytes
         (["nowhere", "--against", "models:/a/1"], "expected a folder or an address http://…, found neither: 'nowhere'"),
         ([".", "--against", "models:/a/1", "--model", "x"], "are for an endpoint"),
         ([".", "--against", "returns"], "expected models:/NAME/VERSION or models:/NAME@ALIAS, got 'returns'"),
-        ([".", "--against", "models:/a/1", "--limit", "0"], "expected a number of rows from 1, got '0'"),
+        ([".", "--against", "models:/a/1", "--limit", "0"], "expected a number, at least 1, got '0'"),
         (["http://h:abc/v1", "--against", "models:/a/1"], "expected an address such as http://HOST:8000/v1"),
         (["http://[::1", "--against", "models:/a/1"], "expected an address such as http://HOST:8000/v1"),
         (["http://h", "--against", "models:/a/1", "--request", '{"model": 1}'], "without model, messages and stream"),

@@ -54,6 +54,10 @@ def whole(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_merged(source, tmp_path_factory.mktemp("whole") / "merged")
 
 
+def questions_of(judged: Judged) -> list[str]:
+    return [json.dumps(format_as_chat(json.loads(record))[:-1]) for record in judged.rows["record"][:]]
+
+
 def served(judged: Judged, folder: Path, most_tokens: int = 1024, **request: Any) -> Certificate:
     """The certificate of a folder behind a server of the protocol."""
     with (
@@ -127,6 +131,33 @@ def test_served_decoding_that_changed_is_named(name: str, judged: Judged, whole:
     found = served(judged, folder)
     assert found.findings[0].defect == defect and words in found.findings[0].sentence, found.verdict
     assert [one.defect for one in inspected(folder, judged)] == [defect]
+
+
+SLIGHT: dict[str, tuple[dict[str, Any], Edit | None, str]] = {
+    "penalty": ({"repetition_penalty": 1.05}, None, "repetition penalty"),
+    "rank cut": ({}, cut_to(16, 1.0), "rank cut"),
+    "nothing": ({}, None, ""),
+}
+
+
+@pytest.mark.parametrize("name", SLIGHT)
+def test_defect_that_changes_no_answer_of_the_rows_is_named(
+    name: str, judged: Judged, source: Source, tmp_path: Path
+) -> None:
+    """The rows are asked, and get the judged answers; only the further questions meet what is served."""
+    values, edit, defect = SLIGHT[name]
+    folder = write_merged(source, tmp_path / "merged", *([edit] if edit else []))
+    change_json(folder / "generation_config.json", values)
+    rows = dict(zip(questions_of(judged), judged.free, strict=True))
+    with serving(chat_app({"served": ChatModel(folder)})) as url, open_endpoint(url, None, {}) as found:
+
+        def ask(messages: Messages, limit: int | None) -> Reply:
+            reply, own = found.ask(messages, limit), rows.get(json.dumps(messages))
+            return reply if own is None else Reply(own, "stop", reply.prompt_tokens, None)
+
+        certificate = certify_endpoint(judged, ask, url, {})
+    assert [one.defect for one in certificate.findings] == ([defect] if defect else []), certificate.verdict
+    assert all("shown by questions outside the rows" in one.sentence for one in certificate.findings)
 
 
 TEMPLATES: dict[str, tuple[Callable[[str], str], str, str]] = {
@@ -254,8 +285,7 @@ def test_folder_with_a_limit_of_its_own_is_named(judged: Judged, whole: Path, tm
 
 def test_held_answers_are_compared_where_the_server_holds_them(judged: Judged) -> None:
     """The judged answers are what is served; without the grammar the version would go on after each."""
-    questions = [json.dumps(format_as_chat(json.loads(record))[:-1]) for record in judged.rows["record"][:]]
-    answers = dict(zip(questions, (one.answer for one in judged.predictions), strict=True))
+    answers = dict(zip(questions_of(judged), (one.answer for one in judged.predictions), strict=True))
 
     def ask(messages: Messages, _: int | None) -> Reply:
         return Reply(answers.get(json.dumps(messages), ""), "stop", None, None)

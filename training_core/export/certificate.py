@@ -15,7 +15,7 @@ from training_core.evaluation.scores import NO_DECISION, Prediction
 from training_core.evaluation.text_scores import AnswerJudge
 from training_core.export.agreement import Agreement, compare_decisions
 from training_core.export.endpoint import Ask, Reply
-from training_core.export.findings import Asked, Finding, Row, system_texts
+from training_core.export.findings import Asked, Finding, Probe, Row, probes, system_texts
 from training_core.folders import complete_file
 from training_core.grid import Grid
 from training_core.prompts.chat_encoding import ChatEncoder
@@ -23,6 +23,7 @@ from training_core.rows.strict_json import Record
 
 AT_ONCE = 4  # questions to an endpoint
 ASKED_TWICE = 8
+_PROBE_TOKENS = 96
 FEW_ROWS = 100  # below it one other decision is more than the 1% that may differ
 _MOST_SHOWN = 3
 
@@ -84,7 +85,7 @@ class Certificate:
 
 
 def ask_all(ask: Ask, rows: Sequence[Row], limit: int, encoder: ChatEncoder, at_once: int = AT_ONCE) -> Asked:
-    """Every row asked once, some a second time without a limit, and the prompts of ``system_texts`` counted."""
+    """Every row asked once, some a second time without a limit, ``system_texts`` counted, and ``probes`` asked."""
     with ThreadPoolExecutor(at_once) as pool:
         replies = list(pool.map(lambda row: ask(row.messages, limit), rows))
         answered = [_answered(row, reply, encoder) for row, reply in zip(rows, replies, strict=True)]
@@ -98,7 +99,11 @@ def ask_all(ask: Ask, rows: Sequence[Row], limit: int, encoder: ChatEncoder, at_
             name: (len(encoder.encode_prompt(list(question))), ask(question, 1).prompt_tokens)  # type: ignore[arg-type]
             for name, question in system_texts().items()
         }
-    return Asked(answered, limit, sizes)
+        probed = [
+            Probe(encoder.encode_prompt(list(question)), ask(question, min(limit, _PROBE_TOKENS)))  # type: ignore[arg-type]
+            for question in probes()
+        ]
+    return Asked(answered, limit, sizes, probed)
 
 
 def _answered(row: Row, reply: Reply, encoder: ChatEncoder) -> Row:

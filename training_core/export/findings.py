@@ -42,12 +42,22 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """A question that is no held-out row, in tokens, and the reply: it is replayed and never compared."""
+
+    prompt: Sequence[int]
+    reply: Reply
+
+
+@dataclass(frozen=True)
 class Asked:
-    """All rows that were asked, the longest answer that we asked for, and the prompt tokens of ``system_texts()``."""
+    """All rows that were asked, the longest answer that we asked for, the prompt tokens of ``system_texts()``, and the
+    replies to ``probes()``."""
 
     rows: Sequence[Row]
     limit: int
     texts: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
+    probes: Sequence[Probe] = ()
 
     @property
     def differences(self) -> list[int]:
@@ -60,3 +70,15 @@ def system_texts() -> dict[str, Messages]:
     question = {"role": "user", "content": "Which policy counts?"}
     short, long = "Answer by the policy.", " ".join(["Answer by the policy."] * 12)
     return {name: [{"role": "system", "content": text}, question] for name, text in (("short", short), ("long", long))}
+
+
+def probes() -> list[Messages]:
+    """Questions far from the rows: an adapter is less certain there, and so a penalty or a missing part of the adapter
+    changes words although it changes no decision of these rows."""
+    questions = (
+        "List twenty animals, one on each line.",
+        "Write the word policy twenty times.",
+        "Explain in five sentences how a bicycle works.",
+        "Tell a short story about a lighthouse and its keeper.",
+    )
+    return [[{"role": "user", "content": question}] for question in questions]

@@ -1,5 +1,7 @@
 """The defect that explains answers that differ although prompts and ends do not, from a replay of them."""
 
+from dataclasses import replace
+
 from training_core.export.findings import DECODING_FIX, Finding
 from training_core.export.replay import Explanation
 
@@ -47,6 +49,17 @@ _UNEXPLAINED = (
     "nothing else that was tried explains the answers",
     f"serve the registered base and {_AGAIN}",
 )
+
+
+# What an answer outside the rows shows for certain: other weights may decide the rows alike and differ there.
+_OUTSIDE = "shown by questions outside the rows, where the adapter is less certain"
+_SHOWN_BY_PROBES = ("base", "penalty", "prompt", "edited")
+
+
+def probe_finding(explanation: Explanation) -> Finding | None:
+    """The finding on answers to questions that are no rows; ``None`` where they show no defect for certain."""
+    found = explained_finding(explanation, agreed=True) if explanation.kind in _SHOWN_BY_PROBES else None
+    return found and replace(found, sentence=f"{found.sentence} ({_OUTSIDE})")
 
 
 def explained_finding(explanation: Explanation, agreed: bool) -> Finding | None:

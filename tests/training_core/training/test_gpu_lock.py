@@ -80,7 +80,7 @@ def test_certify_export_predict_and_compare_hold_the_gpu(monkeypatch: pytest.Mon
     monkeypatch.setattr(side_by_side, "_data", Mock())
     monkeypatch.setattr(side_by_side, "_load", loads)
     monkeypatch.setattr(prediction, "write_answers", loads)
-    monkeypatch.setattr(certificates, "fetch_registered", loads)
+    monkeypatch.setattr(judged_answers, "fetch_registered", loads)
     commands: list[Callable[[], object]] = [
         lambda: exports.export_version(config, "1", Mock(), Path("out")),
         lambda: side_by_side.compare_registered([(config, "1"), (config, "2")], None),
