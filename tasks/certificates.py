@@ -12,6 +12,7 @@ from peft import PeftModel
 from tasks.judged_answers import Judged
 from tasks.versions import tag_version
 from training_core.config import RunConfig
+from training_core.evaluation.scores import Prediction
 from training_core.evaluation.text_scores import AnswerJudge
 from training_core.export.answer_defects import answer_defects, held_finding
 from training_core.export.certificate import (
@@ -21,15 +22,16 @@ from training_core.export.certificate import (
     checks_of,
     differing_rows,
     judge_replies,
+    settle,
 )
 from training_core.export.compared_weights import DAMAGED, Registered
-from training_core.export.decoding import TIE, Served
+from training_core.export.decoding import ROUNDING, TIE, Served
 from training_core.export.endpoint import Ask, Reply
 from training_core.export.findings import SAMPLING, Asked, Finding, Probe, Row
 from training_core.export.folder_runtime import FolderRuntime
 from training_core.export.inspection import inspect_folder
 from training_core.export.prompt_defects import prompt_defect, prompt_findings
-from training_core.export.replay import Explanation, explain, load_unquantised, own_gap
+from training_core.export.replay import Explanation, explain, load_unquantised, own_gaps
 from training_core.export.replay_defects import explained_finding, probe_finding
 from training_core.model_setup import load_tokenizer
 from training_core.prompts.chat_encoding import ChatEncoder
@@ -38,6 +40,7 @@ from training_core.training.gpu_lock import sole_use_of_gpu
 
 CERTIFICATE_TAG = "sft_flow.certificate"
 _REPLAYED = 6
+_MOST_TIED = 0.05  # share of the rows
 _NOT_ASKED = Reply("", "", None, None)
 _NOTES = {
     "judged": "by rounding",
@@ -89,7 +92,8 @@ def _issue(
 ) -> Certificate:
     records = [json.loads(record) for record in judged.rows["record"][:]]
     served = judge_replies(judged.predictions, records, asked.rows, AnswerJudge.of(judged.config, frozenset()))
-    checks, agreement = checks_of(asked, judged.predictions, served, judged.config)
+    ties = _ties(judged, asked, served)
+    agreement = settle(judged.predictions, served, ties, judged.config)
     tokenizer = load_tokenizer(Path(judged.registered.base))
     seen = [*findings, *prompt_defect(asked, tokenizer), *answer_defects(asked, tokenizer)]
     found, notes = _diagnosed(judged, asked, seen, not agreement.problems)
@@ -99,10 +103,10 @@ def _issue(
         date=_now(),
         rows=len(asked.rows),
         request=request,
-        checks=checks,
+        checks=checks_of(asked, agreement, len(ties)),
         findings=found,
         notes=notes,
-        differing=differing_rows(agreement),
+        differing=differing_rows(judged.predictions, served),
     )
 
 
@@ -137,13 +141,29 @@ def _is_exact(probe: Probe, encoder: ChatEncoder) -> bool:
     return bool(probe.reply.text) and "\ufffd" not in probe.reply.text and counted in (None, found, found - 1)
 
 
-def _is_tie(judged: Judged, asked: Asked) -> bool:
-    """Whether rows with two answers have them because two tokens are equally likely: batches round otherwise."""
+def _ties(judged: Judged, asked: Asked, served: Sequence[Prediction]) -> frozenset[int]:
+    """The rows whose decision is another one because two are about as likely to the judged adapter, and a server in
+    another number format or with other batches rounds otherwise; none where they are many."""
+    pairs = zip(judged.predictions, served, strict=True)
+    rows = [row for row, (own, other) in enumerate(pairs) if own.decision != other.decision]
+    rows = [row for row in rows if asked.rows[row].held is None and asked.rows[row].reply.text]
+    if not rows or len(rows) > _MOST_TIED * len(asked.rows):
+        return frozenset()
+    gaps = _gaps(judged, [asked.rows[row] for row in rows])
+    return frozenset(row for row, gap in zip(rows, gaps, strict=True) if gap < ROUNDING)
+
+
+def _gaps(judged: Judged, rows: Sequence[Row]) -> list[float]:
     loaded = judged.load()
     encoder = ChatEncoder.of(loaded.tokenizer)
+    return own_gaps(loaded.model, _unquantised(judged), [_served(row, encoder) for row in rows])
+
+
+def _is_tie(judged: Judged, asked: Asked) -> bool:
+    """Whether rows with two answers have them because two tokens are equally likely: batches round otherwise."""
     rows = [row for row in asked.rows if row.bare and row.bare.text != row.reply.text]
     both = [replace(row, reply=reply) for row in rows for reply in (row.reply, row.bare) if reply and reply.text]
-    return own_gap(loaded.model, _unquantised(judged), [_served(row, encoder) for row in both]) < TIE
+    return max(_gaps(judged, both)) < TIE
 
 
 def _replayed(judged: Judged, rows: Sequence[Row]) -> Explanation:

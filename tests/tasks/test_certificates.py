@@ -1,12 +1,18 @@
 """What is served is compared with what was judged, by its answers and its files; each planted defect is named."""
 
+import contextlib
 import json
 import shutil
-from collections.abc import Callable
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from decisive_adapter import LIMIT
 
@@ -21,11 +27,12 @@ from benchmarks.planted_exports import (
     write_cut_adapter,
     write_merged,
 )
-from tasks import judged_answers
+from tasks import certificates, judged_answers
 from tasks.certificates import CERTIFICATE_TAG, certify_endpoint, certify_folder, record_certificate
 from tasks.judged_answers import Judged, judge_version
 from tasks.versions import named_version
 from training_core.config import RunConfig
+from training_core.export import decoding
 from training_core.export.certificate import Certificate
 from training_core.export.compared_weights import Registered
 from training_core.export.edits import Edit, cut_to, reduced_to, scaled_by
@@ -72,6 +79,35 @@ def test_served_export_is_certified(judged: Judged, whole: Path) -> None:
     assert found.certified and not found.findings, found.verdict
     states = {check.name: check.state for check in found.checks}
     assert {states[name] for name in ("prompt tokens", "ends its turn", "decisions", "asked twice")} == {"holds"}
+
+
+def test_export_behind_transformers_serve_is_certified(judged: Judged, whole: Path) -> None:
+    with transformers_serve(whole) as url, open_endpoint(url, str(whole), {}) as found:
+        assert certify_endpoint(judged, found.ask, url, {}).certified
+
+
+@contextlib.contextmanager
+def transformers_serve(folder: Path) -> Iterator[str]:
+    """The address of transformers' own server of a folder, while the body runs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [Path(sys.executable).with_name("transformers"), "serve", folder, "--host", "127.0.0.1", "--port"]
+    with subprocess.Popen([*command, str(port)]) as server:
+        try:
+            while not _is_up(f"http://127.0.0.1:{port}/health"):
+                assert server.poll() is None, "transformers serve ended"
+                time.sleep(0.2)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            server.kill()
+
+
+def _is_up(url: str) -> bool:
+    try:
+        return httpx.get(url).is_success
+    except httpx.ConnectError:
+        return False
 
 
 def test_cut_folder_is_not_asked(judged: Judged, whole: Path, tmp_path: Path) -> None:
@@ -158,6 +194,27 @@ def test_defect_that_changes_no_answer_of_the_rows_is_named(
         certificate = certify_endpoint(judged, ask, url, {})
     assert [one.defect for one in certificate.findings] == ([defect] if defect else []), certificate.verdict
     assert all("shown by questions outside the rows" in one.sentence for one in certificate.findings)
+
+
+@pytest.mark.parametrize(("most", "certified"), [(0.5, True), (0.05, False)], ids=["few", "many"])
+def test_decision_at_a_tie_is_no_other_decision_where_they_are_few(
+    most: float, certified: bool, judged: Judged, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every token counts as a tie here; one of four rows is answered otherwise."""
+    for module in (certificates, decoding):
+        monkeypatch.setattr(module, "ROUNDING", 1000.0)
+    monkeypatch.setattr(certificates, "_MOST_TIED", most)
+    first, other = questions_of(judged)[0], json.dumps(json.loads(judged.free[0]) | {"decision": "Other"})
+    with serving(chat_app({"served": ChatModel(whole)})) as url, open_endpoint(url, None, {}) as found:
+
+        def ask(messages: Messages, limit: int | None) -> Reply:
+            reply = found.ask(messages, limit)
+            return replace(reply, text=other) if json.dumps(messages) == first else reply
+
+        certificate = certify_endpoint(judged, ask, url, {})
+    assert certificate.certified is certified and len(certificate.differing) == 1
+    decisions = next(check for check in certificate.checks if check.name == "decisions")
+    assert decisions.served == ("3 equal (75.0%), 1 at a tie" if certified else "3 equal (75.0%)")
 
 
 TEMPLATES: dict[str, tuple[Callable[[str], str], str, str]] = {

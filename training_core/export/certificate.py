@@ -1,7 +1,7 @@
 """The proof that what is served decides as the registered adapter was judged, or what keeps it from that."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -135,20 +135,25 @@ def judge_replies(
     return found
 
 
-def checks_of(
-    asked: Asked, judged: Sequence[Prediction], served: Sequence[Prediction], config: RunConfig
-) -> tuple[list[Check], Agreement]:
-    """What is compared, and the agreement of the decisions."""
-    agreement = compare_decisions(judged, served, config)
+def settle(
+    judged: Sequence[Prediction], served: Sequence[Prediction], ties: Collection[int], config: RunConfig
+) -> Agreement:
+    """The agreement of the decisions; those of rows in ``ties`` count as equal, since rounding decides them."""
+    settled = [own if row in ties else other for row, (own, other) in enumerate(zip(judged, served, strict=True))]
+    return compare_decisions(judged, settled, config)
+
+
+def checks_of(asked: Asked, agreement: Agreement, ties: int) -> list[Check]:
+    """What is compared; the decisions of so many rows are ties."""
     return [
         _prompt_tokens(asked),
         _stops(asked),
-        *_decisions(agreement),
+        *_decisions(agreement, ties),
         _cut(asked),
         _determinism(asked),
         _same_texts(asked),
         _latency(asked),
-    ], agreement
+    ]
 
 
 def _prompt_tokens(asked: Asked) -> Check:
@@ -170,12 +175,13 @@ def _stops(asked: Asked) -> Check:
     )
 
 
-def _decisions(agreement: Agreement) -> list[Check]:
-    rows = agreement.rows
+def _decisions(agreement: Agreement, ties: int) -> list[Check]:
+    rows, equal_here = agreement.rows, agreement.equal - ties
+    tied = f", {ties} at a tie" if ties else ""
     equal, approvals = (HOLDS if holds else DIFFERS for holds in (agreement.decides_alike, agreement.approves_no_more))
     before, after = f"{agreement.judged_false_approvals:.1%}", f"{agreement.false_approvals:.1%}"
     return [
-        Check("decisions", f"{rows} rows", f"{agreement.equal} equal ({agreement.equal / rows:.1%})", equal),
+        Check("decisions", f"{rows} rows", f"{equal_here} equal ({equal_here / rows:.1%}){tied}", equal),
         Check("false approvals", before, after, approvals),
         Check("usable answers", f"{agreement.judged_usable:.1%}", f"{agreement.usable:.1%}", HOLDS),
     ]
@@ -211,8 +217,9 @@ def _latency(asked: Asked) -> Check:
     )
 
 
-def differing_rows(agreement: Agreement) -> list[dict[str, str]]:
+def differing_rows(judged: Sequence[Prediction], served: Sequence[Prediction]) -> list[dict[str, str]]:
     """The first rows that are decided otherwise, for people."""
+    differing = [pair for pair in zip(judged, served, strict=True) if pair[0].decision != pair[1].decision]
     return [
         {
             "row": f"{one.file}:{one.line}",
@@ -220,5 +227,5 @@ def differing_rows(agreement: Agreement) -> list[dict[str, str]]:
             "served": other.decision,
             "answer": on_one_line(other.answer, 400),
         }
-        for one, other in agreement.differing[:_MOST_SHOWN]
+        for one, other in differing[:_MOST_SHOWN]
     ]

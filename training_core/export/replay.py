@@ -17,6 +17,7 @@ from training_core.export.decoding import (
     Fit,
     Logits,
     Served,
+    behind,
     fit,
     likeliest_penalty,
     likeliest_temperature,
@@ -95,10 +96,17 @@ def _better(own: Fit, others: Iterator[tuple[Explanation, Fit]]) -> Explanation 
     return min(found, key=lambda one: one[0])[1] if found else None
 
 
-def own_gap(model: PeftModel, unquantised: Callable[[], PeftModel] | None, answers: Sequence[Served]) -> float:
-    """How far tokens are behind the likeliest of the judged adapter, at most, on the base of the two that fits best."""
-    first = fit(replay(model, answers), answers).most
-    return first if first < TIE or not unquantised else min(first, fit(replay(unquantised(), answers), answers).most)
+def own_gaps(model: PeftModel, unquantised: Callable[[], PeftModel] | None, answers: Sequence[Served]) -> list[float]:
+    """How far a token of each answer is behind the likeliest of the judged adapter, at most, in logits, on the base of
+    the two that fits best."""
+    found = _most(replay(model, answers), answers)
+    if max(found, default=0.0) < TIE or not unquantised:
+        return found
+    return [min(pair) for pair in zip(found, _most(replay(unquantised(), answers), answers), strict=True)]
+
+
+def _most(logits: Logits, answers: Sequence[Served]) -> list[float]:
+    return [float(behind(one, served.tokens).max()) for one, served in zip(logits, answers, strict=True)]
 
 
 def _others(
