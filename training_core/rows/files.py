@@ -5,11 +5,13 @@ import contextlib
 import io
 import json
 import lzma
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
-from typing import Any, BinaryIO, NamedTuple
+from pathlib import Path
+from typing import IO, Any, BinaryIO, NamedTuple
 
 import fsspec
 import pyarrow as pa
@@ -68,6 +70,14 @@ def client_errors_as_os_errors() -> Iterator[None]:
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 
+def open_file(file: str) -> IO[bytes]:
+    """A file of this machine under any name, such as ``a::b*.jsonl``, in which fsspec would see more; else a URL's."""
+    if os.path.isfile(file):  # noqa: PTH113  accepts a name of any length
+        return Path(file).open("rb")
+    stream: IO[bytes] = fsspec.open(file, "rb").open()
+    return stream
+
+
 def read_lines(file: str, columns: Collection[str] | None = None) -> Iterator[Line]:
     """The lines of a JSONL file (split on ``\\n`` alone), the elements of a JSON array, or the rows of a Parquet file.
 
@@ -75,7 +85,7 @@ def read_lines(file: str, columns: Collection[str] | None = None) -> Iterator[Li
     are null in every line. Memory is bounded for any file. Raises ``BadFileError`` where the file cannot be read.
     """
     try:
-        with fsspec.open(file, "rb") as stream:
+        with open_file(file) as stream:
             magic = stream.read(4)
             stream.seek(0)
             if magic == b"PAR1":
