@@ -212,13 +212,23 @@ def _read_parquet(stream: BinaryIO, columns: Collection[str] | None) -> Iterator
     _reject_equal_names([file.schema_arrow.field(place) for place, name in enumerate(names) if name in read])
     not_read = dict.fromkeys(name for name in names if name not in read)
     for batch in file.iter_batches(batch_size=1_000, columns=read):
-        for row in batch.to_pylist(maps_as_pydicts="strict"):
+        for row in _as_objects(batch, number):
             number += 1
             try:
                 text = json.dumps(_without_nulls(row) | not_read, ensure_ascii=False, default=_as_text)
             except TypeError as error:
                 raise BadFileError(f"row {number}: {error}; convert the column to text") from error
             yield Line(number, text.encode("utf-8", "surrogatepass"))
+
+
+def _as_objects(batch: pa.RecordBatch, before: int) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist(maps_as_pydicts="strict")
+    except (LookupError, ValueError, OverflowError, pa.ArrowException) as error:  # equal keys, years above 9999
+        cause = " ".join(str(error).split()).strip("\"'")
+        where = f"rows {before + 1:,} to {before + batch.num_rows:,}"
+        raise BadFileError(f"{where}: {cause.rstrip('.')}; correct the values or convert the column to text") from error
+    return rows
 
 
 def _reject_equal_names(fields: Sequence[pa.Field], parent: str = "") -> None:

@@ -62,9 +62,21 @@ def reject_unknown_format(value: object) -> NoReturn:
     """Raises the most helpful ``BadLineError`` for a row of unknown format."""
     row = check_object("line", value)
     if row.keys() & _SCHEMAS["native"].keys.keys():
+        check_text("instruction", row.get("instruction"), beside=row.keys() - _SCHEMAS["native"].keys.keys())
         check_record(row)
     keys = ", ".join(ascii(key)[1:-1] for key in row)[:80] or "no keys"
-    raise BadLineError("line", f"expected the keys of a known row format, got {keys}", HOW_TO_WRITE_ROWS)
+    raise BadLineError("line", f"expected the keys of a known row format, got {keys}", _fix_of_keys(row))
+
+
+def _fix_of_keys(row: Record) -> str:
+    """Other tools write the rows into an object, or name keys with other letters."""
+    inner = next((key for key, value in row.items() if isinstance(value, list | dict) and value), None)
+    if len(row) <= 3 and inner is not None and not any(isinstance(value, str) for value in row.values()):
+        return f"write what is in {describe_value(inner)} without the object around it"
+    folded = {key.strip().casefold() for key in row}
+    if folded >= {"instruction", "input", "output"}:
+        return "write the keys instruction, input and output in small letters"
+    return HOW_TO_WRITE_ROWS
 
 
 def to_record(value: object, row_format: RowFormat, allowed_decisions: tuple[str, ...] = ()) -> Record:
