@@ -280,13 +280,34 @@ CONVERSATIONS: list[Class] = [
         1,
         "got 'image_url'",
     ),
+    (
+        "parts of an odd type",
+        chat(("user", [{"type": {}}, {"type": []}]), ("assistant", ANSWER)),
+        2,
+        1,
+        "got an object",
+    ),
+    ("an answer without fields", chat(("user", CASE), ("assistant", '{"answer": "yes"}')), 2, 1, "whole answer as one"),
+    (
+        "an answer as an object",
+        chat(("user", CASE), ("assistant", {"decision": "x"})),
+        2,
+        1,
+        "write the object as JSON",
+    ),
+    ("a chat under another key", jsonl([CHATS[0].replace(b"messages", b"chat")]), 0, 1, "write 'chat' as messages: ["),
+    ("messages as text", jsonl([b'{"messages": "hi"}']), 0, 1, "write 'messages' as messages: ["),
+    ("messages as an object", jsonl([b'{"messages": {"role": "user"}}']), 0, 1, "write 'messages' as messages: ["),
     ("two roles of a turn", odd_turn({"from": "gpt"}), 2, 1, "expected role or from"),
     ("two contents of a turn", odd_turn({"value": "other"}), 2, 1, "expected content or value"),
     ("a tool call", odd_turn({"tool_calls": [{"id": "1"}]}), 2, 1, "expected text only, got tool_calls"),
     ("an answer of weight 0", odd_turn({"weight": 0}), 2, 1, "weight 0"),
     *(
         (f"a conversation with {key}", jsonl([*CHATS, to_line(json.loads(CHATS[0]) | {key: value})]), 2, 1, key)
-        for key, value in {"system": "Be strict.", "history": [["a", "b"]], "tools": [{"name": "x"}]}.items()
+        for key, value in {
+            **{"system": "Be strict.", "history": [["a", "b"]], "tools": [{"name": "x"}]},
+            **{"functions": [{"name": "x"}], "documents": [{"text": "x"}]},
+        }.items()
     ),
     (
         "an answer in a list",
