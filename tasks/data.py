@@ -6,7 +6,9 @@ from prefect.artifacts import create_markdown_artifact
 from tasks.artifact_store import publish
 from tasks.recovery import NETWORK
 from tasks.refs import DatasetRef
-from training_core.config import RunConfig
+from training_core.base_support import support_problems
+from training_core.base_weights import file_problems
+from training_core.config import RunConfig, SettingsError
 from training_core.data_loader import prepare_data
 from training_core.dataset.store import (
     PAGE_FILE,
@@ -41,9 +43,12 @@ def validate_data(config: RunConfig) -> None:
 def build_dataset(config: RunConfig) -> DatasetRef:
     """Encode the rows, or reuse the dataset that was built from the same rows and settings, and publish it.
 
-    Retried because the base model may be downloaded and the dataset is uploaded to the artifact store.
+    Retried because the base model may be downloaded and the dataset is uploaded to the artifact store. Raises
+    ``SettingsError`` for a downloaded base that is not whole.
     """
     base = fetch_base_model(config.model_name, config.cache_dir, config.model_revision)
+    if problems := file_problems(base) or support_problems(config, base):  # of a name on the hub the weights are new
+        raise SettingsError(problems)
     folder = prepare_data(config, base)
     data = load_training_data(folder)
     sizes = len(data.train), len(data.held_out)

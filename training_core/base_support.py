@@ -1,39 +1,94 @@
-"""What can be done with a base model, told from its ``config.json`` before anything starts."""
+"""What can be done with a base model, told from its ``config.json`` and the headers of its weights."""
 
+import contextlib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from training_core.base_model import adapted_layers, load_skeleton
+from training_core.base_weights import released_weights, weight_shapes
 from training_core.config import RunConfig, SettingsError
 
+_FORMATS = {"BF16", "F16", "F32", "F64"}  # that are not quantised
 DELTA_FUNCTIONS = ("causal_conv1d_fn", "torch_chunk_gated_delta_rule")
 
 
 def support_problems(config: RunConfig, base: Path) -> list[str]:
-    """Why a run with these settings cannot train this base, each with what can be done instead."""
+    """Why a run with these settings cannot train this base, each with what can be done instead.
+
+    Of a name on the hub only ``config.json`` may be there; then nothing is said of its weights.
+    """
     try:
         adapted_layers(config, base)
     except SettingsError as error:
         return error.problems
     model = load_skeleton(base)
+    quantised, experts = _quantised(config, base, model), _experts(config, model)
     return [
-        *_quantised(config, model),
-        *(_experts(config, model) or _packing(config, model)),
+        *quantised,
+        *(experts or _packing(config, model)),
+        *(_weights(config, base, model) if not quantised and not experts else []),
         *_positions(config, model),
     ]
 
 
-def _quantised(config: RunConfig, model: PreTrainedModel) -> list[str]:
+def _quantised(config: RunConfig, base: Path, model: PreTrainedModel) -> list[str]:
     found = model.config.to_dict().get("quantization_config")
-    if not found:
+    stored = {weight.dtype for weight in released_weights(base).values() if len(weight.shape) > 1} - _FORMATS
+    if found is None and not stored:
         return []
-    method = found.get("quant_method", "unknown")
+    method = ", ".join(sorted(stored)) if found is None else found.get("quant_method", "unknown")
     what = f"{config.model_name!r} is quantised already ({method}), and adapters need 16 bits or NF4 made from them"
     return [f"model_name: {what}; give the same model as released in 16 bits"]
+
+
+def _weights(config: RunConfig, base: Path, model: PreTrainedModel) -> list[str]:
+    """What transformers would make up, or leave out, where weights and ``config.json`` differ: it only warns."""
+    if not any(base.glob("*.safetensors")):
+        return []
+    weights = {name: torch.empty(shape, device="meta") for name, shape in weight_shapes(base).items()}
+    with _silence():
+        _, found = type(model).from_pretrained(
+            None,
+            config=model.config,
+            state_dict=weights,
+            device_map={"": "meta"},
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    in_another_shape = {name for name, *_ in found["mismatched_keys"]}
+    differences = {
+        "lack {}": found["missing_keys"],
+        "have {} in another shape": in_another_shape,
+        "have {}, which it does not name": found["unexpected_keys"],
+    }
+    if not (what := [words.format(_counted(names)) for words, names in differences.items() if names]):
+        return []
+    of_base = f"compared with its config.json, the weights of {config.model_name!r}"
+    return [f"model_name: {of_base} {'; '.join(what)}; give a base whose files are all of one model"]
+
+
+def _counted(names: Collection[str]) -> str:
+    return min(names) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Without transformers' own report on the weights, which is a table of all of them, and its progress bar."""
+    before, with_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if with_bar:
+            logging.enable_progress_bar()
 
 
 def _experts(config: RunConfig, model: PreTrainedModel) -> list[str]:

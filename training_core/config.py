@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
-from training_core.escaping import shown, without_secrets
+from training_core.escaping import is_seen, shown, without_secrets
 
 Constrain = Literal["none", "json", "schema"]  # what answers are held to
 
@@ -292,7 +292,7 @@ class RunConfig:
         if isinstance(value, str) and without_secrets(value) != value:
             fix = "give keys to the store's client by its environment variables or its configuration file"
             raise ValueError(f"expected an address without a password or a signature; {fix}")
-        if isinstance(value, str) and shown(value) != value:
+        if isinstance(value, str) and not is_seen(value):
             raise ValueError("expected a text without control characters")
         return value
 

@@ -30,7 +30,7 @@ from training_core.dataset.splits import (
 from training_core.dataset.store import HELD_OUT_FILE, LEAKAGE_KEYS_FILE, PAGE_FILE, REPORT_FILE, TRAIN_FILE
 from training_core.dataset.tables import verdict
 from training_core.folders import complete_folder, seal_digest
-from training_core.model_setup import SMALL_FILES, load_tokenizer
+from training_core.model_setup import SMALL_FILES, load_tokenizer, require_embeddings
 from training_core.packing.plan import pack_limits, plan_packing
 from training_core.prompts.chat_encoding import ChatEncoder
 from training_core.prompts.messages import build_assistant_message as build_assistant_message
@@ -130,8 +130,8 @@ def _expected_packing(config: RunConfig, folder: Path) -> str:
 def prepare_data(config: RunConfig, base: Path) -> Path:
     """The folder of ``build_datasets`` for a run's rows and the tokenizer of ``base``; reused if it exists.
 
-    Raises ``OSError`` if a file is missing, and ``DataError`` if one changes while it is read. The rows may not be fit
-    to train on; see the report.
+    Raises ``OSError`` if a file is missing, ``DataError`` if one changes while it is read, and ``SettingsError`` for a
+    tokenizer that cannot be used. The rows may not be fit to train on; see the report.
     """
     key = data_key(config, base)
     folder = Path(config.output_dir).resolve() / "datasets" / key[:12]
@@ -140,8 +140,10 @@ def prepare_data(config: RunConfig, base: Path) -> Path:
         if seal_digest(folder):
             logger.info("Rows reused from %s: files, settings, tokenizer and code are unchanged", folder)
             return folder
+        tokenizer = load_tokenizer(base)
+        require_embeddings(tokenizer, base)
         with complete_folder(folder) as draft:
-            build_datasets(config, load_tokenizer(base), draft)
+            build_datasets(config, tokenizer, draft)
             if data_key(config, base) != key:
                 raise DataError("The files of rows changed while they were read; run again when they are complete")
     return folder

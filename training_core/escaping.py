@@ -52,6 +52,11 @@ def on_one_line(text: str, longest: int | None = None) -> str:
     return shown(line if longest is None or len(line) <= longest else f"{line[:longest]} …")
 
 
+def is_seen(name: str) -> bool:
+    """Whether a name is shown as it is, on one line."""
+    return not _UNSEEN.search(name) and not {"\n", "\t"} & set(name)
+
+
 def in_markdown(text: str) -> str:
     """The text on one line, so that Markdown shows it as it is: no link, picture, table, code or HTML comes of it."""
     line = _MARKUP.sub(r"\\\g<0>", escape(on_one_line(text), quote=False))

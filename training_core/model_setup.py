@@ -25,10 +25,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from training_core.base_model import base_folder, target_modules
+from training_core.base_model import base_folder, load_skeleton, target_modules
 from training_core.base_model import default_qwen_target_modules as default_qwen_target_modules  # promised here
 from training_core.base_weights import text_prefix
-from training_core.config import RunConfig, read_settings_file
+from training_core.config import RunConfig, SettingsError, read_settings_file
 from training_core.utils import Precision, pick_precision, set_seed, setup_cache
 
 logger = logging.getLogger(__name__)
@@ -79,9 +79,29 @@ def digest_base_model(folder: Path) -> str:
 
 
 def load_tokenizer(base: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a base model folder."""
-    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+    """The tokenizer of a base model folder; raises ``SettingsError`` where there is none that can be used."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+    except Exception as error:  # what tokenizers, written in Rust, refuses has no type of its own
+        raise _unusable(
+            base, f"cannot be read ({' '.join(f'{type(error).__name__}: {error}'.split())[:200]})"
+        ) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise _unusable(base, f"is a {type(tokenizer).__name__}, which has no fast form (tokenizer.json)")
     return tokenizer
+
+
+def require_embeddings(tokenizer: PreTrainedTokenizerFast, base: Path) -> None:
+    """Raise ``SettingsError`` where a tokenizer has tokens that the model of ``base`` does not know."""
+    last, known = max(tokenizer.get_vocab().values()), load_skeleton(base).get_input_embeddings().weight.shape[0]
+    if last >= known:
+        token = tokenizer.convert_ids_to_tokens(last)
+        raise _unusable(base, f"has tokens up to {last:,} ({token!r}), and the model has embeddings of {known:,}")
+
+
+def _unusable(base: Path, what: str) -> SettingsError:
+    fix = "give a base with the tokenizer that it was released with"
+    return SettingsError([f"model_name: the tokenizer of {str(base)!r} {what}; {fix}"])
 
 
 def load_base(

@@ -172,7 +172,7 @@ def _train(
     require_memory(measure_heaviest_batch(trainer, batches, config, share_left), config)
     if config.sharding == "fsdp":
         average_gradients(trainer)
-    trainer.add_callback(RequireFinite(trainer.model, rows))
+    trainer.add_callback(RequireFinite(trainer.model, rows, Path(loaded.model.get_base_model().name_or_path)))
     set_seed(config.seed + PartialState().process_index)  # each device draws its own dropout masks
     try:
         with save_when_interrupted() as interruption:

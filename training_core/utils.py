@@ -11,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import fsspec
 import numpy as np
 import torch
 from huggingface_hub import hf_hub_download
@@ -22,7 +21,7 @@ from training_core.base_support import support_problems
 from training_core.base_weights import file_problems
 from training_core.config import RunConfig, SettingsError
 from training_core.escaping import shown
-from training_core.rows.files import client_errors_as_os_errors
+from training_core.rows.files import client_errors_as_os_errors, open_file
 from training_core.rows.locate import find_files
 from training_core.rows.strict_json import DataError
 from training_core.user_functions import UserFunction
@@ -154,7 +153,7 @@ def _rows_problems(name: str, value: str) -> list[str]:
     try:
         with client_errors_as_os_errors():
             for file in find_files(value):
-                with fsspec.open(file, "rb"):
+                with open_file(file):
                     pass
     except FileNotFoundError as error:
         fix = f"give --{name} a file, glob or folder of rows (working directory: {Path.cwd()})"
@@ -178,6 +177,8 @@ def _audit_problems(name: str, value: str | None) -> list[str]:
 
 def _base_model_problems(config: RunConfig) -> list[str]:
     folder = base_folder(config.model_name)
+    if not folder and os.path.exists(config.model_name):  # noqa: PTH110
+        return [f"model_name: {config.model_name!r} is a file; give the folder of a base model"]
     if folder:
         problems = _base_folder_problems(config, folder) or support_problems(config, folder)
         return [*_unused_revision(config), *problems]
@@ -206,16 +207,13 @@ def _unused_revision(config: RunConfig) -> list[str]:
 
 
 def _base_folder_problems(config: RunConfig, folder: Path) -> list[str]:
-    expected = ("config.json", "tokenizer_config.json", "*.safetensors")
-    missing = [pattern for pattern in expected if not any(folder.glob(pattern))]
-    if missing:
-        return [f"model_name: {config.model_name!r} lacks {name}; give a complete base model" for name in missing]
-    if damaged := file_problems(folder):
-        return damaged
-    try:
-        tokenizer = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        return [f"model_name: {config.model_name!r} has a tokenizer_config.json that is not JSON ({error})"]
+    missing = [name for name in ("config.json", "tokenizer_config.json") if not os.path.lexists(folder / name)]
+    if problems := [
+        *(f"model_name: {config.model_name!r} lacks {name}; give a complete base model" for name in missing),
+        *file_problems(folder),
+    ]:
+        return problems
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     if (folder / "chat_template.jinja").is_file() or "chat_template" in tokenizer:
         return []
     return [f"model_name: {config.model_name!r} has no chat template; use an instruct model"]

@@ -1,13 +1,18 @@
 """What a base cannot do is said from its config.json, before any weight is loaded."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import SIZES, tiny_model, tiny_multimodal_model
+from torch import Tensor
 from transformers import (
     LlamaConfig,
     PreTrainedConfig,
+    PreTrainedModel,
     Qwen2Config,
     Qwen3_5MoeTextConfig,
     Qwen3MoeConfig,
@@ -15,6 +20,7 @@ from transformers import (
 )
 
 from training_core.base_support import support_problems
+from training_core.base_weights import WHOLE
 from training_core.config import RunConfig
 
 MOE: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "vocab_size": 64}
@@ -92,3 +98,68 @@ def test_all_problems_of_a_base_are_told_at_once(tmp_path: Path) -> None:
     base.quantization_config = {"quant_method": "gptq", "bits": 4}
     found = [problem.partition(":")[0] for problem in problems_of(base, tmp_path)]
     assert found == ["model_name", "packing", "max_seq_length"]
+
+
+def write_with(model: PreTrainedModel, folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    """A base whose weights were changed after they were saved."""
+    model.save_pretrained(folder)
+    save_file(change(load_file(folder / WHOLE)), folder / WHOLE, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "qwen3_5"])
+def test_weights_as_saved_are_those_of_the_config(architecture: str, tied: bool, tmp_path: Path) -> None:
+    model = tiny_model(architecture, vocab_size=64, tie_word_embeddings=tied)
+    model.save_pretrained(tmp_path)
+    assert problems_of(model.config, tmp_path) == []
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_weights_of_a_multimodal_base_are_those_of_the_config(tied: bool, tmp_path: Path) -> None:
+    model = tiny_multimodal_model(vocab_size=64, tie_word_embeddings=tied)
+    model.save_pretrained(tmp_path)
+    assert problems_of(model.config, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda name, weight: {} if "layers.1" in name else {name: weight}, "lack model.layers.1.input_layernorm.weight and 10 more"),
+        (lambda name, weight: {} if name == "lm_head.weight" else {name: weight}, "lack lm_head.weight; "),
+        (lambda name, weight: {name: weight[:-1]} if name == "model.norm.weight" else {name: weight}, "have model.norm.weight in another shape"),
+        (lambda name, weight: {name: weight, f"{name}.scale": weight[:1].clone()} if "q_proj" in name else {name: weight}, "and 1 more, which it does not name"),
+        (lambda name, weight: {f"base_model.{name}": weight}, "lack lm_head.weight and 24 more; have base_model."),
+    ],
+)  # fmt: skip
+def test_weights_that_are_not_those_of_the_config_are_rejected(change: Any, words: str, tmp_path: Path) -> None:
+    model = tiny_model("qwen3", vocab_size=64, tie_word_embeddings=False)
+    write_with(model, tmp_path, lambda found: {k: v for pair in found.items() for k, v in change(*pair).items()})
+    (problem,) = problems_of(model.config, tmp_path)
+    assert problem.startswith("model_name: compared with its config.json, the weights of 'some/base' ")
+    assert words in problem
+    assert problem.endswith("; give a base whose files are all of one model")
+
+
+def test_report_of_transformers_on_the_weights_is_not_shown(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = tiny_model("qwen3", vocab_size=64)
+    write_with(model, tmp_path, lambda found: {name: found[name] for name in found if "norm" not in name})
+    capfd.readouterr()
+    assert problems_of(model.config, tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn])
+def test_weights_in_a_quantised_format_are_rejected_without_a_word_in_the_config(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model = tiny_model("qwen3", vocab_size=64)
+    write_with(model, tmp_path, lambda found: {n: w.to(dtype) if "proj" in n else w for n, w in found.items()})
+    (problem,) = problems_of(model.config, tmp_path)
+    assert problem.startswith("model_name: 'some/base' is quantised already (")
+
+
+def test_empty_word_on_quantisation_is_rejected_as_transformers_does(tmp_path: Path) -> None:
+    base = tiny_model("qwen3", vocab_size=64).config
+    base.quantization_config = {}
+    (problem,) = problems_of(base, tmp_path)
+    assert "is quantised already (unknown)" in problem

@@ -130,10 +130,11 @@ def test_settings_hold_no_passwords(name: str) -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_settings_hold_no_control_characters() -> None:
+@pytest.mark.parametrize("sign", ["\x1b[31m", "\n", "\t", "\u202e"])
+def test_settings_hold_no_control_characters(sign: str) -> None:
     with pytest.raises(SettingsError, match=r"group_by: expected a text without control characters") as caught:
-        read_settings({"group_by": "a\x1b[31m"})
-    assert "\x1b" not in str(caught.value)
+        read_settings({"group_by": f"a{sign}b"})
+    assert sign not in caught.value.problems[0]
 
 
 def test_errors_of_settings_hold_no_passwords_and_no_control_characters() -> None:

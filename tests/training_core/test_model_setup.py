@@ -1,5 +1,6 @@
-"""The files of a base model that are downloaded, and when."""
+"""The files of a base model that are downloaded, and when; and a tokenizer that cannot be used, which is named."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,8 +8,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub.utils import filter_repo_objects
 
-from training_core.config import RunConfig
-from training_core.data_loader import data_key
+from training_core.config import RunConfig, SettingsError
+from training_core.data_loader import data_key, prepare_data
 from training_core.model_setup import fetch_base_model, fetch_tokenizer, load_tokenizer
 
 Fetch = Callable[[str, str | None], Path]
@@ -48,3 +49,46 @@ def test_cache_key_of_rows_does_not_depend_on_weights(hub: Path, sample_rows: Pa
     base = fetch_base_model("some/base", str(hub / "other"))
     assert list(base.glob("*.safetensors"))
     assert data_key(config, base) == alone
+
+
+def change(file: Path, **values: object) -> None:
+    """Set fields of a JSON file."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda base: (base / "tokenizer.json").write_text("{}"), "cannot be read (KeyError"),
+        (lambda base: change(base / "tokenizer.json", model={"type": "Nothing"}), "cannot be read (Exception"),
+        (lambda base: change(base / "tokenizer_config.json", eos_token=5), "cannot be read (TypeError"),
+        (lambda base: (base / "chat_template.jinja").write_bytes(b"\xe9"), "cannot be read (UnicodeDecodeError"),
+        (lambda base: (base / "tokenizer.json").unlink(), "makes '' of"),
+        (lambda base: change(base / "tokenizer_config.json", pad_token="<new>"), "has tokens up to "),
+        (lambda base: change(base / "tokenizer_config.json", additional_special_tokens=["<a>", "<b>"]), "('<b>')"),
+        (lambda base: change(base / "config.json", vocab_size=900), "the model has embeddings of 900"),
+    ],
+)
+def test_tokenizer_that_cannot_be_used_is_named_and_not_the_rows(
+    tiny_base: Path, sample_rows: Path, tmp_path: Path, damage: Callable[[Path], object], words: str
+) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    damage(base)
+    config = RunConfig(dataset_path=str(sample_rows), output_dir=str(tmp_path / "runs"))
+    with pytest.raises(SettingsError) as caught:
+        prepare_data(config, base)
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"model_name: the tokenizer of '{base}' ")
+    assert words in problem
+    assert problem.endswith("; give a base with the tokenizer that it was released with")
+    assert not list((tmp_path / "runs" / "datasets").glob("[!.]*")), "nothing half-written"
+
+
+@pytest.mark.parametrize("missing", ["eos_token", "pad_token"])
+def test_tokenizer_without_such_a_token_is_used(
+    tiny_base: Path, sample_rows: Path, tmp_path: Path, missing: str
+) -> None:
+    """The template ends an answer, and packs are not padded."""
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    change(base / "tokenizer_config.json", **{missing: None})
+    assert prepare_data(RunConfig(dataset_path=str(sample_rows), output_dir=str(tmp_path / "runs")), base)

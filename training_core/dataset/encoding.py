@@ -4,7 +4,6 @@ import hashlib
 import hmac
 import json
 import os
-import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -16,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 
 from training_core.config import RunConfig
+from training_core.dataset.spellings import case_text, id_text, ids_of
 from training_core.prompts.chat_encoding import ChatEncoder, TokenIds
 from training_core.prompts.messages import build_assistant_message, case_of, format_as_chat
 from training_core.prompts.policy_trimming import trim_policy
@@ -39,10 +39,6 @@ SCHEMA = pa.schema(
     }
 )
 TRAIN_SCHEMA = pa.schema([field for field in SCHEMA if field.name not in ("file", "record")])
-
-# A sign or point before a digit is part of the number: otherwise 5 and -5, or 1.2 and 12, would be near-duplicates. So
-# are comparisons, percent signs and currencies (U+00A2 to U+00A5, U+20A0 to U+20CF): "> 30" is not "<= 30".
-_SEPARATORS = re.compile(r"(?:(?![-.]\d)[^\w<>=≤≥≠≈±%‰$¢-¥₠-\u20cf]|_)+")
 
 
 class EncodedRows(NamedTuple):
@@ -173,7 +169,7 @@ def keyed(digests: Iterable[int]) -> list[int]:
 
 
 def _near_duplicate_key(instruction: bytes, case: bytes) -> int:
-    return _digest(_SEPARATORS.sub(" ", case.decode().casefold()).encode() if case != b"{}" else instruction)
+    return _digest(case_text(case.decode()).encode() if case != b"{}" else instruction)
 
 
 def _prompt_parts(record: Record) -> tuple[int, bytes, bytes]:
@@ -204,15 +200,12 @@ def _beginnings_of(record: Record) -> Iterator[int]:
 
 def _entities_of(record: Record, entity_fields: Sequence[str]) -> list[int]:
     values = {name: field_value(record.get("input", {}), name) for name in entity_fields}
-    return [digest_id(name, value) for name, value in values.items() if value not in (None, "")]
+    return [digest_id(name, one) for name, value in values.items() for one in ids_of(value)]
 
 
 def digest_id(field: str, value: Any) -> int:
     """64 bits of an id, equal for 1001, 1001.0 and "1001" and for "C-7" and " c-7": exports differ in such details."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # pandas makes a column of floats of integers when one of them is missing
-    text = value if isinstance(value, str) else _canonical(value).decode()
-    return _digest(_canonical([field, text.strip().casefold()]))
+    return _digest(_canonical([field, id_text(value if isinstance(value, str) else _canonical(value).decode())]))
 
 
 @lru_cache(maxsize=1_000)

@@ -11,6 +11,7 @@ import pandas as pd
 from training_core.config import RunConfig
 from training_core.dataset.power import USUAL_DIFFERENCE, detectable_gain
 from training_core.dataset.report import Finding
+from training_core.dataset.spellings import decision_text
 from training_core.dataset.splits import DUPLICATE, HELD_OUT, TRAINED
 from training_core.rows.strict_json import Record, with_paths
 
@@ -115,10 +116,10 @@ def _spellings(facts: pd.DataFrame) -> Finding:
     counts = facts["decision"].value_counts().to_dict()
     alike: dict[str, list[str]] = defaultdict(list)
     for decision in counts:
-        alike[same_decision(decision)].append(decision)
+        alike[decision_text(decision)].append(decision)
     several = [names for names in alike.values() if len(names) > 1]
     places = [" = ".join(f"{name!r} ({counts[name]:,} rows)" for name in names) for names in several]
-    meaning = "they differ in capitals or in white space at the edges; an answer in another spelling counts as wrong"
+    meaning = "they differ in capitals, spaces or punctuation; an answer in another spelling counts as wrong"
     return Finding("decisions in several spellings", len(several), meaning, places[:MOST_LISTED])
 
 

@@ -183,7 +183,7 @@ def _inspect(ingested: Ingested, source: Source, rows: Iterable[Row], audits: Au
 
 
 def _audit_label(ingested: Ingested, place: str, record: Record, audit: UserFunction | None) -> None:
-    expected = audit.call(place, record) if audit else None
+    expected = audit.decision(place, record) if audit else None
     label = record["output"]["decision"]
     ingested.audited += expected is not None
     if expected not in (None, label):

@@ -7,6 +7,7 @@ from functools import lru_cache
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from training_core.config import SettingsError
 from training_core.prompts.byte_pairs import TextEncoder, text_encoder
 from training_core.prompts.byte_pairs import TokenIds as TokenIds
 from training_core.prompts.chat_templates import end_of_turn, placeholder, render, require_usable_template
@@ -15,6 +16,7 @@ Message = dict[str, str]
 
 # Qwen's pre-tokenizer never joins a newline and a following "#", so a text split before headings has the same tokens.
 _HEADING = "## "
+_ANSWER = '{"decision": "Not Eligible", "reason": "Day 31 > 30."}'
 _CACHE_SIZE = 1_000
 # The tokenizer takes up to 300 bytes per character of what it encodes at once (measured on 2026-11-28).
 _CHARACTERS_AT_ONCE = 2**20
@@ -41,7 +43,7 @@ class ChatEncoder:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerFast) -> "ChatEncoder":
-        """The encoder of a tokenizer; raises ``SettingsError`` if its chat template cannot be used."""
+        """The encoder of a tokenizer; raises ``SettingsError`` if it or its chat template cannot be used."""
         require_usable_template(tokenizer)
         encode_texts = text_encoder(tokenizer.backend_tokenizer)
 
@@ -55,7 +57,16 @@ class ChatEncoder:
 
         end = end_of_turn(tokenizer)
         assert end is not None, "a usable template ends an answer"
-        return cls(tokenizer, encode_texts, end, template_ids, piece_ids)
+        encoder = cls(tokenizer, encode_texts, end, template_ids, piece_ids)
+        encoder._require_round_trip()
+        return encoder
+
+    def _require_round_trip(self) -> None:
+        """Where a plain answer does not come back from its tokens, no row's would: the rows are not to blame."""
+        found = self.decode_answer(self.encode_answer(_ANSWER))
+        if found != _ANSWER:
+            what = f"the tokenizer of {self.tokenizer.name_or_path!r} makes {found[:60]!r} of {_ANSWER!r}"
+            raise SettingsError([f"model_name: {what}; give a base with the tokenizer that it was released with"])
 
     def encode_prompts(self, conversations: Sequence[Sequence[Message]]) -> list[TokenIds]:
         """Token ids of each conversation, including the generation prompt."""

@@ -12,6 +12,7 @@ from training_core.config import SettingsError
 _QUESTION = ("system", "user")
 # What templates raise themselves, and what their expressions do: they are programs.
 _TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
+_THOUGHTS = re.compile(r"[<\[◁](/?)\|?\w*(?:think|thought|reason)\w*\|?[>\]▷]", re.IGNORECASE)
 _NO_THINKING = "{%- set enable_thinking = false -%}\n"
 
 
@@ -63,8 +64,15 @@ def _problem(tokenizer: PreTrainedTokenizerFast) -> str | None:
         return "leaves out, repeats or reorders messages"
     if end is None:
         return "ends an answer without a control token, and nothing would end it"
-    if asked.count("<think>") > asked.count("</think>"):
-        return "opens <think> before every answer"
+    if opened := _opened(asked.rpartition(placeholder(1))[2]):
+        return f"opens {opened} before every answer"
     if served != asked or "strftime_now" in str(tokenizer.chat_template):
         return "asks at another time with other tokens than in training"
     return None
+
+
+def _opened(text: str) -> str | None:
+    """The mark with which thinking begins that does not end again: <think>, [THINK], <|begin_of_thought|>, …"""
+    marks = list(_THOUGHTS.finditer(text))
+    opening = [mark[0] for mark in marks if not mark[1] and "end" not in mark[0].lower()]
+    return opening[-1] if 2 * len(opening) > len(marks) else None

@@ -5,11 +5,13 @@ import contextlib
 import io
 import json
 import lzma
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
-from typing import Any, BinaryIO, NamedTuple
+from pathlib import Path
+from typing import IO, Any, BinaryIO, NamedTuple
 
 import fsspec
 import pyarrow as pa
@@ -68,6 +70,14 @@ def client_errors_as_os_errors() -> Iterator[None]:
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 
+def open_file(file: str) -> IO[bytes]:
+    """A file of this machine under any name, such as ``a::b*.jsonl``, in which fsspec would see more; else a URL's."""
+    if os.path.isfile(file):  # noqa: PTH113  accepts a name of any length
+        return Path(file).open("rb")
+    stream: IO[bytes] = fsspec.open(file, "rb").open()
+    return stream
+
+
 def read_lines(file: str, columns: Collection[str] | None = None) -> Iterator[Line]:
     """The lines of a JSONL file (split on ``\\n`` alone), the elements of a JSON array, or the rows of a Parquet file.
 
@@ -75,7 +85,7 @@ def read_lines(file: str, columns: Collection[str] | None = None) -> Iterator[Li
     are null in every line. Memory is bounded for any file. Raises ``BadFileError`` where the file cannot be read.
     """
     try:
-        with fsspec.open(file, "rb") as stream:
+        with open_file(file) as stream:
             magic = stream.read(4)
             stream.seek(0)
             if magic == b"PAR1":
@@ -202,13 +212,23 @@ def _read_parquet(stream: BinaryIO, columns: Collection[str] | None) -> Iterator
     _reject_equal_names([file.schema_arrow.field(place) for place, name in enumerate(names) if name in read])
     not_read = dict.fromkeys(name for name in names if name not in read)
     for batch in file.iter_batches(batch_size=1_000, columns=read):
-        for row in batch.to_pylist(maps_as_pydicts="strict"):
+        for row in _as_objects(batch, number):
             number += 1
             try:
                 text = json.dumps(_without_nulls(row) | not_read, ensure_ascii=False, default=_as_text)
             except TypeError as error:
                 raise BadFileError(f"row {number}: {error}; convert the column to text") from error
             yield Line(number, text.encode("utf-8", "surrogatepass"))
+
+
+def _as_objects(batch: pa.RecordBatch, before: int) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist(maps_as_pydicts="strict")
+    except (LookupError, ValueError, OverflowError, pa.ArrowException) as error:  # equal keys, years above 9999
+        cause = " ".join(str(error).split()).strip("\"'")
+        where = f"rows {before + 1:,} to {before + batch.num_rows:,}"
+        raise BadFileError(f"{where}: {cause.rstrip('.')}; correct the values or convert the column to text") from error
+    return rows
 
 
 def _reject_equal_names(fields: Sequence[pa.Field], parent: str = "") -> None:

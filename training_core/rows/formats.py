@@ -21,16 +21,16 @@ from training_core.rows.strict_json import (
     parse_json,
     strip_edges,
 )
+from training_core.rows.turns import Turn, are_turns, check_turns, read_turn, read_turns, unread_keys_of_turns
 
-_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
-_ROLES = ("system", "user", "assistant")
 _ONE_FORMAT = "use one format per file"
 _HOW_TO_ANSWER = f"write the whole answer as one JSON object with {', '.join(ANSWER_FIELDS)}, and no other text"
 _MOVE = "write it as a message"
-_CONTEXT = {"system": _MOVE, "system_prompt": _MOVE, "history": f"{_MOVE}s", "tools": "describe them in a message"}
-_CALLS = ("tool_calls", "function_call")
-
-Turn = tuple[str, str]
+_DESCRIBE = "describe them in a message"
+_CONTEXT = {
+    **{"system": _MOVE, "system_prompt": _MOVE, "history": f"{_MOVE}s"},
+    **{"tools": _DESCRIBE, "functions": _DESCRIBE, "documents": f"{_MOVE}s"},
+}
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,30 @@ def reject_unknown_format(value: object) -> NoReturn:
     """Raises the most helpful ``BadLineError`` for a row of unknown format."""
     row = check_object("line", value)
     if row.keys() & _SCHEMAS["native"].keys.keys():
+        check_text("instruction", row.get("instruction"), beside=row.keys() - _SCHEMAS["native"].keys.keys())
         check_record(row)
     keys = ", ".join(ascii(key)[1:-1] for key in row)[:80] or "no keys"
-    raise BadLineError("line", f"expected the keys of a known row format, got {keys}", HOW_TO_WRITE_ROWS)
+    raise BadLineError("line", f"expected the keys of a known row format, got {keys}", _fix_of_keys(row))
+
+
+def _fix_of_keys(row: Record) -> str:
+    """Other tools write the rows into an object, or name keys with other letters."""
+    for key, value in row.items():
+        if key in ("messages", "conversations") or (isinstance(value, list) and are_turns(value)):
+            return f'write {describe_value(key)} as messages: [{{"role": …, "content": …}}]'
+    inner = [key for key, value in row.items() if isinstance(value, list | dict) and value]
+    if inner and not any(isinstance(value, str) for value in row.values()):
+        return f"write what is in {describe_value(inner[0])} without the object around it"
+    if {key.strip().casefold() for key in row} >= _SCHEMAS["native"].keys.keys():
+        return "write the keys instruction, input and output in small letters"
+    return HOW_TO_WRITE_ROWS
+
+
+def unread_keys(row: Record, row_format: RowFormat) -> frozenset[str]:
+    """The keys of a row that are not read, those of its turns as ``messages[].name``."""
+    turns = {key: row[key] for key in row_format.keys if isinstance(row.get(key), list)}
+    of_turns = {f"{key}[].{name}" for key, found in turns.items() for name in unread_keys_of_turns(found)}
+    return frozenset((row.keys() - row_format.keys) | of_turns)
 
 
 def to_record(value: object, row_format: RowFormat, allowed_decisions: tuple[str, ...] = ()) -> Record:
@@ -74,10 +95,20 @@ def to_record(value: object, row_format: RowFormat, allowed_decisions: tuple[str
     if row_format.name == "native":
         record = {key: row.get(key) for key in row_format.keys}
     else:
-        *question, (_, answer) = _check_turns(_SCHEMAS[row_format.name].read(row))
-        record = _read_question(row_format, question) | {"output": _parse_text("assistant", answer, _HOW_TO_ANSWER)}
+        *question, (_, answer) = check_turns(_SCHEMAS[row_format.name].read(row))
+        record = _read_question(row_format, question) | {"output": _read_answer(answer)}
     check_record(record, allowed_decisions)
     return strip_edges(record)
+
+
+def _read_answer(text: str) -> object:
+    """The output in the text of an answer. The fix of an error says what an answer is: most chats have another."""
+    output = _parse_text("assistant", text, _HOW_TO_ANSWER)
+    try:
+        check_record({"messages": [], "output": output})
+    except BadLineError as error:
+        raise BadLineError(*error.args[:2], _HOW_TO_ANSWER) from error
+    return output
 
 
 def _read_question(row_format: RowFormat, question: list[Turn]) -> Record:
@@ -104,8 +135,8 @@ def read_question(messages: object) -> Record:
     if not isinstance(messages, list) or not messages:
         what = f"expected a list of messages, got {describe_value(messages)}"
         raise BadLineError("messages", what, 'write [{"role": …, "content": …}]')
-    question = [_read_turn(turn) for turn in messages]
-    _check_turns([*question, ("assistant", "")])
+    question = [read_turn(turn) for turn in messages]
+    check_turns([*question, ("assistant", "")])
     return _find_case(question) or _as_conversation(question)
 
 
@@ -129,15 +160,6 @@ def _as_conversation(question: list[Turn]) -> Record:
     return {"messages": [{"role": role, "content": text} for role, text in question]}
 
 
-def _check_turns(turns: list[Turn]) -> list[Turn]:
-    roles = [role for role, _ in turns]
-    dialogue = roles[1:] if roles[:1] == ["system"] else roles
-    if not dialogue or dialogue != ["user", "assistant"] * (len(dialogue) // 2):
-        what = f"expected user and assistant in turn, got {', '.join(roles)}"[:100]
-        raise BadLineError("messages", what, "alternate user and assistant, with at most one system message, the first")
-    return turns
-
-
 def _parse_text(field: str, text: str, fix: str) -> object:
     """The JSON value of a text within a line. The fix of an error is about the text, not about the line."""
     try:
@@ -156,57 +178,8 @@ def _reject_unread_context(row: Record, row_format: RowFormat) -> None:
             raise BadLineError(key, what, _CONTEXT[key])
 
 
-def _read_turns(turns: list[object]) -> list[Turn]:
-    if len(turns) < 2:
-        what = f"expected a question and its answer, got {len(turns)} messages"
-        raise BadLineError("messages", what, "write at least a user and an assistant message")
-    if isinstance(turns[-1], dict) and turns[-1].get("weight") == 0:
-        raise BadLineError(
-            "messages", "expected an answer to train on, got one of weight 0", "remove the row or the weight"
-        )
-    return [_read_turn(turn) for turn in turns]
-
-
-def _read_turn(value: object) -> Turn:
-    turn = check_object("messages", value)
-    if calls := [key for key in _CALLS if turn.get(key)]:
-        raise BadLineError(
-            "messages", f"expected text only, got {', '.join(calls)}", "write the call as text, or remove it"
-        )
-    role, text = _either(turn, "role", "from"), _read_parts(_either(turn, "content", "value"))
-    role = _SHAREGPT_ROLES.get(role, role) if isinstance(role, str) else role
-    if role not in _ROLES:
-        what = f"expected the role {', '.join(_ROLES[:-1])} or {_ROLES[-1]}, got {describe_value(role)}"
-        raise BadLineError("messages", what, "rename the role or remove the message")
-    return role, check_text(str(role), text).strip()
-
-
-def _either(turn: Record, name: str, other: str) -> object:
-    """A value that two formats name differently."""
-    first, second = turn.get(name), turn.get(other)
-    if None not in (first, second) and first != second:
-        raise BadLineError(
-            "messages", f"expected {name} or {other}, got both with different values", "keep one of them"
-        )
-    return second if first is None else first
-
-
-def _read_parts(content: object) -> object:
-    """The text of a content that is given as a list of parts, `[{"type": "text", "text": "…"}]`, when all are text."""
-    if not isinstance(content, list) or not content:
-        return content
-    texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else part for part in content]
-    if not all(isinstance(text, str) for text in texts):
-        kinds = [part.get("type") for part in content if isinstance(part, dict)]
-        found = (
-            ", ".join(describe_value(kind) for kind in dict.fromkeys(kinds) if kind != "text") or "parts without text"
-        )
-        raise BadLineError("messages", f"expected parts of type text, got {found}"[:100], "remove what is not text")
-    return "".join(map(str, texts))
-
-
 def _ask(question: str, answer: str) -> list[Turn]:
-    return _read_turns([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
+    return read_turns([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
 
 
 @dataclass(frozen=True)
@@ -227,8 +200,8 @@ class _Schema:
 
 _SCHEMAS = {
     "native": _Schema({"instruction": str, "input": dict, "output": dict}, lambda value: []),
-    "messages": _Schema({"messages": list}, lambda value: _read_turns(value["messages"])),
-    "conversations": _Schema({"conversations": list}, lambda value: _read_turns(value["conversations"])),
+    "messages": _Schema({"messages": list}, lambda value: read_turns(value["messages"])),
+    "conversations": _Schema({"conversations": list}, lambda value: read_turns(value["conversations"])),
     "alpaca": _Schema(
         {"instruction": str, "input": str | None, "output": str},
         lambda value: _ask("\n\n".join(filter(None, (value["instruction"], value.get("input")))), value["output"]),
@@ -238,7 +211,7 @@ _SCHEMAS = {
     ),
     "prompt/completion turns": _Schema(
         {"prompt": list, "completion": list},
-        lambda value: _read_turns([*value["prompt"], *value["completion"]]),
+        lambda value: read_turns([*value["prompt"], *value["completion"]]),
     ),
 }
 

@@ -8,6 +8,10 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from training_core.escaping import is_seen
+from training_core.rows.files import open_file
 
 COMPRESSIONS = ("", ".gz", ".zst", ".bz2", ".xz")
 SUFFIXES = (*(kind + end for kind in (".jsonl", ".ndjson", ".json") for end in COMPRESSIONS), ".parquet")
@@ -31,14 +35,16 @@ def locate_files(path: str) -> Located:
     Files and folders whose names begin with a dot are hidden and left out, as a shell does. Links are followed. Raises
     ``FileNotFoundError`` if there is no file of rows, and ``ImportError`` naming the package that a URL needs.
     """
-    system, place = fsspec.core.url_to_fs(path)
     is_url = "://" in path
+    is_here = not is_url and os.path.lexists(path)
+    system, place = (LocalFileSystem(), path) if is_here else fsspec.core.url_to_fs(path)
     if system.isfile(place):
         return Located([path], {})
     if system.isdir(place):
         reasons = dict(_remote_files(system, place) if is_url else _local_files(place))
     else:
-        reasons = {file: "" for file in system.glob(place) if system.isfile(file) and _chosen(file, place)}
+        matches = [file for file in system.glob(place) if not system.isdir(file) and _chosen(file, place)]
+        reasons = {file: "" if is_url else _by_kind(file) for file in matches}
     files = sorted(file for file, reason in reasons.items() if not reason)
     not_read = {_printable(file): reason for file, reason in sorted(reasons.items()) if reason}
     if not files:
@@ -51,7 +57,7 @@ def digest_files(path: str) -> bytes:
     """SHA-256 over the contents of all files of a path."""
     digest = hashlib.sha256()
     for file in find_files(path):
-        with fsspec.open(file, "rb") as stream:
+        with open_file(file) as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.digest()
 
@@ -106,12 +112,13 @@ def _by_name(parts: tuple[str, ...]) -> str:
 def _by_kind(file: str) -> str:
     """Why a file of this machine is not read although its name is one of rows."""
     if file != _printable(file):
-        return "its name is not UTF-8; rename it"
+        return "its name is not UTF-8, or has control characters; rename it"
     if not os.path.exists(file):  # noqa: PTH110
         return "a link to a file that does not exist; remove or mend it"
     return "" if os.path.isfile(file) else "not a regular file"  # noqa: PTH113
 
 
 def _printable(name: str) -> str:
-    r"""A file name as text: ``caf\xe9.jsonl`` for one in Latin-1."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    r"""A file name as text: ``caf\xe9.jsonl`` for one in Latin-1, and ``\n`` for a newline."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(sign if is_seen(sign) else ascii(sign)[1:-1] for sign in text)

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from training_core.rows.files import MAX_LINE_BYTES, Line, read_lines
-from training_core.rows.formats import ROW_KEYS, RowFormat, detect_format, reject_unknown_format, to_record
+from training_core.rows.formats import ROW_KEYS, RowFormat, detect_format, reject_unknown_format, to_record, unread_keys
 from training_core.rows.questions import with_stand_in
 from training_core.rows.strict_json import BadLineError, Problem, Record, parse_json
 
 
 class Row(NamedTuple):
-    """A usable row: file, line number, record, original bytes, format, and top-level keys that are not used."""
+    """A usable row: file, line number, record, original bytes, format, and keys that are not used."""
 
     file: str
     line: int
@@ -54,7 +54,7 @@ def read_rows(file: str, allowed_decisions: tuple[str, ...] = (), *, answered: b
             yield Rejected(Problem(file, line.number, *bad.args), line.raw)
         else:
             row_format = found
-            yield Row(file, line.number, record, line.raw, row_format, frozenset(value.keys() - row_format.keys))
+            yield Row(file, line.number, record, line.raw, row_format, unread_keys(value, row_format))
 
 
 def _is_blank(raw: bytes) -> bool:

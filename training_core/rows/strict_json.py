@@ -1,6 +1,7 @@
 """Strict JSON for rows: no duplicate keys, no lost digits, nothing that a model cannot be trained on."""
 
 import codecs
+import difflib
 import json
 import re
 import sys
@@ -165,9 +166,7 @@ def _parse_exactly(raw: bytes) -> Any:
     except BadLineError:
         raise
     except json.JSONDecodeError as error:
-        place = len(error.doc[: error.pos].encode("utf-8", "surrogatepass"))
-        what = error.msg.removesuffix(" at").removesuffix(" starting")
-        raise BadLineError("line", f"invalid JSON at byte {place}: {what}", _json_fix(raw)) from error
+        raise _invalid_json(error, raw) from error
     except ValueError as error:  # a number of more digits than Python reads, or an infinite one
         what = f"expected finite numbers of at most {sys.get_int_max_str_digits()} digits, got a larger one"
         raise BadLineError("line", what, "write a smaller number, or write it as text") from error
@@ -177,10 +176,17 @@ def _parse_exactly(raw: bytes) -> Any:
     return value
 
 
-def _json_fix(raw: bytes) -> str:
+def _invalid_json(error: json.JSONDecodeError, raw: bytes) -> BadLineError:
+    if 4 * raw.count(0) > len(raw):  # no byte order mark begins a file's further lines
+        return BadLineError("line", "expected UTF-8, got UTF-16 or bytes of zero", "save the file as UTF-8")
+    place = len(error.doc[: error.pos].encode("utf-8", "surrogatepass"))
+    what = error.msg.removesuffix(" at").removesuffix(" starting")
+    fix = "write one complete JSON object per line"
     if b"\r" in raw.rstrip(b"\r\n"):
-        return "end lines with a newline, not with a carriage return"
-    return "write one complete JSON object per line"
+        fix = "end lines with a newline, not with a carriage return"
+    elif what == "Extra data":
+        fix = f"{fix}, and nothing after it"
+    return BadLineError("line", f"invalid JSON at byte {place}: {what}", fix)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]], raw: bytes = b"") -> dict[str, Any]:
@@ -267,10 +273,10 @@ def check_record(record: Record, allowed_decisions: tuple[str, ...] = ()) -> Non
     if "messages" not in record:
         check_text("instruction", record.get("instruction"))
         case = check_object("input", record.get("input"))
-        check_text("input.policy_document", case.get("policy_document"))
+        check_text("input.policy_document", case.get("policy_document"), beside=case)
     output = check_object("output", record.get("output"))
     for field in ANSWER_FIELDS:
-        check_text(f"output.{field}", output.get(field))
+        check_text(f"output.{field}", output.get(field), beside=output)
     if allowed_decisions and output["decision"] not in allowed_decisions:
         what = f"expected one of allowed_decisions, got {describe_value(output['decision'])}"
         raise BadLineError("output.decision", what, f"use one of {', '.join(allowed_decisions)}")
@@ -279,17 +285,30 @@ def check_record(record: Record, allowed_decisions: tuple[str, ...] = ()) -> Non
 def check_object(field: str, value: object) -> Record:
     """The value of a field if it is an object; raises ``BadLineError`` otherwise."""
     if not isinstance(value, dict):
-        raise BadLineError(field, f"expected an object, got {describe_value(value)}", HOW_TO_WRITE_ROWS)
+        is_written = isinstance(value, str) and value.lstrip().startswith("{")
+        fix = "write the object itself, not its text" if is_written else HOW_TO_WRITE_ROWS
+        raise BadLineError(field, f"expected an object, got {describe_value(value)}", fix)
     return value
 
 
-def check_text(field: str, value: object) -> str:
-    """The value of a field if it is a string that is not blank; raises ``BadLineError`` otherwise."""
+def check_text(field: str, value: object, beside: Iterable[str] = ()) -> str:
+    """The value of a field if it is a string that is not blank; raises ``BadLineError`` otherwise.
+
+    ``beside`` are the keys of its object: one of them may be meant.
+    """
     if not isinstance(value, str) or not value.strip():
-        raise BadLineError(
-            field, f"expected a non-empty string, got {describe_value(value)}", "write a non-empty string"
-        )
+        fix = "write a non-empty string"
+        if value is None and (meant := _like(field.rpartition(".")[2], beside)):
+            fix += f", or rename {describe_value(meant)} if it is meant"
+        raise BadLineError(field, f"expected a non-empty string, got {describe_value(value)}", fix)
     return value
+
+
+def _like(name: str, keys: Iterable[str]) -> str | None:
+    """The key that is most like a name, apart from capitals and what is no letter: ``Decision``, ``policy``."""
+    others = {"".join(filter(str.isalpha, key)).casefold(): key for key in keys}
+    found = difflib.get_close_matches(name.replace("_", ""), others, n=1)
+    return others[found[0]] if found else None
 
 
 def field_value(case: Record, path: str) -> Any:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,24 +11,27 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from training_core.base_weights import weights_not_finite
 from training_core.config import SettingsError
 
 # Each step that fp16's loss scaler skips halves the scale, which starts at 65,536: after so many it is 1.
 SKIPPED_AT_MOST = 16
 
 _ROWS_SHOWN = 8
-_FIX = "lower learning_rate, or look at these rows"
+_FIX = "lower learning_rate, lora_alpha or weight_decay, or look at these rows"
 
 
 class RequireFinite(TrainerCallback):
     """Raises ``SettingsError`` with step and rows at the first loss, gradient or weight that is not finite.
 
+    The files in ``base`` are read only then: with such a weight the base is to blame, and not rows or settings.
+
     A gradient is checked before the weights move, and weights before a checkpoint is saved. In fp16 the loss scaler
     skips steps whose gradient overflows; that is no error until ``SKIPPED_AT_MOST`` in a row.
     """
 
-    def __init__(self, model: nn.Module, rows: Dataset) -> None:
-        self.rows = rows
+    def __init__(self, model: nn.Module, rows: Dataset, base: Path) -> None:
+        self.rows, self.base = rows, base
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
         self.batches: list[tuple[Mapping[str, Tensor], Tensor]] = []
         self.skipped = 0
@@ -72,7 +76,15 @@ class RequireFinite(TrainerCallback):
         lines = sorted({line for inputs in batches for line in lines_of(inputs, self.rows)})
         shown = ", ".join(map(str, lines[:_ROWS_SHOWN])) + ", …" * (len(lines) > _ROWS_SHOWN)
         where = f" (rows of lines {shown})" if lines else ""
-        return SettingsError([f"training: the {what} is not finite at step {step} of {state.max_steps}{where}; {_FIX}"])
+        fix = _fix_of_base(self.base) or _FIX
+        return SettingsError([f"training: the {what} is not finite at step {step} of {state.max_steps}{where}; {fix}"])
+
+
+def _fix_of_base(base: Path) -> str | None:
+    if not (bad := weights_not_finite(base)):
+        return None
+    more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+    return f"nor is {bad[0]}{more} in the base {str(base)!r}, so copy or download it again"
 
 
 @torch.no_grad()

@@ -66,6 +66,21 @@ def test_decisions_in_several_spellings_are_reported(built_from: Any) -> None:
     assert places(built_from(records(20)), "decisions in several spellings") == []
 
 
+@pytest.mark.parametrize(
+    "other", ["eligible", "Eligible.", " Eligible", "ELIGIBLE", "Eli gible", "Eligible!", "Ｅligible"]
+)
+def test_decision_that_only_looks_alike_is_another_spelling(built_from: Any, other: str) -> None:
+    rows = [*records(20), *(record({"case_id": f"B-{i}"}, {"decision": other}) for i in range(3))]
+    (place,) = places(built_from(rows), "decisions in several spellings")
+    assert place == f"'Eligible' (20 rows) = {other!r} (3 rows)"
+
+
+@pytest.mark.parametrize("other", ["Not Eligible", "Eligible 2", "?"])
+def test_other_decisions_are_no_spellings(built_from: Any, other: str) -> None:
+    rows = [*records(20), *(record({"case_id": f"B-{i}"}, {"decision": other}) for i in range(3))]
+    assert places(built_from(rows), "decisions in several spellings") == []
+
+
 def test_decisions_without_held_out_rows_are_reported(built_from: Any) -> None:
     """Two rows of one customer stay together, and are never held out among so few."""
     tied = [record({"case_id": f"C-{i}", "user_id": 7}, {"decision": "Escalate"}) for i in range(9)]

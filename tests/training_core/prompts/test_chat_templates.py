@@ -49,6 +49,10 @@ def test_template_that_needs_no_change_is_served_as_released(name: str) -> None:
     [
         (None, "is missing"),
         (released_template("deepseek_r1_distill"), "opens <think> before every answer"),
+        (TURNS + ASK.replace("assistant\n", "assistant\n<thinking>\n"), "opens <thinking> before every answer"),
+        (TURNS + ASK.replace("assistant\n", "assistant\n[THINK]"), "opens [THINK] before every answer"),
+        (TURNS + ASK.replace("assistant\n", "assistant\n<|begin_of_thought|>"), "opens <|begin_of_thought|> before"),
+        (TURNS + ASK.replace("assistant\n", "assistant\n<think></think><think>"), "opens <think> before every"),
         (released_template("gemma"), "cannot write a system text and a question (System role not supported)"),
         (TURNS + "{{ strftime_now('%d %b %Y') }}" + ASK, "asks at another time with other tokens"),
         (
@@ -71,3 +75,8 @@ def test_template_that_cannot_be_served_alike_is_rejected(template: str | None, 
     assert problem.startswith("model_name: the chat template of '")
     assert words in problem
     assert problem.endswith("; choose an instruct model that answers at once")
+
+
+def test_thinking_that_a_template_speaks_of_or_closes_is_not_opened() -> None:
+    spoken = "Never use <think>.\n" + TURNS + ASK.replace("assistant\n", "assistant\n<think>\n\n</think>\n\n")
+    assert ChatEncoder.of(tokenizer_with(spoken))

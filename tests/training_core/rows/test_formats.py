@@ -8,7 +8,7 @@ from row_samples import Record, record
 
 from samples.cases import generate_rows
 from samples.row_formats import FORMATS
-from training_core.rows.formats import detect_format, read_question, reject_unknown_format, to_record
+from training_core.rows.formats import detect_format, read_question, reject_unknown_format, to_record, unread_keys
 from training_core.rows.strict_json import BadLineError, parse_json
 
 NAMES = {
@@ -208,10 +208,21 @@ def test_parts_of_text_are_read_as_one_text() -> None:
 
 
 def split_text(text: str) -> list[Record]:
-    return [{"type": "text", "text": text[:9]}, {"type": "text", "text": text[9:]}]
+    kinds = ("text", "input_text", "output_text")
+    return [{"type": kind, "text": part} for kind, part in zip(kinds, (text[:9], text[9:12], text[12:]), strict=True)]
 
 
 def test_unread_keys_of_a_turn_change_nothing() -> None:
     chat = FORMATS["messages"](record())
     more = {"name": "x", "weight": 1, "tool_calls": [], "function_call": None}
     assert read({"messages": [turn | more for turn in chat["messages"]]}) == read(chat)
+
+
+def test_unread_keys_of_a_row_and_its_turns_are_named() -> None:
+    chat = FORMATS["messages"](record())
+    odd = {
+        "messages": [turn | {"reasoning_content": "Hm.", "train": False, "audio": None} for turn in chat["messages"]]
+    }
+    row_format = detect_format(odd)
+    assert row_format
+    assert unread_keys(odd | {"id": 1}, row_format) == {"id", "messages[].reasoning_content", "messages[].train"}

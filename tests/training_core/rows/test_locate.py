@@ -12,6 +12,7 @@ from samples.row_formats import CONTAINERS
 from training_core.rows.files import read_lines
 from training_core.rows.locate import digest_files, find_files, locate_files
 
+NO_NAME = "its name is not UTF-8, or has control characters; rename it"
 LINES = [to_line(row) for row in records(5)]
 
 
@@ -130,7 +131,59 @@ def test_file_name_in_another_encoding_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").touch()
     located = locate_files(str(tmp_path))
     assert names(located.files) == ["a.jsonl"]
-    assert located.not_read == {str(tmp_path / r"caf\xe9.jsonl"): "its name is not UTF-8; rename it"}
+    assert located.not_read == {str(tmp_path / r"caf\xe9.jsonl"): NO_NAME}
+
+
+ODD_NAMES = (
+    "a::b.jsonl",
+    "a*[b]?.jsonl",
+    "a#b;%s{}.jsonl",
+    " a.jsonl",
+    "-a.jsonl",
+    "~.jsonl",
+    "c:d.jsonl",
+    "\u202fa.jsonl",
+)
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_file_of_an_odd_name_is_read_in_its_folder_and_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"\n".join(LINES))
+    for path in (tmp_path, tmp_path / name, tmp_path / "*.jsonl"):
+        (file,) = find_files(str(path))
+        assert [json.loads(line.raw) for line in read_lines(file)] == records(5)
+    assert digest_files(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name", [b"caf\xe9.jsonl", b"a\nb.jsonl", b"a\x1b[31m.jsonl", b"a\t.jsonl", "\u202eb.jsonl".encode()]
+)
+@pytest.mark.parametrize("pattern", ["", "*", "*.jsonl"])
+def test_file_name_that_no_page_can_show_is_named(tmp_path: Path, name: bytes, pattern: str) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).touch()
+    (tmp_path / "a.jsonl").touch()
+    located = locate_files(str(tmp_path / pattern))
+    assert names(located.files) == ["a.jsonl"]
+    ((file, reason),) = located.not_read.items()
+    assert reason == NO_NAME
+    assert file.isprintable()
+
+
+def test_folder_in_another_encoding_is_named(tmp_path: Path) -> None:
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    Path(folder).mkdir()
+    Path(folder, "a.jsonl").touch()
+    (tmp_path / "a.jsonl").touch()
+    assert locate_files(str(tmp_path)).not_read == {str(tmp_path / r"caf\xe9" / "a.jsonl"): NO_NAME}
+
+
+def test_glob_names_what_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").touch()
+    (tmp_path / "broken.jsonl").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    located = locate_files(str(tmp_path / "*.jsonl"))
+    assert names(located.files) == ["a.jsonl"]
+    assert [Path(file).name for file in located.not_read] == ["broken.jsonl", "pipe.jsonl"]
 
 
 def test_folder_without_rows_says_why_each_file_is_not_read(tmp_path: Path) -> None:

@@ -48,6 +48,14 @@ def changed(**fields: Any) -> bytes:
     return jsonl([ONE, to_line(row), THREE])
 
 
+def renamed(parent: str | None, old: str, new: str) -> bytes:
+    """One line, with another name for a key."""
+    row = json.loads(ONE)
+    place = row[parent] if parent else row
+    place[new] = place.pop(old)
+    return jsonl([to_line(row)])
+
+
 def chat(*turns: tuple[str, Any]) -> bytes:
     """Two good conversations and a third with these turns."""
     return jsonl([*CHATS, to_line({"messages": [{"role": role, "content": content} for role, content in turns]})])
@@ -73,8 +81,10 @@ ENCODINGS: list[Class] = [
     ("two byte order marks", codecs.BOM_UTF8 * 2 + GOOD, 2, 1, "invalid JSON"),
     ("UTF-16 LE with mark", GOOD.decode().encode("utf-16"), 0, 4, "UTF-16"),
     ("UTF-16 BE with mark", codecs.BOM_UTF16_BE + GOOD.decode().encode("utf-16-be"), 0, 3, "UTF-16"),
-    ("UTF-16 LE without mark", GOOD.decode().encode("utf-16-le"), 0, 4, "invalid JSON"),
-    ("UTF-32 with mark", GOOD.decode().encode("utf-32"), 0, 4, ""),
+    ("UTF-16 LE without mark", GOOD.decode().encode("utf-16-le"), 0, 4, "got UTF-16"),
+    ("UTF-16 BE without mark", GOOD.decode().encode("utf-16-be"), 0, 3, "got UTF-16"),
+    ("UTF-32 with mark", GOOD.decode().encode("utf-32"), 0, 4, "got UTF-16"),
+    ("UTF-32 BE without mark", GOOD.decode().encode("utf-32-be"), 0, 3, "got UTF-16"),
     ("cp1252 in one line", instead("Yes.", "Yes – café.".encode("cp1252")), 2, 1, "expected UTF-8"),
     ("overlong UTF-8", instead("Yes.", b"\xc0\xaf"), 2, 1, "expected UTF-8"),
     ("UTF-8 cut in a letter", instead("Yes.", "é".encode()[:1]), 2, 1, "expected UTF-8"),
@@ -85,8 +95,8 @@ ENCODINGS: list[Class] = [
     ("surrogates in the right order", instead("Yes.", "\\ud83d\\ude00"), 3, 0, ""),
     ("NUL in a text", instead("Yes.", b"a\x00b"), 2, 1, "invalid JSON"),
     ("NUL escaped", instead("Yes.", "a\\u0000b"), 2, 1, "control character U+0000"),
-    ("a file of NULs", b"\x00" * 4096, 0, 1, "invalid JSON"),
-    ("NULs at the end, as after a power failure", GOOD + b"\x00" * 512, 3, 1, "invalid JSON"),
+    ("a file of NULs", b"\x00" * 4096, 0, 1, "bytes of zero"),
+    ("NULs at the end, as after a power failure", GOOD + b"\x00" * 512, 3, 1, "bytes of zero"),
     ("terminal colours", instead("Yes.", "\\u001b[31mYes."), 2, 1, "U+001B"),
     ("delete, unescaped", instead("Yes.", b"\x7f"), 2, 1, "U+007F"),
     ("C1 control, unescaped", instead("Yes.", "\x9b"), 2, 1, "U+009B"),
@@ -108,8 +118,14 @@ LINES_AND_ENDS: list[Class] = [
     ("cut off in the last line", GOOD[:-40], 2, 1, "invalid JSON"),
     ("begun in the middle", GOOD[40:], 2, 1, "invalid JSON"),
     ("pretty-printed", PRETTY, 0, PRETTY.count(b"\n") + 1, "one complete JSON object per line"),
-    ("two rows on a line", ONE + TWO + b"\n" + THREE, 1, 1, "Extra data"),
-    ("rows with commas behind", b",\n".join(LINES), 1, 2, "Extra data"),
+    (
+        "two rows on a line",
+        ONE + TWO + b"\n" + THREE,
+        1,
+        1,
+        "Extra data; write one complete JSON object per line, and nothing after it",
+    ),
+    ("rows with commas behind", b",\n".join(LINES), 1, 2, "and nothing after it"),
     ("a comment", b"// rows\n" + GOOD, 3, 1, "invalid JSON"),
     ("CSV", b"instruction,input,output\na,b,c\n", 0, 2, "invalid JSON"),
     ("single quotes", ONE.replace(b'"', b"'"), 0, 1, "invalid JSON"),
@@ -138,7 +154,13 @@ ARRAYS: list[Class] = [
     ("an array in an array", b"[" + b"[" + b",".join(LINES) + b"]]", 0, 1, "expected an object, got a list"),
     ("an array of numbers", b"[1, 2, 3]", 0, 1, "expected an object, got a list"),
     ("rows and other things in an array", json_array([ONE, b"3", b"null", b'"x"', TWO]), 2, 3, "expected an object"),
-    ("an array under a key", b'{"data": ' + json_array(LINES).replace(b"\n", b"") + b"}", 0, 1, "known row format"),
+    (
+        "an array under a key",
+        b'{"data": ' + json_array(LINES).replace(b"\n", b"") + b"}",
+        0,
+        1,
+        "write what is in 'data' without",
+    ),
     ("brackets and quotes in texts", json_array([TWO.replace(b"Yes.", b'}],[{\\"')]), 1, 0, ""),
 ]
 JSON_LEVEL: list[Class] = [
@@ -180,6 +202,25 @@ SCHEMA: list[Class] = [
         for name, value in {"lost": ..., "null": None, "a list": [], "a text": "x", "empty": {}}.items()
     ),
     ("keys in capitals", jsonl([to_line({key.upper(): value for key, value in ROWS[0].items()})]), 0, 1, "INSTRUCTION"),
+    ("keys with capitals", renamed("output", "decision", "Decision"), 0, 1, "or rename 'Decision' if it is meant"),
+    ("a key with a space", renamed("output", "reason", "reason "), 0, 1, "or rename 'reason ' if it is meant"),
+    ("a key with a zero-width space", renamed("output", "reason", "reason\u200b"), 0, 1, "or rename 'reason\\u200b'"),
+    ("a key in camel case", renamed("output", "next_action", "nextAction"), 0, 1, "or rename 'nextAction'"),
+    ("a shorter key", renamed("output", "customer_response", "response"), 0, 1, "or rename 'response' if"),
+    ("the policy under another key", renamed("input", "policy_document", "policy"), 0, 1, "or rename 'policy' if"),
+    ("an instruction with a colon", renamed(None, "instruction", "Instruction:"), 0, 1, "or rename 'Instruction:'"),
+    (
+        "no key that is like it",
+        renamed("output", "reason", "zzz"),
+        0,
+        1,
+        "got null or nothing; write a non-empty string",
+    ),
+    ("an output as text", changed(output=json.dumps(ROWS[1]["output"])), 2, 1, "write the object itself, not its text"),
+    ("an input as text", changed(input=json.dumps(ROWS[1]["input"])), 2, 1, "write the object itself, not its text"),
+    ("a line as text", jsonl([json.dumps(ONE.decode()).encode()]), 0, 1, "write the object itself, not its text"),
+    ("a row in an object", jsonl([b'{"row": %s}' % ONE]), 0, 1, "write what is in 'row' without the object around it"),
+    ("keys in small letters wanted", jsonl([ONE.title()]), 0, 1, "write the keys instruction, input and output"),
     ("unknown keys", jsonl([to_line(record(id=1, meta={"a": [1]}))]), 1, 0, ""),
     ("no object at all", jsonl([b"3", b"null", b'"x"', b"true", b"[]", ONE]), 1, 5, "expected an object"),
 ]
@@ -239,13 +280,34 @@ CONVERSATIONS: list[Class] = [
         1,
         "got 'image_url'",
     ),
+    (
+        "parts of an odd type",
+        chat(("user", [{"type": {}}, {"type": []}]), ("assistant", ANSWER)),
+        2,
+        1,
+        "got an object",
+    ),
+    ("an answer without fields", chat(("user", CASE), ("assistant", '{"answer": "yes"}')), 2, 1, "whole answer as one"),
+    (
+        "an answer as an object",
+        chat(("user", CASE), ("assistant", {"decision": "x"})),
+        2,
+        1,
+        "write the object as JSON",
+    ),
+    ("a chat under another key", jsonl([CHATS[0].replace(b"messages", b"chat")]), 0, 1, "write 'chat' as messages: ["),
+    ("messages as text", jsonl([b'{"messages": "hi"}']), 0, 1, "write 'messages' as messages: ["),
+    ("messages as an object", jsonl([b'{"messages": {"role": "user"}}']), 0, 1, "write 'messages' as messages: ["),
     ("two roles of a turn", odd_turn({"from": "gpt"}), 2, 1, "expected role or from"),
     ("two contents of a turn", odd_turn({"value": "other"}), 2, 1, "expected content or value"),
     ("a tool call", odd_turn({"tool_calls": [{"id": "1"}]}), 2, 1, "expected text only, got tool_calls"),
     ("an answer of weight 0", odd_turn({"weight": 0}), 2, 1, "weight 0"),
     *(
         (f"a conversation with {key}", jsonl([*CHATS, to_line(json.loads(CHATS[0]) | {key: value})]), 2, 1, key)
-        for key, value in {"system": "Be strict.", "history": [["a", "b"]], "tools": [{"name": "x"}]}.items()
+        for key, value in {
+            **{"system": "Be strict.", "history": [["a", "b"]], "tools": [{"name": "x"}]},
+            **{"functions": [{"name": "x"}], "documents": [{"text": "x"}]},
+        }.items()
     ),
     (
         "an answer in a list",
@@ -281,6 +343,17 @@ CONVERSATIONS: list[Class] = [
 ]
 
 
+EQUAL_KEYS = pa.array([[("a", "1"), ("a", "2")]], pa.map_(pa.string(), pa.string()))
+LATE = pa.array([2**53], pa.timestamp("s"))
+
+
+def parquet_of_one(name: str, column: pa.Array) -> bytes:
+    """One column of one value."""
+    file = BytesIO()
+    pq.write_table(pa.table({name: column}), file)
+    return file.getvalue()
+
+
 def parquet_of(**columns: list[Any]) -> bytes:
     """Good rows with more columns; one whose name they have already is added if its values are objects."""
     table, file = pa.Table.from_pylist(ROWS), BytesIO()
@@ -313,6 +386,8 @@ CONTAINERS: list[Class] = [
     ("Parquet with bytes nobody reads", parquet_of(vector=[b"\xff"] * 3, score=[float("nan")] * 3), 3, 0, ""),
     ("Parquet with bytes that are read", parquet_of(instruction=[b"\xff"] * 3), 0, 0, "expected text"),
     ("Parquet with a column twice", parquet_of(output=ROWS), 0, 0, "got 'output' 2 times"),
+    ("Parquet with a key twice in a map", parquet_of_one("input", EQUAL_KEYS), 0, 0, "rows 1 to 1: "),
+    ("Parquet with a year that no date has", parquet_of_one("prompt", LATE), 0, 0, "convert the column to text"),
     ("Parquet of other things", parquet([b'{"a": 1}']), 0, 1, "known row format"),
     ("Parquet of texts", parquet([to_line(FORMATS["alpaca"](row)) for row in ROWS]), 3, 0, ""),
 ]

@@ -1,5 +1,6 @@
 """A training whose numbers are not finite stops within a step, names it and its rows, and leaves no adapter."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from tiny_models import tiny_training
 from torch import nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -59,8 +61,8 @@ def head() -> Head:
 
 
 @pytest.fixture
-def check(head: Head) -> RequireFinite:
-    return RequireFinite(head, Dataset.from_dict({"input_ids": [[1, 2], [1, 3]], "line": [7, 8]}))
+def check(head: Head, tiny_base: Path) -> RequireFinite:
+    return RequireFinite(head, Dataset.from_dict({"input_ids": [[1, 2], [1, 3]], "line": [7, 8]}), tiny_base)
 
 
 def step(
@@ -102,6 +104,18 @@ def test_loss_scaler_may_skip_steps_but_not_all(head: Head, check: RequireFinite
     with pytest.raises(SettingsError, match="gradient"):
         for _ in range(SKIPPED_AT_MOST):
             step(head, check, FP16, gradient=INF)
+
+
+@pytest.mark.parametrize("value", [INF, float("nan")])
+def test_weight_of_the_base_that_is_not_finite_is_named_as_the_cause(
+    head: Head, check: RequireFinite, tiny_base: Path, tmp_path: Path, value: float
+) -> None:
+    check.base = shutil.copytree(tiny_base, tmp_path / "base")
+    weights = load_file(tiny_base / "model.safetensors")
+    weights["model.norm.weight"][3] = value
+    save_file(weights, check.base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SettingsError, match=r"at step 5 of 9 .*; nor is model\.norm\.weight in the base .*/base'"):
+        step(head, check, FP32, loss=INF)
 
 
 @pytest.fixture
