@@ -1,13 +1,15 @@
 """The folder that a run writes to: tried before anything starts, and asked again when the run has failed."""
 
 import contextlib
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from flows.terminal import CANNOT_WRITE
+from flows.terminal import CANNOT_WRITE, complain
 from training_core.config import SettingsError
+from training_core.error_causes import causes, is_disk_error
 
 _CHECK_BYTES = 2**20
 
@@ -24,9 +26,20 @@ def writable_folder(folder: Path) -> Iterator[None]:
         yield
     finally:
         error = sys.exc_info()[1]
-        if isinstance(error, Exception) and not isinstance(error, ValueError) and (problem := folder_problem(folder)):
-            sys.stderr.write(f"output_dir: {problem}; then the same command resumes.\n")
-            sys.exit(CANNOT_WRITE)
+        if isinstance(error, Exception) and not isinstance(error, ValueError):
+            if problem := folder_problem(folder) or _problem_within(folder, error):
+                complain(f"output_dir: {problem}; then the same command resumes.")
+                sys.exit(CANNOT_WRITE)
+
+
+def _problem_within(folder: Path, error: Exception) -> str:
+    """What is wrong with a file or folder in ``folder``, when an error names one."""
+    for one in causes(error):
+        if isinstance(one, OSError) and one.filename and is_disk_error(one):
+            place = Path(os.fsdecode(one.filename))
+            if place.absolute().is_relative_to(folder.resolve()):
+                return f"cannot write to {str(place)!r}: {one.strerror}; move away what is there, or allow it"
+    return ""
 
 
 def folder_problem(folder: Path, *, create: bool = False) -> str:
@@ -39,6 +52,8 @@ def folder_problem(folder: Path, *, create: bool = False) -> str:
     except FileNotFoundError:
         why = "it cannot be created; choose another" if create else "it was deleted or moved; put it back"
         return f"{str(folder)!r} is not there: {why}"
+    except (FileExistsError, NotADirectoryError):
+        return f"expected a folder in {str(folder)!r}, found a file; move it away, or choose another folder"
     except OSError as error:
         return f"cannot write to {str(folder)!r}: {error.strerror}; free space, or allow this user to write there"
     return ""

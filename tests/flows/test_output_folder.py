@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,14 +43,36 @@ def test_folder_deleted_while_a_run_uses_it_is_named(tmp_path: Path, capsys: pyt
 
 def test_folder_that_cannot_be_made_is_rejected_with_a_fix(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for folder, fix in (("file", "File exists; free space, or allow"), ("file/runs", "Not a directory; free space")):
-        with pytest.raises(SettingsError, match=fix), writable_folder(tmp_path / folder):
+    for folder in ("file", "file/runs"):
+        with (
+            pytest.raises(SettingsError, match="expected a folder in .*, found a file; move it away, or choose"),
+            writable_folder(tmp_path / folder),
+        ):
             pass
     with (
         pytest.raises(SettingsError, match="it cannot be created; choose"),
         writable_folder(Path("/proc/runs")),
     ):
         pass
+
+
+@pytest.mark.parametrize("make", [Path.touch, Path.mkdir], ids=["file", "folder"])
+def test_thing_in_the_way_within_the_folder_is_named(
+    tmp_path: Path, make: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(place := tmp_path / "journal.jsonl")
+    with pytest.raises(SystemExit) as ended, writable_folder(tmp_path):
+        place.open("a") if place.is_dir() else (place / "x").mkdir()
+    assert ended.value.code == 74
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(place) in line
+    assert "move away what is there" in line
+
+
+def test_thing_in_the_way_elsewhere_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(IsADirectoryError), writable_folder(tmp_path / "runs"):
+        tmp_path.open("a")
 
 
 def test_error_that_is_not_of_the_folder_is_kept(tmp_path: Path) -> None:
