@@ -26,10 +26,10 @@ def writable_folder(folder: Path) -> Iterator[None]:
         yield
     finally:
         error = sys.exc_info()[1]
-        if isinstance(error, Exception) and not isinstance(error, ValueError):
-            if problem := folder_problem(folder) or _problem_within(folder, error):
-                complain(f"output_dir: {problem}; then the same command resumes.")
-                sys.exit(CANNOT_WRITE)
+        failed = error if isinstance(error, Exception) and not isinstance(error, ValueError) else None
+        if failed and (problem := folder_problem(folder) or _problem_within(folder, failed)):
+            complain(f"output_dir: {problem}; then the same command resumes.")
+            sys.exit(CANNOT_WRITE)
 
 
 def _problem_within(folder: Path, error: Exception) -> str:

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from tasks.commands import registry_command
-from tasks.databases import sqlite_file
+from tasks.databases import has_content, sqlite_file
 from tasks.ledger import Ledger, read_ledger
 from tasks.servers import MLFLOW, PREFECT, server_problems
 from tasks.tracking import tracking_problems, tracking_uri
@@ -20,7 +20,7 @@ def registry_settings(name: str, output_dir: str) -> RunConfig:
     config = read_settings({"registered_model_name": name, "output_dir": output_dir})
     address = os.environ.get(MLFLOW)
     store = sqlite_file(address) if address else Path(output_dir) / "mlflow.db"
-    if store and not store.exists():
+    if store and not has_content(store):
         fix = "give the --output_dir of the runs, or the address of their MLflow server in MLFLOW_TRACKING_URI"
         what = MLFLOW if address else "output_dir"
         raise SettingsError([f"{what}: expected a registry in {str(store)!r}, found none; {fix}"])

@@ -13,7 +13,6 @@ from sqlalchemy.pool import NullPool
 
 from training_core.config import SettingsError
 
-
 _IN_USE = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _SECONDS_LOCKED = 1
 
@@ -67,9 +66,14 @@ def require_intact(store: Path) -> None:
         raise SettingsError([f"output_dir: {str(store)!r}: {problem}; {fix}"])
 
 
+def has_content(file: Path) -> bool:
+    """Whether there is a database; a file without a byte is none."""
+    return file.exists() and (file.is_dir() or file.stat().st_size > 0)
+
+
 def forget_deleted(file: Path) -> None:
     """Delete what is left of a SQLite database that was deleted: SQLite would read it into the new one."""
-    if not file.exists() or not file.stat().st_size:
+    if not has_content(file):
         for leftover in file.parent.glob(f"{file.name}-*"):
             leftover.unlink()
 

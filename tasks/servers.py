@@ -1,10 +1,12 @@
 """Whether the servers of the environment answer; asked before anything starts, since clients retry for minutes."""
 
+import contextlib
 import json
 import os
 import re
 import time
 from http import HTTPStatus
+from pathlib import Path
 
 import httpx
 
@@ -113,8 +115,14 @@ def _login(name: str) -> tuple[str, str] | None:
 def _has_other_login(name: str) -> bool:
     """Whether only the client itself can say if its login is right: a token, or one of a file."""
     variables = ("PREFECT_API_KEY",) if name == PREFECT else ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_AUTH")
-    in_file = name == MLFLOW and not _login(name) and os.path.isfile(os.path.expanduser("~/.mlflow/credentials"))
+    in_file = name == MLFLOW and not _login(name) and _credentials_file().is_file()
     return in_file or any(os.environ.get(variable) for variable in variables)
+
+
+def _credentials_file() -> Path:
+    with contextlib.suppress(RuntimeError):  # a user without a home folder
+        return Path.home() / ".mlflow" / "credentials"
+    return Path()
 
 
 def _has_other_certificates(name: str) -> bool:

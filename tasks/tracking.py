@@ -1,5 +1,6 @@
 """MLflow's tracking server: one MLflow run per run fingerprint, with its settings, rows, curve and scores."""
 
+import contextlib
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from mlflow.tracking import MlflowClient
 
 from tasks.commands import mlflow_command
 from tasks.create_once import found_or_created, sent_once
-from tasks.databases import forget_deleted, require_intact
+from tasks.databases import forget_deleted, has_content, require_intact
 from tasks.moved_store import ARTIFACTS, follow_move
 from tasks.refs import DatasetRef, EvalReport, RunRef
 from tasks.servers import MLFLOW, server_problems
@@ -51,8 +52,9 @@ def tracking_uri(config: RunConfig) -> str:
     store = Path(config.output_dir).resolve() / "mlflow.db"
     store.parent.mkdir(parents=True, exist_ok=True)
     # MLflow leaves a SQLite file that no process can use when two create it at once, or when one is killed meanwhile.
-    with FileLock(store.with_suffix(".lock")):
-        if not store.exists() or not store.stat().st_size:  # deleted, or cut off at its beginning
+    # Who may only read, as in a colleague's folder, creates nothing.
+    with FileLock(store.with_suffix(".lock")) if os.access(store.parent, os.W_OK) else contextlib.nullcontext():
+        if not has_content(store):  # deleted, or cut off at its beginning
             forget_deleted(store)
             with complete_file(store) as draft:
                 MlflowClient(f"sqlite:///{draft}").search_experiments()
@@ -120,6 +122,8 @@ def open_tracking_run(config: RunConfig, fingerprint: str, dataset: DatasetRef, 
         lambda: _runs_of(client, experiment, fingerprint), lambda: client.create_run(experiment, tags=tags)
     )
     _delete_runs(client, others)
+    if run.info.status not in ("RUNNING", "FINISHED"):  # it has failed, and is resumed
+        client.update_run(run.info.run_id, status="RUNNING")
     known = run.data.params
     params = {name: str(value)[:_LONGEST_PARAM] for name, value in asdict(config).items() if name not in known}
     client.log_batch(run.info.run_id, params=[Param(name, value) for name, value in params.items()])

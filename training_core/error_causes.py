@@ -4,6 +4,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 _IN_THE_WAY = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
@@ -39,7 +40,9 @@ def is_disk_error(error: BaseException | None) -> bool:
 
 def _is_in_the_way(error: OSError) -> bool:
     """A file where a folder should be, or the reverse. A folder that exists was made by another process meanwhile."""
-    return error.errno in _IN_THE_WAY and not (error.errno == errno.EEXIST and os.path.isdir(str(error.filename)))
+    return error.errno in _IN_THE_WAY and not (
+        error.errno == errno.EEXIST and Path(os.fsdecode(error.filename or b"")).is_dir()
+    )
 
 
 def is_network_error(error: BaseException | None) -> bool:

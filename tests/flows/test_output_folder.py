@@ -45,7 +45,7 @@ def test_folder_that_cannot_be_made_is_rejected_with_a_fix(tmp_path: Path) -> No
     (tmp_path / "file").touch()
     for folder in ("file", "file/runs"):
         with (
-            pytest.raises(SettingsError, match="expected a folder in .*, found a file; move it away, or choose"),
+            pytest.raises(SettingsError, match=r"expected a folder in .*, found a file; move it away, or choose"),
             writable_folder(tmp_path / folder),
         ):
             pass

@@ -44,7 +44,7 @@ def test_database_with_overwritten_bytes_is_damaged(database: Path, place: int) 
     content = bytearray(database.read_bytes())
     content[place : place + 64] = b"\xff" * 64
     database.write_bytes(content)
-    with pytest.raises(SettingsError, match="it is damaged .*; put a copy of it back, or move it away"):
+    with pytest.raises(SettingsError, match=r"it is damaged .*; put a copy of it back, or move it away"):
         require_intact(database)
 
 
