@@ -196,6 +196,7 @@ def set_environment() -> None:
         os.environ.setdefault(name, value)
     excluded = [os.environ[name] for name in ("no_proxy", "NO_PROXY") if os.environ.get(name)]
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join([*excluded, "127.0.0.1", "localhost"])
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it also raises what it logs as a traceback
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # recommends a hub download
 
 

@@ -51,7 +51,6 @@ def _quieten_libraries() -> None:
     """Hide messages that a user cannot act on."""
     shorten_errors()
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     # Renamed for transformers 6; the ranges in pyproject.toml end before it.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     # With an input example MLflow would load the base model a second time; the signature is given instead.

@@ -131,6 +131,30 @@ def test_empty_api_url_counts_as_unset(tmp_path: Path, monkeypatch: pytest.Monke
         assert os.environ["PREFECT_API_URL"] == "http://127.0.0.1:1/api"
 
 
+def test_ui_shows_the_addresses_of_servers_and_starts_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.signal, "pause", interrupted)
+    monkeypatch.setattr(cli, "require_servers", lambda _: None)
+    for server in ("prefect_server", "mlflow_server"):
+        monkeypatch.setattr(cli, server, None)  # calling it would fail
+    monkeypatch.setenv("PREFECT_API_URL", "http://prefect.example:4200/api/")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example:5000")
+    cli.ui(["--output_dir", str(tmp_path)])
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "Prefect: http://prefect.example:4200/runs"
+    assert shown[1].startswith("MLflow:  http://mlflow.example:5000/#/")
+
+
+def test_ui_of_a_folder_that_is_not_there_makes_none(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="expected a folder of runs, found none"):
+        cli.ui(["--output_dir", str(tmp_path / "typo")])
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("dead_proxy")
 def test_servers_started_together_are_not_mixed_up(tmp_path: Path, other_port: int) -> None:
