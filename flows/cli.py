@@ -157,7 +157,7 @@ def run_flow(config: RunConfig) -> None:
     """Run the flow in this process and print its results."""
     set_environment()
     folder = Path(config.output_dir)
-    require_servers(folder)
+    require_servers(folder, needs_prefect=config.train_on is not None)
     with paused_garbage_collection():
         from training_core.utils import setup_logging, validate_args
 
@@ -177,14 +177,17 @@ def run_flow(config: RunConfig) -> None:
         run_and_print(config)
 
 
-def require_servers(folder: Path) -> None:
-    """Raise ``SettingsError`` when a server of the environment does not answer, or MLflow's database of this output
-    folder, which is used without one, is damaged."""
+def require_servers(folder: Path, *, needs_prefect: bool = False) -> None:
+    """Raise ``SettingsError`` when a server of the environment does not answer or is missing, or MLflow's database of
+    this output folder, which is used without one, is damaged."""
     from tasks.databases import require_intact
-    from tasks.servers import MLFLOW, server_problems
+    from tasks.servers import MLFLOW, PREFECT, server_problems
 
     if problems := server_problems():
         raise SettingsError(problems)
+    if needs_prefect and not os.environ.get(PREFECT):
+        fix = "set PREFECT_API_URL to their Prefect server, or leave train_on empty to train here"
+        raise SettingsError([f"train_on: no worker takes runs of this machine's own server; {fix}"])
     if not os.environ.get(MLFLOW):
         require_intact(folder / "mlflow.db")
 

@@ -1,6 +1,7 @@
 """Servers for one machine. They stop with the process that started them, also when that is killed by SIGKILL."""
 
 import contextlib
+import os
 import secrets
 import socket
 import subprocess
@@ -79,6 +80,7 @@ def prefect_server(
     listener = listen(preferred_port)
     address = _address(listener)
     environment = {
+        **_settings_of_another_server(),
         "PREFECT_HOME": str(home),
         "PREFECT_UI_API_URL": f"{address}/api",
         "PREFECT_UI_URL": address,  # for links in notifications
@@ -97,6 +99,11 @@ def prefect_server(
         process = opened.enter_context(child_process(command, environment, stdin=listener.fileno(), output=output))
         listener.close()  # here, so that nothing answers on its port when the server dies
         yield Server(process, address, "/api/health", log)
+
+
+def _settings_of_another_server() -> dict[str, None]:
+    """The environment's settings for a server: with them, this one would use the database or the login of a team's."""
+    return {name: None for name in os.environ if name.startswith(("PREFECT_SERVER_", "PREFECT_API_DATABASE_"))}
 
 
 def _replace_damaged(database: Path) -> None:

@@ -155,6 +155,32 @@ def test_ui_of_a_folder_that_is_not_there_makes_none(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_settings_of_another_server_do_not_reach_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would write into a team's database, or ask this process for a login that it does not have."""
+    theirs = {
+        "PREFECT_API_DATABASE_CONNECTION_URL": "postgresql+asyncpg://team@127.0.0.1:9/prefect",
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": "postgresql+asyncpg://team@127.0.0.1:9/prefect",
+        "PREFECT_SERVER_API_AUTH_STRING": "me:password",
+        "PREFECT_SERVER_API_BASE_PATH": "/team",
+    }
+    for name, value in theirs.items():
+        monkeypatch.setenv(name, value)
+    with prefect_server(tmp_path, 0) as server:
+        reached = psutil.Process(server.process.pid).environ()
+    assert reached["PREFECT_HOME"] == str(tmp_path)
+    assert not theirs.keys() & reached.keys()
+
+
+def test_training_on_another_pool_needs_the_server_of_its_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    cli.require_servers(tmp_path)
+    with pytest.raises(SettingsError, match=r"train_on: .*set PREFECT_API_URL to their Prefect server"):
+        cli.require_servers(tmp_path, needs_prefect=True)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("dead_proxy")
 def test_servers_started_together_are_not_mixed_up(tmp_path: Path, other_port: int) -> None:
