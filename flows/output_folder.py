@@ -26,15 +26,14 @@ def writable_folder(folder: Path) -> Iterator[None]:
         yield
     finally:
         error = sys.exc_info()[1]
-        failed = error if isinstance(error, Exception) and not isinstance(error, ValueError) else None
-        if failed and (problem := folder_problem(folder) or _problem_within(folder, failed)):
+        if isinstance(error, Exception) and (problem := folder_problem(folder) or _problem_within(folder, error)):
             complain(f"output_dir: {problem}; then the same command resumes.")
             sys.exit(CANNOT_WRITE)
 
 
 def _problem_within(folder: Path, error: Exception) -> str:
-    """What is wrong with a file or folder in ``folder``, when an error names one."""
-    for one in causes(error):
+    """What is wrong with a file or folder in ``folder``, when an error names one and does not say more itself."""
+    for one in [] if isinstance(error, ValueError) else causes(error):
         if isinstance(one, OSError) and one.filename and is_disk_error(one):
             place = Path(os.fsdecode(one.filename))
             if place.absolute().is_relative_to(folder.resolve()):

@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from prefect import get_run_logger
 
@@ -27,7 +28,7 @@ def shown_as_failed(config: RunConfig, run: RunRef) -> Iterator[None]:
         yield
     finally:
         error = sys.exc_info()[1]
-        if isinstance(error, Exception):
+        if isinstance(error, Exception) and Path(run.path).is_dir():  # else its store may be gone with it
             _show(config, run.tracking_run_id, f"{type(error).__name__}: {error}")
 
 
@@ -39,5 +40,5 @@ def _show(config: RunConfig, run_id: str, reason: str) -> None:
             client = connect(config)
             if client.get_run(run_id).info.status == "RUNNING":
                 client.set_terminated(run_id, "FAILED")
-    except RegistryError as error:
+    except (RegistryError, OSError) as error:
         get_run_logger().warning("MLflow does not show that this training has failed: %s", error)

@@ -45,6 +45,13 @@ def _is_in_the_way(error: OSError) -> bool:
     )
 
 
+def is_lasting(error: BaseException | None) -> bool:
+    """Whether no retry mends an error: settings, rows and disks are wrong, or a file is gone. A file that the hub did
+    not send is there as soon as the hub is."""
+    is_gone = isinstance(error, FileNotFoundError) and not is_network_error(error)
+    return isinstance(error, ValueError) or is_gone or is_disk_error(error)
+
+
 def is_network_error(error: BaseException | None) -> bool:
     """Whether a server could not be reached, or hung up: it may be back in half an hour."""
     return any(isinstance(one, _NETWORK) for one in causes(error))

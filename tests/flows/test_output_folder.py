@@ -32,11 +32,14 @@ def test_folder_on_a_full_disk_ends_in_one_sentence(tmp_path: Path) -> None:
     assert line.endswith("then the same command resumes.")
 
 
-def test_folder_deleted_while_a_run_uses_it_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("error", [FileNotFoundError("journal.jsonl"), SettingsError(["config: expected a file"])])
+def test_folder_deleted_while_a_run_uses_it_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
     folder = tmp_path / "runs"
     with pytest.raises(SystemExit) as ended, writable_folder(folder):
         folder.rmdir()
-        raise FileNotFoundError("journal.jsonl")
+        raise error
     assert ended.value.code == 74
     assert "it was deleted or moved; put it back" in capsys.readouterr().err
 

@@ -1,5 +1,6 @@
 """An MLflow run shows whether its training goes on, has failed, and why."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from training_core.config import RunConfig
 
 @pytest.fixture
 def run(config: RunConfig, dataset: DatasetRef, fingerprint: str, tmp_path: Path) -> RunRef:
-    return RunRef(fingerprint, "", "", open_tracking_run(config, fingerprint, dataset, tmp_path))
+    return RunRef(fingerprint, str(tmp_path), "", open_tracking_run(config, fingerprint, dataset, tmp_path))
 
 
 def status(config: RunConfig, run: RunRef) -> str:
@@ -52,6 +53,13 @@ def test_run_that_finished_before_stays_finished(
     open_tracking_run(config, fingerprint, dataset, tmp_path)
     fail(config, run, RuntimeError("of an evaluation"))
     assert status(config, run) == "FINISHED"
+
+
+def test_store_that_is_gone_with_its_folder_is_not_made_anew(tmp_path: Path, run: RunRef) -> None:
+    gone = tmp_path / "runs"
+    with disable_run_logger():
+        fail(RunConfig(output_dir=str(gone)), replace(run, path=str(gone / "run")), FileNotFoundError("journal.jsonl"))
+    assert not gone.exists()
 
 
 def test_error_of_the_training_is_seen_though_mlflow_is_away(
