@@ -56,7 +56,11 @@ class Server:
 
     def _last_words(self) -> str:
         text = self.log.read_text(encoding="utf-8", errors="replace").strip() if self.log else ""
-        return f"{text.splitlines()[-1]} (the end of {self.log})" if text else "what it wrote is above"
+        return (
+            f"{text.splitlines()[-1]} (the end of {self.log})"
+            if text
+            else "it says no more; the same command tries again"
+        )
 
 
 @contextlib.contextmanager

@@ -34,10 +34,18 @@ def writable_folder(folder: Path) -> Iterator[None]:
 def _problem_within(folder: Path, error: Exception) -> str:
     """What is wrong with a file or folder in ``folder``, when an error names one and does not say more itself."""
     for one in [] if isinstance(error, ValueError) else causes(error):
-        if isinstance(one, OSError) and one.filename and is_disk_error(one):
-            place = Path(os.fsdecode(one.filename))
-            if place.absolute().is_relative_to(folder.resolve()):
-                return f"cannot write to {str(place)!r}: {one.strerror}; move away what is there, or allow it"
+        if isinstance(one, OSError) and one.filename:
+            place = Path(os.fsdecode(one.filename)).absolute()
+            if place.is_relative_to(folder.resolve()):
+                return _sentence(place, one)
+    return ""
+
+
+def _sentence(place: Path, error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"{str(place)!r} was deleted or moved while the run used it; put it back, or let it be made anew"
+    if is_disk_error(error):
+        return f"cannot write to {str(place)!r}: {error.strerror}; move away what is there, or allow it"
     return ""
 
 

@@ -72,6 +72,14 @@ def test_thing_in_the_way_within_the_folder_is_named(
     assert "move away what is there" in line
 
 
+def test_file_deleted_while_a_run_uses_it_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What deletes the whole folder may find that something, such as a server, has made it again."""
+    with pytest.raises(SystemExit) as ended, writable_folder(tmp_path):
+        (tmp_path / "run" / "journal.jsonl").open("a")
+    assert ended.value.code == 74
+    assert "journal.jsonl' was deleted or moved while the run used it" in capsys.readouterr().err
+
+
 def test_thing_in_the_way_elsewhere_is_kept(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     with pytest.raises(IsADirectoryError), writable_folder(tmp_path / "runs"):
