@@ -12,6 +12,7 @@ from training_core.config import SettingsError
 from training_core.error_causes import causes, is_disk_error
 
 _CHECK_BYTES = 2**20
+_GONE = "'{}' is not there: it was deleted or moved; put it back"
 
 
 @contextlib.contextmanager
@@ -22,13 +23,26 @@ def writable_folder(folder: Path) -> Iterator[None]:
     """
     if problem := folder_problem(folder, create=True):
         raise SettingsError([f"output_dir: {problem}"])
+    before = folder.stat()
     try:
         yield
     finally:
         error = sys.exc_info()[1]
-        if isinstance(error, Exception) and (problem := folder_problem(folder) or _problem_within(folder, error)):
+        if isinstance(error, Exception) and (problem := _problem_after(folder, before, error)):
             complain(f"output_dir: {problem}; then the same command resumes.")
             sys.exit(CANNOT_WRITE)
+
+
+def _problem_after(folder: Path, before: os.stat_result, error: Exception) -> str:
+    """Why a body failed in a folder that it could write to, when the folder is the reason."""
+    if problem := folder_problem(folder) or _problem_within(folder, error):
+        return problem
+    if os.path.samestat(folder.stat(), before):
+        return ""
+    # A server or a library has made the path again.
+    return (
+        f"{str(folder)!r} was deleted or moved, and what is there now was made since; put the old folder in its place"
+    )
 
 
 def _problem_within(folder: Path, error: Exception) -> str:
@@ -57,8 +71,7 @@ def folder_problem(folder: Path, *, create: bool = False) -> str:
             probe.write(bytes(_CHECK_BYTES))
             probe.flush()
     except FileNotFoundError:
-        why = "it cannot be created; choose another" if create else "it was deleted or moved; put it back"
-        return f"{str(folder)!r} is not there: {why}"
+        return f"{str(folder)!r} is not there: it cannot be created; choose another" if create else _GONE.format(folder)
     except (FileExistsError, NotADirectoryError):
         return f"expected a folder in {str(folder)!r}, found a file; move it away, or choose another folder"
     except OSError as error:

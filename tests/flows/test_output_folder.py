@@ -59,6 +59,18 @@ def test_folder_that_cannot_be_made_is_rejected_with_a_fix(tmp_path: Path) -> No
         pass
 
 
+def test_folder_moved_while_a_run_uses_it_is_named_though_something_made_the_path_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "runs"
+    with pytest.raises(SystemExit) as ended, writable_folder(folder):
+        folder.rename(tmp_path / "elsewhere")
+        folder.mkdir()
+        raise ValueError("Can't find 'adapter_config.json'")
+    assert ended.value.code == 74
+    assert "what is there now was made since; put the old folder in its place" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("make", [Path.touch, Path.mkdir], ids=["file", "folder"])
 def test_thing_in_the_way_within_the_folder_is_named(
     tmp_path: Path, make: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
