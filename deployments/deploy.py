@@ -49,12 +49,12 @@ def main() -> None:
     ]
     if problems:
         complain("\n".join(["Nothing was deployed:", *(f"  - {problem}" for problem in problems)]))
-        sys.exit(1)
+        sys.exit(2)
     try:
         _deploy_and_print(typing.cast(PoolKind, kind), store)
     except (ValueError, OSError, ImportError, httpx.HTTPError) as error:  # wrong input, the store, the server
         complain(f"Deployed only in part: {error}")
-        sys.exit(1)
+        sys.exit(2)
 
 
 def _deploy_and_print(kind: PoolKind, store: str) -> None:

@@ -104,7 +104,8 @@ def check(arguments: Sequence[str]) -> None:
 
     setup_logging()
     validate_args(config)
-    folder, report = report_on_rows(config)
+    with writable_folder(Path(config.output_dir)):
+        folder, report = report_on_rows(config)
     _print_report(report, folder)
     require_known_names(report, config)
     sys.exit(1 if report.failures else 0)
@@ -155,13 +156,13 @@ def demo(arguments: Sequence[str]) -> None:
 def run_flow(config: RunConfig) -> None:
     """Run the flow in this process and print its results."""
     set_environment()
+    folder = Path(config.output_dir)
+    require_servers(folder, needs_prefect=config.train_on is not None)
     with paused_garbage_collection():
         from training_core.utils import setup_logging, validate_args
 
     setup_logging()
-    require_servers()
     validate_args(config)
-    folder = Path(config.output_dir)
     with writable_folder(folder), prefect_api(folder) as wait:  # the server starts during the imports
         with paused_garbage_collection():
             from training_core.dataset.store import require_fit_rows, require_known_names
@@ -176,12 +177,19 @@ def run_flow(config: RunConfig) -> None:
         run_and_print(config)
 
 
-def require_servers() -> None:
-    """Raise ``SettingsError`` when a server of the environment does not answer."""
-    from tasks.servers import server_problems
+def require_servers(folder: Path, *, needs_prefect: bool = False) -> None:
+    """Raise ``SettingsError`` when a server of the environment does not answer or is missing, or MLflow's database of
+    this output folder, which is used without one, is damaged."""
+    from tasks.databases import require_intact
+    from tasks.servers import MLFLOW, PREFECT, server_problems
 
     if problems := server_problems():
         raise SettingsError(problems)
+    if needs_prefect and not os.environ.get(PREFECT):
+        fix = "set PREFECT_API_URL to their Prefect server, or leave train_on empty to train here"
+        raise SettingsError([f"train_on: no worker takes runs of this machine's own server; {fix}"])
+    if not os.environ.get(MLFLOW):
+        require_intact(folder / "mlflow.db")
 
 
 def set_environment() -> None:
@@ -191,6 +199,7 @@ def set_environment() -> None:
         os.environ.setdefault(name, value)
     excluded = [os.environ[name] for name in ("no_proxy", "NO_PROXY") if os.environ.get(name)]
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join([*excluded, "127.0.0.1", "localhost"])
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it also raises what it logs as a traceback
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # recommends a hub download
 
 
@@ -210,18 +219,27 @@ def prefect_api(output_dir: Path) -> Iterator[Callable[[], object]]:
 
 
 def ui(arguments: Sequence[str]) -> None:
-    """Serve both UIs of the runs in `output_dir`, until Ctrl-C."""
+    """Serve both UIs of the runs in `output_dir`, until Ctrl-C; of a server in the environment, show the address."""
     config = read_settings(config_from_command_line(arguments, "sft-flow ui"))
     set_environment()
-    require_servers()
+    folder = Path(config.output_dir).resolve()
+    if not folder.is_dir():
+        raise SettingsError([f"output_dir: expected a folder of runs, found none in {str(folder)!r}"])
+    require_servers(folder)
+    with writable_folder(folder):
+        _serve(config, folder)
+
+
+def _serve(config: RunConfig, folder: Path) -> None:
     from tasks.tracking import tracking_uri
 
-    home, store = Path(config.output_dir).resolve() / "prefect", tracking_uri(config)
+    store, prefect = tracking_uri(config), os.environ.get("PREFECT_API_URL")
     with contextlib.ExitStack() as servers:
-        prefect = servers.enter_context(prefect_server(home))
-        print_line(f"Prefect: {prefect.wait()}/runs")
+        if not prefect:
+            prefect = servers.enter_context(prefect_server(folder / "prefect")).wait()
+        print_line(f"Prefect: {prefect.rstrip('/').removesuffix('/api')}/runs")
         if not store.startswith("http"):  # it has a server already
-            store = servers.enter_context(mlflow_server(store, home.parent / "mlartifacts")).wait()
+            store = servers.enter_context(mlflow_server(store, folder / "mlartifacts")).wait()
         print_line(f"MLflow:  {store}/#/experiments?workflowType=machine_learning")
         print_line("Ctrl-C stops what was started here.")
         with contextlib.suppress(KeyboardInterrupt):

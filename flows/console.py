@@ -1,6 +1,7 @@
 """A run in this process, and what it prints at the end."""
 
 import logging
+import shlex
 import time
 import warnings
 from datetime import timedelta
@@ -30,7 +31,7 @@ def run_and_print(config: RunConfig) -> None:
         lines = _nothing_new(config, outcome, took)
     else:
         lines = _finished(config, outcome, took)
-    for line in [*lines, f"UIs      sft-flow ui --output_dir {config.output_dir}"]:
+    for line in [*lines, f"UIs      {shlex.join(['sft-flow', 'ui', '--output_dir', config.output_dir])}"]:
         print_line(line)
 
 
@@ -50,7 +51,6 @@ def _quieten_libraries() -> None:
     """Hide messages that a user cannot act on."""
     shorten_errors()
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     # Renamed for transformers 6; the ranges in pyproject.toml end before it.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     # With an input example MLflow would load the base model a second time; the signature is given instead.

@@ -1,6 +1,7 @@
 """Servers for one machine. They stop with the process that started them, also when that is killed by SIGKILL."""
 
 import contextlib
+import os
 import secrets
 import socket
 import subprocess
@@ -12,7 +13,10 @@ from pathlib import Path
 
 import httpx
 
+from flows.terminal import complain
+from tasks.databases import forget_deleted, sqlite_problem
 from training_core.child_processes import child_process
+from training_core.config import SettingsError
 
 START_TIMEOUT_SECONDS = 180
 
@@ -36,9 +40,10 @@ class Server:
     process: subprocess.Popen[bytes]
     address: str
     health: str
+    log: Path | None = None
 
     def wait(self) -> str:
-        """Return the address once the server answers. Raises ``RuntimeError`` when it died or takes too long."""
+        """Return the address once the server answers. Raises ``SettingsError`` when it died or takes too long."""
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
         while time.monotonic() < deadline and self.process.poll() is None:
             with contextlib.suppress(httpx.TransportError):
@@ -46,7 +51,16 @@ class Server:
                 if httpx.get(f"{self.address}{self.health}", timeout=5, trust_env=False).is_success:
                     return self.address
             time.sleep(0.2)
-        raise RuntimeError(f"the server at {self.address} did not start; exit code {self.process.poll()}")
+        ended = f"the server at {self.address} did not start; exit code {self.process.poll()}"
+        raise SettingsError([f"{ended}; {self._last_words()}"])
+
+    def _last_words(self) -> str:
+        text = self.log.read_text(encoding="utf-8", errors="replace").strip() if self.log else ""
+        return (
+            f"{text.splitlines()[-1]} (the end of {self.log})"
+            if text
+            else "it says no more; the same command tries again"
+        )
 
 
 @contextlib.contextmanager
@@ -66,10 +80,11 @@ def prefect_server(
     stops. With a ``log`` its output goes to that file.
     """
     home.mkdir(parents=True, exist_ok=True)
-    _forget_deleted_database(home)
+    _replace_damaged(home / "prefect.db")
     listener = listen(preferred_port)
     address = _address(listener)
     environment = {
+        **_settings_of_another_server(),
         "PREFECT_HOME": str(home),
         "PREFECT_UI_API_URL": f"{address}/api",
         "PREFECT_UI_URL": address,  # for links in notifications
@@ -87,14 +102,21 @@ def prefect_server(
         output = opened.enter_context(log.open("wb")).fileno() if log else None
         process = opened.enter_context(child_process(command, environment, stdin=listener.fileno(), output=output))
         listener.close()  # here, so that nothing answers on its port when the server dies
-        yield Server(process, address, "/api/health")
+        yield Server(process, address, "/api/health", log)
 
 
-def _forget_deleted_database(home: Path) -> None:
-    """SQLite would read what was not yet written to a deleted database into the new one."""
-    if not (home / "prefect.db").exists():
-        for leftover in home.glob("prefect.db-*"):
-            leftover.unlink()
+def _settings_of_another_server() -> dict[str, None]:
+    """The environment's settings for a server: with them, this one would use the database or the login of a team's."""
+    return {name: None for name in os.environ if name.startswith(("PREFECT_SERVER_", "PREFECT_API_DATABASE_"))}
+
+
+def _replace_damaged(database: Path) -> None:
+    """Rename a database that cannot be read; the server makes a new one. Nothing but the pages of its UI is lost."""
+    if problem := sqlite_problem(database):
+        kept = database.with_name(f"{database.name}.damaged-{time.time_ns()}")
+        database.rename(kept)
+        complain(f"{database}: {problem}; it is now {kept.name}, and earlier runs are not in Prefect's UI")
+    forget_deleted(database)
 
 
 @contextlib.contextmanager

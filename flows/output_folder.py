@@ -1,15 +1,18 @@
 """The folder that a run writes to: tried before anything starts, and asked again when the run has failed."""
 
 import contextlib
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from flows.terminal import CANNOT_WRITE
+from flows.terminal import CANNOT_WRITE, complain
 from training_core.config import SettingsError
+from training_core.error_causes import causes, is_disk_error
 
 _CHECK_BYTES = 2**20
+_GONE = "'{}' is not there: it was deleted or moved; put it back"
 
 
 @contextlib.contextmanager
@@ -20,13 +23,44 @@ def writable_folder(folder: Path) -> Iterator[None]:
     """
     if problem := folder_problem(folder, create=True):
         raise SettingsError([f"output_dir: {problem}"])
+    before = folder.stat()
     try:
         yield
     finally:
         error = sys.exc_info()[1]
-        if isinstance(error, Exception) and not isinstance(error, ValueError) and (problem := folder_problem(folder)):
-            sys.stderr.write(f"output_dir: {problem}; then the same command resumes.\n")
+        if isinstance(error, Exception) and (problem := _problem_after(folder, before, error)):
+            complain(f"output_dir: {problem}; then the same command resumes.")
             sys.exit(CANNOT_WRITE)
+
+
+def _problem_after(folder: Path, before: os.stat_result, error: Exception) -> str:
+    """Why a body failed in a folder that it could write to, when the folder is the reason."""
+    if problem := folder_problem(folder) or _problem_within(folder, error):
+        return problem
+    if os.path.samestat(folder.stat(), before):
+        return ""
+    # A server or a library has made the path again.
+    return (
+        f"{str(folder)!r} was deleted or moved, and what is there now was made since; put the old folder in its place"
+    )
+
+
+def _problem_within(folder: Path, error: Exception) -> str:
+    """What is wrong with a file or folder in ``folder``, when an error names one and does not say more itself."""
+    for one in [] if isinstance(error, ValueError) else causes(error):
+        if isinstance(one, OSError) and one.filename:
+            place = Path(os.fsdecode(one.filename)).absolute()
+            if place.is_relative_to(folder.resolve()):
+                return _sentence(place, one)
+    return ""
+
+
+def _sentence(place: Path, error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"{str(place)!r} was deleted or moved while the run used it; put it back, or let it be made anew"
+    if is_disk_error(error):
+        return f"cannot write to {str(place)!r}: {error.strerror}; move away what is there, or allow it"
+    return ""
 
 
 def folder_problem(folder: Path, *, create: bool = False) -> str:
@@ -37,8 +71,9 @@ def folder_problem(folder: Path, *, create: bool = False) -> str:
             probe.write(bytes(_CHECK_BYTES))
             probe.flush()
     except FileNotFoundError:
-        why = "it cannot be created; choose another" if create else "it was deleted or moved; put it back"
-        return f"{str(folder)!r} is not there: {why}"
+        return f"{str(folder)!r} is not there: it cannot be created; choose another" if create else _GONE.format(folder)
+    except (FileExistsError, NotADirectoryError):
+        return f"expected a folder in {str(folder)!r}, found a file; move it away, or choose another folder"
     except OSError as error:
         return f"cannot write to {str(folder)!r}: {error.strerror}; free space, or allow this user to write there"
     return ""

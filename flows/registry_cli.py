@@ -44,6 +44,8 @@ def main(name: str, arguments: Sequence[str]) -> None:
         _fail(name, str(error).splitlines()[0])
     except DataError as error:
         _fail(name, str(error))
+    except (PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+        _fail(name, f"{error.filename}: {error.strerror}; allow this user to write there, or move away what is there")
 
 
 def _fail(name: str, text: str) -> None:

@@ -5,8 +5,9 @@ import re
 from pathlib import Path
 
 from tasks.commands import registry_command
+from tasks.databases import has_content, sqlite_file
 from tasks.ledger import Ledger, read_ledger
-from tasks.servers import server_problems
+from tasks.servers import MLFLOW, PREFECT, server_problems
 from tasks.tracking import tracking_problems, tracking_uri
 from tasks.versions import model_names, named_version
 from training_core.config import RunConfig, SettingsError, read_settings, settings_info
@@ -17,11 +18,13 @@ OUTPUT_DIR = str(settings_info()["output_dir"].default)
 def registry_settings(name: str, output_dir: str) -> RunConfig:
     """Settings that find the registry. Raises ``SettingsError`` when there is none; it is never created here."""
     config = read_settings({"registered_model_name": name, "output_dir": output_dir})
-    store = Path(output_dir) / "mlflow.db"
-    if not os.environ.get("MLFLOW_TRACKING_URI") and not store.is_file():
-        fix = "give the --output_dir of the runs, or set MLFLOW_TRACKING_URI"
-        raise SettingsError([f"output_dir: expected a registry in {str(store)!r}, found none; {fix}"])
-    if problems := server_problems() or tracking_problems(config):
+    address = os.environ.get(MLFLOW)
+    store = sqlite_file(address) if address else Path(output_dir) / "mlflow.db"
+    if store and not has_content(store):
+        fix = "give the --output_dir of the runs, or the address of their MLflow server in MLFLOW_TRACKING_URI"
+        what = MLFLOW if address else "output_dir"
+        raise SettingsError([f"{what}: expected a registry in {str(store)!r}, found none; {fix}"])
+    if problems := [*server_problems(PREFECT), *tracking_problems(config)]:
         raise SettingsError(problems)
     return config
 

@@ -8,6 +8,7 @@ from tasks.recovery import TRAINING, limit_attempts, retried_if_transient
 from tasks.refs import DatasetRef, TrainedRef
 from tasks.registration import register_adapter
 from tasks.run_names import name_by_training
+from tasks.run_status import shown_as_failed
 from tasks.train_on_pool import return_result
 from tasks.training import finetune, open_run, publish_adapter
 from training_core.config import RunConfig
@@ -25,9 +26,10 @@ def train_flow(config: RunConfig, dataset: DatasetRef) -> TrainedRef:
     with retried_if_transient():
         require_allowed(config, dataset)
         run = open_run(config, dataset)
-        finetune(config, run, dataset)
-        adapter = publish_adapter(config, run)
-        trained = TrainedRef(run, adapter, evaluate(config, run, adapter, dataset))
-        register_adapter(config, trained)
+        with shown_as_failed(config, run):
+            finetune(config, run, dataset)
+            adapter = publish_adapter(config, run)
+            trained = TrainedRef(run, adapter, evaluate(config, run, adapter, dataset))
+            register_adapter(config, trained)
         return_result(trained)
         return trained

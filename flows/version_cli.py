@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from flows.output_folder import writable_folder
 from flows.registry_settings import OUTPUT_DIR, config_of_uri
 from flows.terminal import console, print_line
 from tasks.commands import registry_command
@@ -49,7 +50,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     set_environment()
     values = dataclasses.asdict(settings_of(config, number)) | given
     own = read_settings(values | {"output_dir": place, "registered_model_name": config.registered_model_name})
-    with prefect_api(Path(place)) as wait:
+    with writable_folder(Path(place)), prefect_api(Path(place)) as wait:
         from flows.console import evaluate_and_show
 
         wait()

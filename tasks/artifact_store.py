@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from pathlib import Path
 from uuid import uuid4
 
@@ -40,12 +41,14 @@ def open_folder(ref: FolderRef, config: RunConfig) -> Path:
 
     Only paths in this worker's own ``output_dir`` are used: the same path may be another folder on another machine.
 
-    Raises ``FileNotFoundError`` when the folder is neither here nor in the store, or when the store's files are not
-    those that were published, and ``OSError`` when the store fails.
+    Raises ``SettingsError`` when the digest is none, ``FileNotFoundError`` when the folder is neither here nor in the
+    store, or when the store's files are not those that were published, and ``OSError`` when the store fails.
     """
+    if not re.fullmatch("[0-9a-f]{64}", ref.digest):  # it names a folder here
+        raise SettingsError([f"expected the digest of a folder, 64 of the characters 0-9 and a-f, got {ref.digest!r}"])
     own = Path(config.output_dir).resolve()
     fetched = own / "fetched" / ref.digest[:16]
-    for folder in (Path(ref.path), fetched):
+    for folder in (Path(ref.path).resolve(), fetched):
         if folder.is_relative_to(own) and seal_digest(folder) == ref.digest:
             return folder
     if ref.url is None:
@@ -160,6 +163,8 @@ def _download(url: str, folder: Path) -> None:
         raise FileNotFoundError(f"the folder {url} is missing or incomplete; run again what writes it")
     with complete_folder(folder, seal_it=False) as draft:
         for path in filesystem.find(root):
-            target = draft / path.removeprefix(root).lstrip("/")
+            target = (draft / path.removeprefix(root).lstrip("/")).resolve()
+            if not target.is_relative_to(draft.resolve()):
+                raise SettingsError([f"{url}: {path!r} leads out of the folder; nothing was downloaded"])
             target.parent.mkdir(parents=True, exist_ok=True)
             filesystem.get_file(path, str(target))

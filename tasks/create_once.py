@@ -22,7 +22,7 @@ def found_or_created(
     found = find()
     if not found:
         try:
-            with _sent_once():
+            with sent_once():
                 create()
         except MlflowException:
             if not find():
@@ -32,7 +32,7 @@ def found_or_created(
 
 
 @contextlib.contextmanager
-def _sent_once() -> Iterator[None]:
+def sent_once() -> Iterator[None]:
     """MLflow's client repeats every request whose answer it misses, so that a creation may happen twice."""
     retries = MLFLOW_HTTP_REQUEST_MAX_RETRIES.get_raw()
     MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(0)

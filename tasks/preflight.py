@@ -1,6 +1,7 @@
 """Checks before a GPU is requested that everything the run will need is there."""
 
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -101,7 +102,9 @@ def _pool_problems(train_on: str, queue_hours: float) -> list[str]:
             return [f"train_on: {train_on!r} has no work pool, so no worker can take its runs; deploy it to a pool"]
         status = client.read_work_pool(pool).status
     if status is not WorkPoolStatus.READY:
-        state = "is paused" if status is WorkPoolStatus.PAUSED else "has no worker online"
-        fix = f"resume it, or start one: prefect worker start --pool {pool}"
+        paused = status is WorkPoolStatus.PAUSED
+        state = "is paused" if paused else "has no worker online"
+        words = ("work-pool", "resume") if paused else ("worker", "start", "--pool")
+        fix = shlex.join(["prefect", *words, pool])
         get_run_logger().warning("Pool %s %s: the training waits up to %g hours; %s", pool, state, queue_hours, fix)
     return []

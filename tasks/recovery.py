@@ -5,7 +5,8 @@ What happens                          Who acts, and when                    What
 ====================================  ====================================  ======================================
 A server, store or the hub fails      The task: NETWORK                     The task is retried, three times
 - and cannot be reached               The task: NETWORK                     The same, for more than half an hour
-A disk is full or cannot be written   The task, train-flow                  The run fails at once
+A disk is full or cannot be written,  The task, train-flow                  The run fails at once
+or a file on it is gone
 Prefect fails during the wait for a   The task: WAITING                     The same; errors of the training are
 training on another pool                                                    not retried here
 Scoring fails                         The task: SCORING                     The task is retried once
@@ -45,7 +46,7 @@ from prefect.logging.handlers import APILogWorker
 from prefect.runtime import flow_run
 from prefect.tasks import RetryConditionCallable
 
-from training_core.error_causes import is_disk_error, is_network_error
+from training_core.error_causes import is_lasting, is_network_error
 
 # A flow run sends a heartbeat in this interval; three missed ones are a dead machine.
 HEARTBEAT = timedelta(seconds=30)
@@ -91,7 +92,7 @@ def is_transient(_task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool
     After ``RETRIES`` only a server that cannot be reached is waited for.
     """
     error = state.data if isinstance(state.data, BaseException) else None
-    if isinstance(error, ValueError) or is_disk_error(error):
+    if is_lasting(error):
         return False
     return run.run_count <= RETRIES or is_network_error(error)
 
@@ -122,7 +123,7 @@ def retried_if_transient() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        if not (isinstance(error, ValueError) or is_disk_error(error)):
+        if not is_lasting(error):
             raise
         with contextlib.suppress(httpx.HTTPError), get_client(sync_client=True) as client:
             client.update_flow_run(UUID(flow_run.id), empirical_policy=FlowRunPolicy(retries=0))

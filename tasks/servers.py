@@ -1,15 +1,16 @@
 """Whether the servers of the environment answer; asked before anything starts, since clients retry for minutes."""
 
+import contextlib
+import json
 import os
 import re
-import socket
+import time
 from http import HTTPStatus
 from pathlib import Path
 
 import httpx
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
+from tasks.databases import database_problem
 from training_core.escaping import without_secrets
 
 PREFECT, MLFLOW = "PREFECT_API_URL", "MLFLOW_TRACKING_URI"
@@ -19,42 +20,87 @@ _LOGINS = {
     MLFLOW: "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
 }
 _ASKED = {PREFECT: "/admin/version", MLFLOW: "/api/2.0/mlflow/experiments/get?experiment_id=0"}  # health asks no login
+_EXPECTED = {PREFECT: "http://HOST:PORT/api", MLFLOW: "http://HOST:PORT"}
+_KINDS = {PREFECT: "Prefect's API", MLFLOW: "an MLflow server"}
 _STARTED = "start the server, correct the address, or unset the variable to use this machine"
 
 
-def server_problems() -> list[str]:
-    """One line for each server of ``PREFECT_API_URL`` and ``MLFLOW_TRACKING_URI`` that does not answer within seconds,
-    or does not accept the login of the environment.
+def server_problems(*names: str) -> list[str]:
+    """One line for each server of these variables, ``PREFECT`` and ``MLFLOW`` when none is named, that does not answer
+    as one within seconds, or does not accept the login of the environment.
 
-    An empty variable counts as unset. An answer of any other status is an answer.
+    An empty variable counts as unset. A proxy that no client can use is the only problem.
     """
-    addresses = {name: os.environ.get(name, "") for name in (PREFECT, MLFLOW)}
+    if problem := _proxy_problem():
+        return [problem]
+    addresses = {name: os.environ.get(name, "") for name in names or (PREFECT, MLFLOW)}
     problems = {name: _problem(name, address) for name, address in addresses.items() if address}
     return [f"{name}: {_hidden(addresses[name])}: {problem}" for name, problem in problems.items() if problem]
 
 
-def _problem(name: str, address: str) -> str:
-    if address.startswith("http") and without_secrets(address) != address:
-        return f"expected an address without a login; set {_LOGINS[name]} instead"
-    if address.startswith("http://"):
-        return _http_problem(name, address)
+def _proxy_problem() -> str:
+    """Why the proxies of the environment cannot be used. Clients look at all of them, also on the way to a server on
+    this machine, which none of them is used for."""
     try:
-        url = make_url(address)
-    except (ArgumentError, ValueError):  # a folder, or databricks://…, which MLflow itself reads
-        return ""
-    return _database_problem(url) if url.host else ""
+        httpx.Client().close()
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        return f"HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or NO_PROXY: {_hidden(str(error))}; or unset that variable"
+    return ""
+
+
+def _problem(name: str, address: str) -> str:
+    if re.match("https?://", address, re.IGNORECASE):
+        if without_secrets(address) != address:
+            return f"expected an address without a login; set {_LOGINS[name]} instead"
+        return _http_problem(name, address)
+    if name == PREFECT or re.fullmatch(r"[\w.-]+:\d+/?", address):
+        return f"expected {_EXPECTED[name]}, got another address; {_STARTED}"
+    problem = database_problem(address, _SECONDS)
+    return f"{problem}; {_STARTED}" if problem else ""
 
 
 def _http_problem(name: str, address: str) -> str:
     try:
-        found = httpx.get(f"{address.rstrip('/')}{_ASKED[name]}", auth=_login(name), timeout=_SECONDS)
-    except (httpx.TransportError, OverflowError) as error:
+        found = _ask(name, address)
+    except (httpx.RequestError, OverflowError) as error:
+        if "certificate" in str(error).lower() and _has_other_certificates(name):
+            return ""  # only the client itself knows what it trusts
         return f"no answer ({error}); {_STARTED}"
     except httpx.InvalidURL:
-        return f"expected http://HOST:PORT, got another address; {_STARTED}"
-    if found.status_code != HTTPStatus.UNAUTHORIZED or _has_other_login(name):
-        return ""
-    return f"the server does not accept the login; set {_LOGINS[name]}"
+        return f"expected {_EXPECTED[name]}, got another address; {_STARTED}"
+    status = f"{found.status_code} {found.reason_phrase}".strip()
+    if found.is_server_error or found.status_code == HTTPStatus.TOO_MANY_REQUESTS:
+        return f"the server answers {status!r}; wait until it works again, or correct the address"
+    if _has_other_login(name) or found.status_code == HTTPStatus.FORBIDDEN:
+        return ""  # only the client itself can say more
+    if found.status_code == HTTPStatus.UNAUTHORIZED:
+        return f"the server does not accept the login; set {_LOGINS[name]}"
+    if not _is_answer_of(name, found.text):
+        return f"expected {_KINDS[name]} at {_EXPECTED[name]}, got {status!r} from another server; {_STARTED}"
+    return ""
+
+
+def _ask(name: str, address: str) -> httpx.Response:
+    """The answer to a question that reads nothing of anybody; it must be complete in time."""
+    deadline = time.monotonic() + _SECONDS
+    url = f"{address.rstrip('/')}{_ASKED[name]}"
+    with httpx.stream("GET", url, auth=_login(name), timeout=_SECONDS, follow_redirects=True) as found:
+        content = b""
+        for part in found.iter_raw():
+            content += part
+            if time.monotonic() > deadline:
+                raise httpx.ReadTimeout("timed out")
+    return httpx.Response(found.status_code, content=content, headers=found.headers)
+
+
+def _is_answer_of(name: str, text: str) -> bool:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return False
+    if name == PREFECT:
+        return isinstance(found, str)
+    return isinstance(found, dict) and bool({"experiment", "error_code"} & found.keys())
 
 
 def _login(name: str) -> tuple[str, str] | None:
@@ -69,33 +115,20 @@ def _login(name: str) -> tuple[str, str] | None:
 def _has_other_login(name: str) -> bool:
     """Whether only the client itself can say if its login is right: a token, or one of a file."""
     variables = ("PREFECT_API_KEY",) if name == PREFECT else ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_AUTH")
-    in_file = name == MLFLOW and not _login(name) and (Path.home() / ".mlflow" / "credentials").is_file()
+    in_file = name == MLFLOW and not _login(name) and _credentials_file().is_file()
     return in_file or any(os.environ.get(variable) for variable in variables)
 
 
-def _database_problem(url: URL) -> str:
-    if url.drivername == "https":  # without a request: only the servers' clients know which certificates they trust
-        return _connection_problem(url)
-    try:
-        dialect = url.get_dialect()
-        dialect.import_dbapi()
-    except NoSuchModuleError:
-        return ""  # not a database: MLflow knows more kinds of stores
-    except ImportError as error:
-        return f"the driver is not installed ({error}); {_STARTED}"
-    return _connection_problem(url)
+def _credentials_file() -> Path:
+    with contextlib.suppress(RuntimeError):  # a user without a home folder
+        return Path.home() / ".mlflow" / "credentials"
+    return Path()
 
 
-def _connection_problem(url: URL) -> str:
-    try:
-        with socket.create_connection((url.host, url.port or _default_port(url)), timeout=_SECONDS):
-            return ""
-    except (OSError, OverflowError) as error:
-        return f"no answer ({error}); {_STARTED}"
-
-
-def _default_port(url: URL) -> int:
-    return {"https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}.get(url.get_backend_name(), 0)
+def _has_other_certificates(name: str) -> bool:
+    """Whether the client may trust servers that this process does not."""
+    variables = ("PREFECT_API_TLS_INSECURE_SKIP_VERIFY", "PREFECT_API_SSL_CERT_FILE")
+    return name == MLFLOW or any(os.environ.get(variable) for variable in variables)
 
 
 def _hidden(address: str) -> str:

@@ -1,5 +1,6 @@
 """MLflow's tracking server: one MLflow run per run fingerprint, with its settings, rows, curve and scores."""
 
+import contextlib
 import json
 import os
 import re
@@ -11,7 +12,6 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 
-import httpx
 from filelock import FileLock
 from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, LifecycleStage, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
@@ -19,9 +19,11 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.tracking import MlflowClient
 
 from tasks.commands import mlflow_command
-from tasks.create_once import found_or_created
+from tasks.create_once import found_or_created, sent_once
+from tasks.databases import forget_deleted, has_content, require_intact
 from tasks.moved_store import ARTIFACTS, follow_move
 from tasks.refs import DatasetRef, EvalReport, RunRef
+from tasks.servers import MLFLOW, server_problems
 from training_core.config import RunConfig, SettingsError
 from training_core.escaping import without_secrets
 from training_core.folders import complete_file, complete_folder, seal_digest
@@ -39,7 +41,6 @@ _PRIVATE_FOLDER = "private"
 _REPORT_FOLDER, _REPORT_FILE = "report", "report.html"
 _LONGEST_PARAM = 6000
 _LARGEST_BATCH = 1000
-_HEALTH_CHECK_SECONDS = 10
 
 
 def tracking_uri(config: RunConfig) -> str:
@@ -51,8 +52,10 @@ def tracking_uri(config: RunConfig) -> str:
     store = Path(config.output_dir).resolve() / "mlflow.db"
     store.parent.mkdir(parents=True, exist_ok=True)
     # MLflow leaves a SQLite file that no process can use when two create it at once, or when one is killed meanwhile.
-    with FileLock(store.with_suffix(".lock")):
-        if not store.exists():
+    # Who may only read, as in a colleague's folder, creates nothing.
+    with FileLock(store.with_suffix(".lock")) if os.access(store.parent, os.W_OK) else contextlib.nullcontext():
+        if not has_content(store):  # deleted, or cut off at its beginning
+            forget_deleted(store)
             with complete_file(store) as draft:
                 MlflowClient(f"sqlite:///{draft}").search_experiments()
         _follow_move_once(store)
@@ -68,7 +71,8 @@ def _reject_login(uri: str) -> None:
 
 @lru_cache
 def _follow_move_once(store: Path) -> None:
-    """A folder does not move while a process uses it."""
+    """A folder does not move while a process uses it. Raises ``SettingsError`` when the store is damaged."""
+    require_intact(store)
     follow_move(store, DATASET_TAG)
 
 
@@ -81,13 +85,14 @@ def connect(config: RunConfig) -> MlflowClient:
 
 def tracking_problems(config: RunConfig) -> list[str]:
     """Why results could not be written to the tracking server or its registry. Only reads."""
+    if problems := server_problems(MLFLOW):
+        return problems
     uri = tracking_uri(config)
     try:
-        if uri.startswith("http"):
-            httpx.get(f"{uri}/health", timeout=_HEALTH_CHECK_SECONDS)  # MLflow's own client retries for minutes
-        experiments = [connect(config).get_experiment_by_name(name) for name in (EXPERIMENT, DECISIONS)]
-        connect(config).search_model_versions(f"name = '{config.registered_model_name}'", max_results=1)
-    except (httpx.TransportError, MlflowException) as error:
+        with sent_once():  # MLflow's own client retries for minutes
+            experiments = [connect(config).get_experiment_by_name(name) for name in (EXPERIMENT, DECISIONS)]
+            connect(config).search_model_versions(f"name = '{config.registered_model_name}'", max_results=1)
+    except MlflowException as error:
         fix = "start the server, correct the URL or choose another registered_model_name"
         return [f"MLFLOW_TRACKING_URI: {uri!r} cannot register {config.registered_model_name!r}: {error}; {fix}"]
     deleted = [found for found in experiments if found and found.lifecycle_stage != LifecycleStage.ACTIVE]
@@ -117,6 +122,8 @@ def open_tracking_run(config: RunConfig, fingerprint: str, dataset: DatasetRef, 
         lambda: _runs_of(client, experiment, fingerprint), lambda: client.create_run(experiment, tags=tags)
     )
     _delete_runs(client, others)
+    if run.info.status not in ("RUNNING", "FINISHED"):  # it has failed, and is resumed
+        client.update_run(run.info.run_id, status="RUNNING")
     known = run.data.params
     params = {name: str(value)[:_LONGEST_PARAM] for name, value in asdict(config).items() if name not in known}
     client.log_batch(run.info.run_id, params=[Param(name, value) for name, value in params.items()])

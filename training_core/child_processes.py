@@ -20,7 +20,7 @@ _PARENT = "SFT_FLOW_PARENT_PROCESS"  # the process id that a child watches
 @contextlib.contextmanager
 def child_process(
     command: Sequence[str],
-    environment: Mapping[str, str] | None = None,
+    environment: Mapping[str, str | None] | None = None,
     folder: Path | None = None,
     *,
     stdin: int | None = None,
@@ -31,14 +31,13 @@ def child_process(
 
     At the end of the body the child gets SIGTERM, and SIGKILL when it is still running after ``seconds_to_end``. When
     this process ends first, the child sends itself SIGTERM within ``POLL_SECONDS``, SIGKILL ``SECONDS_TO_END`` later.
-    What the child starts as ``python -m training_core.child_processes MODULE …`` watches the child alike. ``stdin`` is
-    a file descriptor, such as that of a socket. ``output``, such as ``subprocess.PIPE``, gets both standard output and
-    standard error; without it they are those of this process.
+    What the child starts as ``python -m training_core.child_processes MODULE …`` watches the child alike. A variable of
+    ``environment`` that is ``None`` is unset. ``stdin`` is a file descriptor, such as that of a socket. ``output``,
+    such as ``subprocess.PIPE``, gets standard output and standard error; without it they are this process's.
     """
     process = subprocess.Popen(
         [sys.executable, "-m", "training_core.child_processes", *command],
-        # A flows/ or tasks.py in the working directory must not take the place of ours.
-        env={**os.environ, "PYTHONSAFEPATH": "1", **(environment or {}), _PARENT: str(os.getpid())},
+        env=_environment(environment or {}),
         cwd=folder,
         start_new_session=True,  # a terminal sends Ctrl-C to all of its session, and a server must not end first
         stdin=stdin,
@@ -54,6 +53,12 @@ def child_process(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _environment(changes: Mapping[str, str | None]) -> dict[str, str]:
+    # A flows/ or tasks.py in the working directory must not take the place of ours.
+    found = {**os.environ, "PYTHONSAFEPATH": "1", **changes, _PARENT: str(os.getpid())}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _end_with(parent: int) -> None:

@@ -1,10 +1,13 @@
 """What is behind an error: libraries wrap errors of the disk and the network in their own, and word them anew."""
 
 import errno
+import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+_IN_THE_WAY = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
 # SQLite, safetensors and torch name no number.
 _DISK_WORDS = (
     "no space left on device",
@@ -26,11 +29,27 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def is_disk_error(error: BaseException | None) -> bool:
-    """Whether a disk is full or cannot be written to: no retry mends that, a person does."""
+    """Whether a disk is full or cannot be written to, or has a file where a folder should be: no retry mends that, a
+    person does."""
     return any(
-        (isinstance(one, OSError) and one.errno in _DISK) or any(words in str(one).lower() for words in _DISK_WORDS)
+        (isinstance(one, OSError) and (one.errno in _DISK or _is_in_the_way(one)))
+        or any(words in str(one).lower() for words in _DISK_WORDS)
         for one in causes(error)
     )
+
+
+def _is_in_the_way(error: OSError) -> bool:
+    """A file where a folder should be, or the reverse. A folder that exists was made by another process meanwhile."""
+    return error.errno in _IN_THE_WAY and not (
+        error.errno == errno.EEXIST and Path(os.fsdecode(error.filename or b"")).is_dir()
+    )
+
+
+def is_lasting(error: BaseException | None) -> bool:
+    """Whether no retry mends an error: settings, rows and disks are wrong, or a file is gone. A file that the hub did
+    not send is there as soon as the hub is."""
+    is_gone = isinstance(error, FileNotFoundError) and not is_network_error(error)
+    return isinstance(error, ValueError) or is_gone or is_disk_error(error)
 
 
 def is_network_error(error: BaseException | None) -> bool:

@@ -23,13 +23,13 @@ def complete_folder(folder: Path, *, seal_it: bool = True) -> Iterator[Path]:
     draft; the draft of a killed process is deleted by the next call.
     """
     draft = folder.with_name(f"{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
+    _delete(draft)
     draft.mkdir(parents=True)
     try:
         yield draft
         if seal_it:
             seal(draft)
-        shutil.rmtree(folder, ignore_errors=True)
+        _delete(folder)
         draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -42,7 +42,7 @@ def complete_file(path: Path) -> Iterator[Path]:
     A body that raises leaves ``path`` unchanged and no draft.
     """
     draft = path.with_name(f"{path.name}.draft")
-    draft.unlink(missing_ok=True)
+    _delete(draft)
     try:
         yield draft
         with draft.open("rb") as file:
@@ -73,6 +73,14 @@ def seal_digest(folder: Path) -> str | None:
         return None
     intact = all((folder / name).is_file() and _sha256(folder / name) == digest for name, digest in digests.items())
     return hashlib.sha256(content).hexdigest() if intact and digests else None
+
+
+def _delete(path: Path) -> None:
+    """Delete a folder, or a file or link that is in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _content(folder: Path) -> list[Path]:

@@ -20,6 +20,7 @@ from flows import cli, local_servers
 from flows.cli import set_environment
 from flows.local_servers import Server, lasting_prefect_server, listen, mlflow_server, prefect_server
 from flows.prefect_app import starting_alone
+from training_core.config import SettingsError
 
 DEAD_PROXY = "http://127.0.0.1:9"  # no server listens on the discard port
 PROXIES = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
@@ -77,8 +78,31 @@ def test_server_on_another_ones_port_gets_its_own(other_port: int) -> None:
 def test_server_that_dies_is_not_mistaken_for_another(other_port: int) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
-        with pytest.raises(RuntimeError, match="did not start; exit code 0"):
+        with pytest.raises(SettingsError, match="did not start; exit code 0"):
             Server(process, f"http://127.0.0.1:{other_port}", "/health").wait()
+
+
+def test_server_that_dies_says_why(tmp_path: Path) -> None:
+    (log := tmp_path / "server.log").write_text("starting\nno such revision\n\n")
+    with subprocess.Popen([sys.executable, "-c", "exit(3)"]) as process:
+        process.wait()
+        with pytest.raises(SettingsError, match=f"exit code 3; no such revision .the end of {log}"):
+            Server(process, "http://127.0.0.1:9", "/health", log).wait()
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "folder"])
+def test_damaged_database_of_prefect_is_kept_and_a_new_one_made(
+    tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database = tmp_path / "prefect.db"
+    database.mkdir() if damage == "folder" else database.write_bytes(
+        b"SQLite format 3\0"[: -3 if damage == "cut" else 9]
+    )
+    database.with_name("prefect.db-wal").touch()
+    local_servers._replace_damaged(database)
+    (kept,) = tmp_path.iterdir()
+    assert kept.name.startswith("prefect.db.damaged-")
+    assert "earlier runs are not in Prefect's UI" in capsys.readouterr().err
 
 
 def test_proxy_is_bypassed_by_health_checks(other_port: int, dead_proxy: None) -> None:
@@ -105,6 +129,22 @@ def test_empty_api_url_counts_as_unset(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("PREFECT_HOME", "")
     with cli.prefect_api(tmp_path):
         assert os.environ["PREFECT_API_URL"] == "http://127.0.0.1:1/api"
+
+
+def test_settings_of_another_server_do_not_reach_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would write into a team's database, or ask this process for a login that it does not have."""
+    theirs = {
+        "PREFECT_API_DATABASE_CONNECTION_URL": "postgresql+asyncpg://team@127.0.0.1:9/prefect",
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": "postgresql+asyncpg://team@127.0.0.1:9/prefect",
+        "PREFECT_SERVER_API_AUTH_STRING": "me:password",
+        "PREFECT_SERVER_API_BASE_PATH": "/team",
+    }
+    for name, value in theirs.items():
+        monkeypatch.setenv(name, value)
+    with prefect_server(tmp_path, 0) as server:
+        reached = psutil.Process(server.process.pid).environ()
+    assert reached["PREFECT_HOME"] == str(tmp_path)
+    assert not theirs.keys() & reached.keys()
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,25 +32,70 @@ def test_folder_on_a_full_disk_ends_in_one_sentence(tmp_path: Path) -> None:
     assert line.endswith("then the same command resumes.")
 
 
-def test_folder_deleted_while_a_run_uses_it_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("error", [FileNotFoundError("journal.jsonl"), SettingsError(["config: expected a file"])])
+def test_folder_deleted_while_a_run_uses_it_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
     folder = tmp_path / "runs"
     with pytest.raises(SystemExit) as ended, writable_folder(folder):
         folder.rmdir()
-        raise FileNotFoundError("journal.jsonl")
+        raise error
     assert ended.value.code == 74
     assert "it was deleted or moved; put it back" in capsys.readouterr().err
 
 
 def test_folder_that_cannot_be_made_is_rejected_with_a_fix(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for folder, fix in (("file", "File exists; free space, or allow"), ("file/runs", "Not a directory; free space")):
-        with pytest.raises(SettingsError, match=fix), writable_folder(tmp_path / folder):
+    for folder in ("file", "file/runs"):
+        with (
+            pytest.raises(SettingsError, match=r"expected a folder in .*, found a file; move it away, or choose"),
+            writable_folder(tmp_path / folder),
+        ):
             pass
     with (
         pytest.raises(SettingsError, match="it cannot be created; choose"),
         writable_folder(Path("/proc/runs")),
     ):
         pass
+
+
+def test_folder_moved_while_a_run_uses_it_is_named_though_something_made_the_path_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "runs"
+    with pytest.raises(SystemExit) as ended, writable_folder(folder):
+        folder.rename(tmp_path / "elsewhere")
+        folder.mkdir()
+        raise ValueError("Can't find 'adapter_config.json'")
+    assert ended.value.code == 74
+    assert "what is there now was made since; put the old folder in its place" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("make", [Path.touch, Path.mkdir], ids=["file", "folder"])
+def test_thing_in_the_way_within_the_folder_is_named(
+    tmp_path: Path, make: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(place := tmp_path / "journal.jsonl")
+    with pytest.raises(SystemExit) as ended, writable_folder(tmp_path):
+        place.open("a") if place.is_dir() else (place / "x").mkdir()
+    assert ended.value.code == 74
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(place) in line
+    assert "move away what is there" in line
+
+
+def test_file_deleted_while_a_run_uses_it_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What deletes the whole folder may find that something, such as a server, has made it again."""
+    with pytest.raises(SystemExit) as ended, writable_folder(tmp_path):
+        (tmp_path / "run" / "journal.jsonl").open("a")
+    assert ended.value.code == 74
+    assert "journal.jsonl' was deleted or moved while the run used it" in capsys.readouterr().err
+
+
+def test_thing_in_the_way_elsewhere_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(IsADirectoryError), writable_folder(tmp_path / "runs"):
+        tmp_path.open("a")
 
 
 def test_error_that_is_not_of_the_folder_is_kept(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Every command that a message on the registry names is run here, as it is written but for words in capitals."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from flows import registry_cli
+from flows.registry_settings import registry_settings
 from tasks import registry, tracking
 from tasks.by_hand import promote_by_hand, reject_by_hand, roll_back
 from tasks.commands import registry_command
@@ -77,6 +79,52 @@ def test_command_on_the_default_folder_is_short(monkeypatch: pytest.MonkeyPatch)
     assert command == "sft-flow promote m 3 --reason TEXT"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:5000")
     assert registry_command(RunConfig(output_dir="x"), "versions", "m") == "sft-flow versions m"
+
+
+@pytest.mark.parametrize("content", [None, b""])
+def test_registry_that_is_not_there_is_never_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
+) -> None:
+    store = tmp_path / "mlflow.db"
+    if content is not None:
+        store.write_bytes(content)
+    before = list(tmp_path.iterdir())
+    for address in ("", f"sqlite:///{store}"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        message = message_of(lambda: registry_settings("m", str(tmp_path)))
+        assert message.startswith(f"{'MLFLOW_TRACKING_URI' if address else 'output_dir'}: expected a registry in ")
+    assert list(tmp_path.iterdir()) == before
+    assert not store.exists() or not store.stat().st_size
+
+
+def test_registry_that_is_damaged_is_named(config: RunConfig) -> None:
+    store = Path(config.output_dir) / "mlflow.db"
+    os.truncate(store, store.stat().st_size // 2)
+    tracking._follow_move_once.cache_clear()  # as in a new process
+    message = message_of(lambda: registry_settings(config.registered_model_name, config.output_dir))
+    assert f"{str(store)!r}: it is damaged" in message
+
+
+def test_registry_of_a_folder_that_nobody_may_write_to_is_read(config: RunConfig, tmp_path: Path) -> None:
+    """In a process without the rights of root, which the folder's permissions would not bind."""
+    folder = Path(config.output_dir)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(path.stat().st_mode & ~0o222)
+    command = [sys.executable, "-c", "from flows.cli import main; main()"]
+    if os.geteuid() == 0:
+        command = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", *command]
+    arguments = [config.registered_model_name, "--output_dir", str(folder)]
+
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*command, *words], capture_output=True, text=True, timeout=120, check=False)
+
+    listed = call("versions", *arguments)
+    assert listed.returncode == 0, listed.stderr
+    refused = call("rollback", *arguments, "--reason", "x")
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(path.stat().st_mode | 0o200)
 
 
 def test_message_on_a_missing_version_lists_what_is_there(

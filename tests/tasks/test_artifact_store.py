@@ -12,7 +12,7 @@ from prefect.logging import disable_run_logger
 from tasks import artifact_store
 from tasks.artifact_store import open_folder, publish, restore_progress, save_progress, store_problems
 from tasks.refs import FolderRef
-from training_core.config import RunConfig
+from training_core.config import RunConfig, SettingsError
 from training_core.folders import MANIFEST, seal, seal_digest
 from training_core.rows.files import client_errors_as_os_errors
 from training_core.training.checkpoints import latest_complete_checkpoint
@@ -120,6 +120,32 @@ def test_failed_upload_is_completed_by_publishing_again(
         publish(folder)
     ref = publish(folder)
     assert (open_folder(ref, there) / "inner" / "b.bin").read_text() == "weights"
+
+
+@pytest.mark.parametrize("digest", ["../../../elsewhere", "", "f" * 63, "F" * 64, "f" * 63 + "\n"])
+def test_digest_that_is_none_names_no_folder(folder: Path, there: RunConfig, digest: str) -> None:
+    with pytest.raises(SettingsError, match="expected the digest of a folder"):
+        open_folder(FolderRef(str(folder), None, digest), there)
+
+
+def test_path_that_leads_out_of_the_output_folder_is_not_opened(folder: Path, tmp_path: Path) -> None:
+    (own := tmp_path / "own").mkdir()
+    ref = publish(folder)
+    outside = FolderRef(f"{own}/../{folder.relative_to(tmp_path)}", None, ref.digest)
+    with pytest.raises(FileNotFoundError, match="missing or damaged on this machine"):
+        open_folder(outside, RunConfig(output_dir=str(own)))
+
+
+def test_name_in_the_store_that_leads_out_of_the_folder_is_not_written(
+    url: str, folder: Path, there: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An object store has no folders: any key can be there."""
+    ref = publish(folder)
+    filesystem, root = fsspec.core.url_to_fs(ref.url)
+    monkeypatch.setattr(type(filesystem), "find", lambda *_: [f"{root}/a.bin", f"{root}/../../../escaped"])
+    with pytest.raises(SettingsError, match="leads out of the folder"):
+        open_folder(ref, there)
+    assert not list(Path(there.output_dir).rglob("escaped"))
 
 
 def test_incomplete_folder_is_not_published(url: str, folder: Path) -> None:

@@ -2,7 +2,12 @@
 
 import dataclasses
 import logging
+import os
+import re
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,20 +99,37 @@ def test_preflight_asks_for_the_gpu_only_where_it_trains(
     assert problem.startswith("train_on")
 
 
-def test_preflight_warns_about_a_pool_without_a_worker(
-    ready: RunConfig, prefect_api: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    with get_client(sync_client=True) as client:
-        client.create_work_pool(WorkPoolCreate(name="idle", type="process"))
-    train_flow.to_deployment("idle", work_pool_name="idle", entrypoint_type=EntrypointType.MODULE_PATH).apply()
+def warnings_about(pool: str, ready: RunConfig, caplog: pytest.LogCaptureFixture) -> str:
+    train_flow.to_deployment("idle", work_pool_name=pool, entrypoint_type=EntrypointType.MODULE_PATH).apply()
     logger = logging.getLogger("prefect.task_runs")
     logger.addHandler(caplog.handler)
     try:
         preflight(dataclasses.replace(ready, train_on="train-flow/idle"), DATASET)
     finally:
         logger.removeHandler(caplog.handler)
-    assert "Pool idle has no worker online: the training waits up to 24 hours" in caplog.text
-    assert "prefect worker start --pool idle" in caplog.text
+    return caplog.text
+
+
+def test_preflight_warns_about_a_pool_without_a_worker(
+    ready: RunConfig, prefect_api: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name="idle", type="process"))
+    warned = warnings_about("idle", ready, caplog)
+    assert "Pool idle has no worker online: the training waits up to 24 hours" in warned
+    assert "prefect worker start --pool idle" in warned
+
+
+def test_preflight_warns_about_a_paused_pool_with_a_command_that_resumes_it(
+    ready: RunConfig, prefect_api: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name="at night", type="process", is_paused=True))
+        (command,) = set(re.findall(r"prefect work-pool resume 'at night'", warnings_about("at night", ready, caplog)))
+        environment = os.environ | {"PREFECT_API_URL": prefect_api}
+        run = [sys.executable, "-m", *shlex.split(command)]
+        subprocess.run(run, env=environment, check=True, capture_output=True, timeout=120)
+        assert not client.read_work_pool("at night").is_paused
 
 
 def test_preflight_warns_about_a_base_with_other_files(

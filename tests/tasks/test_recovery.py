@@ -2,6 +2,7 @@
 
 import errno
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from prefect import Flow, Task
@@ -84,6 +85,13 @@ def wrapped(error: Exception) -> Exception:
         return outer
 
 
+def not_sent_by_the_hub() -> Exception:
+    """As the hub's client raises it when it has no file and cannot ask for it."""
+    error = FileNotFoundError("cannot find the requested files in the local cache")
+    error.__cause__ = ConnectionError()
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "retried"),
     [
@@ -92,6 +100,12 @@ def wrapped(error: Exception) -> Exception:
         (FULL, False),
         (wrapped(FULL), False),
         (RuntimeError("(sqlite3.OperationalError) database or disk is full"), False),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "journal.jsonl"), False),
+        (FileNotFoundError("the folder is neither here nor in the store"), False),
+        (not_sent_by_the_hub(), True),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "runs"), False),
+        (FileExistsError(errno.EEXIST, "File exists", __file__), False),
+        (FileExistsError(errno.EEXIST, "File exists", str(Path(__file__).parent)), True),
         (wrapped(ConnectionRefusedError()), True),
     ],
     ids=str,

@@ -1,9 +1,11 @@
 """Servers that do not answer are named at once, in one line each."""
 
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +49,113 @@ def refusing() -> Iterator[str]:
     server.server_close()
 
 
+@contextlib.contextmanager
+def answering(status: int, body: bytes, *, slowly: bool = False) -> Iterator[str]:
+    """A server that answers every request alike; with ``slowly`` it never comes to the end of its answer."""
+    ended = threading.Event()
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(1_000_000 if slowly else len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+            while slowly and not ended.wait(0.05):
+                self.wfile.write(b" ")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    ended.set()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("name", ["PREFECT_API_URL", "MLFLOW_TRACKING_URI"])
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (200, b"<html>Welcome</html>", "got '200 OK' from another server"),
+        (200, b"", "got '200 OK' from another server"),
+        (200, b"{}", "got '200 OK' from another server"),
+        (200, b"[1]", "got '200 OK' from another server"),
+        (404, b"not here", "got '404 Not Found' from another server"),
+        (429, b"", "the server answers '429 Too Many Requests'; wait"),
+        (500, b"boom", "the server answers '500 Internal Server Error'; wait"),
+        (503, b"<html>", "the server answers '503 Service Unavailable'; wait"),
+    ],
+)
+def test_server_of_another_kind_or_that_fails_is_one_problem(
+    monkeypatch: pytest.MonkeyPatch, name: str, status: int, body: bytes, words: str
+) -> None:
+    with answering(status, body) as address:
+        monkeypatch.setenv(name, address)
+        (problem,) = server_problems()
+    assert problem.startswith(f"{name}: {address}: ")
+    assert words in problem
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "body"),
+    [
+        ("PREFECT_API_URL", 200, b'"3.8.6"'),
+        ("MLFLOW_TRACKING_URI", 200, b'{"experiment": {}}'),
+        ("MLFLOW_TRACKING_URI", 404, b'{"error_code": "RESOURCE_DOES_NOT_EXIST"}'),
+        ("MLFLOW_TRACKING_URI", 403, b"Permission denied"),
+    ],
+)
+def test_server_that_answers_as_one_is_no_problem(
+    monkeypatch: pytest.MonkeyPatch, name: str, status: int, body: bytes
+) -> None:
+    with answering(status, body) as address:
+        monkeypatch.setenv(name, address)
+        assert server_problems() == []
+
+
+def test_server_that_never_ends_its_answer_is_one_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.servers._SECONDS", 0.2)
+    with answering(200, b'"3', slowly=True) as address:
+        monkeypatch.setenv("PREFECT_API_URL", address)
+        (problem,) = server_problems()
+    assert "no answer (timed out)" in problem
+
+
+def test_server_without_encryption_is_one_problem_at_an_encrypted_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering(200, b'"3.8.6"') as address:
+        monkeypatch.setenv("PREFECT_API_URL", address.replace("http:", "https:"))
+        (problem,) = server_problems()
+    assert "no answer (" in problem
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:4200/api", "htp://127.0.0.1:4200/api", "sqlite:///prefect.db", "prefect"]
+)
+def test_address_of_prefect_that_is_none_is_one_problem(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", address)
+    (problem,) = server_problems()
+    assert "expected http://HOST:PORT/api, got another address" in problem
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "other://me:secret@127.0.0.1:9", "http://127.0.0.1:port"])
+def test_proxy_that_clients_cannot_use_is_the_only_problem(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("all_proxy", proxy)
+    monkeypatch.setenv("PREFECT_API_URL", "no address")
+    (problem,) = server_problems()
+    assert problem.startswith("HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or NO_PROXY: ")
+    assert "secret" not in problem
+
+
+def test_database_that_never_answers_is_one_problem(monkeypatch: pytest.MonkeyPatch, silent: str) -> None:
+    monkeypatch.setattr("tasks.servers._SECONDS", 0.2)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://me:secret@{silent}/db")
+    (problem,) = server_problems()
+    assert "no answer (timed out)" in problem
+    assert "secret" not in problem
+
+
 @pytest.mark.parametrize("name", ["PREFECT_API_URL", "MLFLOW_TRACKING_URI"])
 def test_server_that_refuses_connections_is_one_problem(
     monkeypatch: pytest.MonkeyPatch, name: str, closed: str
@@ -72,6 +181,10 @@ def test_server_that_never_answers_is_one_problem(monkeypatch: pytest.MonkeyPatc
         ("http://me:secret@127.0.0.1:abc/api", "expected an address without a login"),
         ("http://me:secret/word@127.0.0.1:9", "http"),
         ("https://{closed}/api", "no answer"),
+        ("127.0.0.1:5000", "expected http://HOST:PORT, got another address"),
+        ("postgresql://me:secret@/db?host=/no/such/folder", "no answer"),
+        ("sqlite:///{file}", "it is damaged (file is not a database)"),
+        ("sqlite:///{folder}", "expected a SQLite database, found a folder"),
         ("https://me:secret@{closed}/api", "set MLFLOW_TRACKING_USERNAME"),
         ("http://no-such-host.invalid:5000", "no answer"),
         ("postgresql://me:secret@{closed}/db", "no answer"),
@@ -79,9 +192,10 @@ def test_server_that_never_answers_is_one_problem(monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_address_that_cannot_work_is_one_problem(
-    monkeypatch: pytest.MonkeyPatch, closed: str, address: str, words: str
+    monkeypatch: pytest.MonkeyPatch, closed: str, tmp_path: Path, address: str, words: str
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", address.format(closed=closed))
+    (file := tmp_path / "notes.txt").write_text("not a database")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address.format(closed=closed, file=file, folder=tmp_path))
     (problem,) = server_problems()
     assert words in problem
     assert "secret" not in problem

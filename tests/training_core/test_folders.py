@@ -139,6 +139,32 @@ def test_complete_folder_is_unchanged_when_the_body_raises(sealed: Path, error: 
     assert names(sealed.parent) == ["folder"]
 
 
+@pytest.mark.parametrize("name", ["folder", "folder.draft"])
+def test_complete_folder_takes_the_place_of_a_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("in the way")
+    with complete_folder(tmp_path / "folder") as draft:
+        (draft / "new").touch()
+    assert seal_digest(tmp_path / "folder")
+    assert not (tmp_path / "folder.draft").exists()
+
+
+def test_complete_folder_takes_the_place_of_a_link_and_leaves_its_target(tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "kept").touch()
+    (tmp_path / "folder").symlink_to(tmp_path / "target")
+    with complete_folder(tmp_path / "folder") as draft:
+        (draft / "new").touch()
+    assert (tmp_path / "target" / "kept").exists()
+    assert not (tmp_path / "folder").is_symlink()
+
+
+def test_complete_file_replaces_a_folder_in_the_place_of_its_draft(tmp_path: Path) -> None:
+    (tmp_path / "file.draft").mkdir()
+    with complete_file(tmp_path / "file") as draft:
+        draft.write_text("new")
+    assert (tmp_path / "file").read_text() == "new"
+
+
 def test_complete_folder_deletes_the_draft_of_a_killed_process(sealed: Path) -> None:
     before = seal_digest(sealed)
     kill_while_writing("complete_folder", sealed)

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from training_core.config import SettingsError
 from training_core.training.out_of_memory import explain_out_of_memory
 
-_SECONDS_TO_WAIT = 60
+_SECONDS_TO_WAIT = 90  # a process whose parent was killed is there for a minute
 OTHER_GPU = "end what else uses the GPU, or choose another one with CUDA_VISIBLE_DEVICES"
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tasks import certificates, exports, judged_answers, prediction, side_by_side
+from training_core import child_processes
 from training_core.config import RunConfig, SettingsError
 from training_core.training import gpu_lock
 from training_core.training.gpu_lock import hold_device, sole_use_of_gpu
@@ -49,6 +50,10 @@ def test_gpu_lock_waits_for_a_training_that_ends(tmp_path: Path) -> None:
     with hold_device("GPU 1", "the training in /runs/second", seconds=20):
         pass
     first.join()
+
+
+def test_gpu_lock_outlasts_a_training_whose_parent_was_killed() -> None:
+    assert gpu_lock._SECONDS_TO_WAIT > child_processes.POLL_SECONDS + child_processes.SECONDS_TO_END
 
 
 def test_gpu_lock_leaves_other_devices_free() -> None:
