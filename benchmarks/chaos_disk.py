@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 
+from benchmarks.chaos_counts import judge
 from benchmarks.chaos_jobs import LONGEST_SECONDS, Job
-from benchmarks.chaos_registry import judge
 from benchmarks.chaos_table import Trial
 
 LONGEST_ERROR = 20  # lines, apart from the log of what went well

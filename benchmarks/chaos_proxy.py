@@ -13,6 +13,7 @@ from typing import Any, Final
 
 HUNG_SECONDS: Final = 8.0
 SLOW_SECONDS: Final = 0.3
+LATE_SECONDS: Final = 20.0
 
 _HOP_BY_HOP = ("connection", "keep-alive", "transfer-encoding", "content-length")
 
@@ -26,6 +27,7 @@ class Fault(StrEnum):
     ERROR = "answer is a 500"
     SLOW = "answer is late"
     LOST = "request is done, its answer is lost"
+    LATE = "request is done long after the client has given up"
 
 
 Choose = Callable[[str, str], Fault]  # of a request's method and path
@@ -40,6 +42,7 @@ class Proxy(ThreadingHTTPServer):
     def __init__(self, upstream: str, choose: Choose, port: int = 0) -> None:
         self.upstream = upstream.removeprefix("http://").rstrip("/")
         self.choose, self.injected = choose, Counter[Fault]()
+        self.do_late, self.done_late = threading.Event(), list[int]()  # set it to do at once what is late
         super().__init__(("127.0.0.1", port), _Handler)
 
     @property
@@ -100,8 +103,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, fault: Fault, body: bytes) -> None:
         if fault is Fault.HUNG:
             time.sleep(HUNG_SECONDS)
-        if fault in (Fault.REFUSED, Fault.HUNG):
+        if fault in (Fault.REFUSED, Fault.HUNG, Fault.LATE):
             self._hang_up()
+            if fault is Fault.LATE:
+                self.server.do_late.wait(LATE_SECONDS)
+                self.server.done_late.append(self._forward(body)[0])
         elif fault is Fault.ERROR:
             self._send(500, {}, b"injected")
         else:

@@ -5,13 +5,13 @@ import contextlib
 import json
 import multiprocessing
 import os
-import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import TypeVar
 
+from benchmarks.chaos_counts import ONE_OF_EACH, STEPS, held, judge
 from benchmarks.chaos_proxy import Fault, proxy
 from benchmarks.chaos_table import Trial
 from flows.local_servers import mlflow_server
@@ -28,7 +28,6 @@ from training_core.training.adapter import LEAKAGE_KEYS_FILE
 from training_core.training.journal import Point
 
 TRIES = 4  # of a task, as in tasks.recovery.NETWORK; without its pauses
-_STEPS = 5
 _AT_ONCE = 4
 _SHARE_OF_FAULTS = 1 / 6
 
@@ -76,7 +75,7 @@ def register(one: Training, tries: int = TRIES) -> None:
     config, fingerprint = one.config, one.run.fingerprint
     run_id = _repeat(lambda: open_tracking_run(config, fingerprint, one.dataset, one.rows), tries)
     trained = TrainedRef(replace(one.run, tracking_run_id=run_id), one.adapter, one.report)
-    points = [Point(step, _STEPS, 1000.0 + step, {"loss": 1.0 / step}) for step in range(1, _STEPS + 1)]
+    points = [Point(step, STEPS, 1000.0 + step, {"loss": 1.0 / step}) for step in range(1, STEPS + 1)]
     for sent in (points[:2], points):
         _repeat(lambda sent=sent: send_points(config, run_id, sent), tries)  # type: ignore[misc]
     _repeat(lambda: log_private_file(config, trained.run, LEAKAGE_KEYS_FILE), tries)
@@ -105,48 +104,6 @@ def _repeat(step: Callable[[], Done], tries: int) -> Done:
             if not left:
                 raise
     raise AssertionError
-
-
-# What MLflow holds of one training, apart from what was deleted; "deleted versions" are those that once had a number.
-ONE_OF_EACH: Mapping[str, int] = {
-    "runs": 1,
-    "runs that never end": 0,
-    "logged models": 1,
-    "logged models that are not ready": 0,
-    "versions": 1,
-    "deleted versions": 0,
-    "points": _STEPS,
-    "points twice": 0,
-    "decisions": 1,
-    "ledgers": 1,
-}
-_OWN_RUNS = "run_uuid IN (SELECT run_uuid FROM tags WHERE key = 'sft_flow.fingerprint' AND value = :fingerprint)"
-_OWN_MODELS = (
-    "model_id IN (SELECT model_id FROM logged_model_tags WHERE tag_key = 'sft_flow.fingerprint' AND tag_value ="
-    " :fingerprint) AND lifecycle_stage = 'active'"
-)
-_LEDGERS = "run_uuid IN (SELECT run_uuid FROM tags WHERE key = 'sft_flow.ledger_of' AND value = :name)"
-_COUNTS = {
-    "runs": f"FROM runs WHERE {_OWN_RUNS} AND lifecycle_stage = 'active'",
-    "runs that never end": f"FROM runs WHERE {_OWN_RUNS} AND status NOT IN ('FINISHED', 'KILLED')",
-    "logged models": f"FROM logged_models WHERE {_OWN_MODELS}",
-    "logged models that are not ready": f"FROM logged_models WHERE {_OWN_MODELS} AND status != 2",
-    "versions": "FROM model_versions WHERE name = :name AND current_stage != 'Deleted_Internal'",
-    "deleted versions": "FROM model_versions WHERE name = :name AND current_stage = 'Deleted_Internal'",
-    "points": f"FROM (SELECT DISTINCT step FROM metrics WHERE key = 'loss' AND {_OWN_RUNS})",
-    "points twice": f"- count(DISTINCT step) FROM metrics WHERE key = 'loss' AND {_OWN_RUNS}",
-    "decisions": f"FROM params WHERE key LIKE 'decision.%' AND {_LEDGERS}",
-    "ledgers": f"FROM runs WHERE {_LEDGERS} AND lifecycle_stage = 'active'",
-}
-
-
-def held(database: Path, fingerprint: str, name: str) -> dict[str, int]:
-    """What a store holds of a training and of its registered model; ``ONE_OF_EACH`` when nothing is lost or twice."""
-    with contextlib.closing(sqlite3.connect(database, timeout=60)) as store:
-        values = {"fingerprint": fingerprint, "name": name}
-        return {
-            what: store.execute(f"SELECT count(*) {query}", values).fetchone()[0] for what, query in _COUNTS.items()
-        }
 
 
 @contextlib.contextmanager
@@ -223,15 +180,6 @@ def _disturbed(one: Training, store: Path, address: str, random: Random, faults:
             problem = f"{type(error).__name__}: {error}"[:500]
     injected = sum(faulty.injected.values())
     return judge(held(store, one.run.fingerprint, one.config.registered_model_name), ONE_OF_EACH, injected, problem)
-
-
-def judge(found: Mapping[str, int], wanted: Mapping[str, int], injected: int, problem: str = "") -> Trial:
-    """Compare what MLflow holds with what it holds of a run that nothing disturbed."""
-    wrong = {what: (found[what], count) for what, count in wanted.items() if found[what] != count}
-    lost = sum(max(0, count - got) for got, count in wrong.values())
-    twice = sum(max(0, got - count) for got, count in wrong.values())
-    problem = f"{problem} {wrong or ''}".strip()
-    return Trial(injected, 0 if problem else injected, lost, twice, problem)
 
 
 @contextlib.contextmanager

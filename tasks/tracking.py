@@ -116,7 +116,7 @@ def open_tracking_run(config: RunConfig, fingerprint: str, dataset: DatasetRef, 
     run, others = found_or_created(
         lambda: _runs_of(client, experiment, fingerprint), lambda: client.create_run(experiment, tags=tags)
     )
-    _delete_runs(client, others)
+    delete_runs(client, others)
     known = run.data.params
     params = {name: str(value)[:_LONGEST_PARAM] for name, value in asdict(config).items() if name not in known}
     client.log_batch(run.info.run_id, params=[Param(name, value) for name, value in params.items()])
@@ -137,8 +137,9 @@ def _runs_of(client: MlflowClient, experiment: str, fingerprint: str) -> list[Ru
     return sorted(found, key=lambda run: (not run.data.params, run.info.start_time, run.info.run_id))
 
 
-def _delete_runs(client: MlflowClient, runs: Sequence[Run]) -> None:
-    """A process that has created one of them, and still uses it, is refused by the server and tries again."""
+def delete_runs(client: MlflowClient, runs: Sequence[Run]) -> None:
+    """Delete runs that were created twice. A process that has created one of them, and still uses it, is refused by the
+    server and tries again."""
     for run in runs:
         client.set_terminated(run.info.run_id, "KILLED")  # the list of deleted runs shows the state, too
         client.delete_run(run.info.run_id)
@@ -194,8 +195,6 @@ def log_results(config: RunConfig, run_id: str, report: EvalReport) -> None:
     run = client.get_run(run_id)
     if run.info.status != "FINISHED":
         client.set_terminated(run_id, "FINISHED")
-    of_the_same = _runs_of(client, run.info.experiment_id, run.data.tags[FINGERPRINT_TAG])
-    _delete_runs(client, [other for other in of_the_same if other.info.run_id != run_id])
 
 
 def report_name(evidence: str, time: str) -> str:

@@ -1,19 +1,25 @@
 """One of each in MLflow, whatever answers are lost and however many processes try at once. A part of `make chaos`."""
 
 import json
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from benchmarks import chaos
+from benchmarks.chaos_counts import ONE_OF_EACH, held, judge
 from benchmarks.chaos_proxy import Fault, proxy
-from benchmarks.chaos_registry import ONE_OF_EACH, environment, held, judge, register, tracked_at, training
+from benchmarks.chaos_registry import Training, environment, register, tracked_at, training
 from benchmarks.chaos_table import Trial, table
 from flows.local_servers import mlflow_server
+from tasks.refs import TrainedRef
+from tasks.registry import find_or_create_version
+from tasks.tracking import open_tracking_run
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +47,42 @@ def test_lost_answers_of_creations_leave_one_of_each(home: Path, mlflow_address:
         register(one)
     assert faulty.injected[Fault.LOST] >= 9
     assert held(home / "mlflow.db", one.run.fingerprint, "lost") == ONE_OF_EACH
+
+
+def register_another(one: Training) -> None:
+    """Register another training of the same registered model."""
+    run = replace(one.run, fingerprint=f"another {one.config.registered_model_name}")
+    run = replace(run, tracking_run_id=open_tracking_run(one.config, run.fingerprint, one.dataset, one.rows))
+    find_or_create_version(one.config, TrainedRef(run, one.adapter, one.report), "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("next_start", [register, register_another])
+def test_creations_that_a_server_does_late_leave_one_of_each(
+    next_start: Callable[[Training], None], home: Path, mlflow_address: str
+) -> None:
+    """Every first request that creates is done after the training was registered; then comes the next start."""
+    asked: Counter[str] = Counter()
+
+    def choose(method: str, path: str) -> Fault:
+        created = method == "POST" and path.endswith(("/create", "/logged-models"))
+        asked[path] += created
+        return Fault.LATE if created and asked[path] % 2 else Fault.NONE
+
+    name = f"late-{next_start.__name__}"
+    one, store = training(home / name, name), home / "mlflow.db"
+    with proxy(mlflow_address, choose) as faulty, tracked_at(faulty.address):
+        register(one)
+        assert held(store, one.run.fingerprint, name) == ONE_OF_EACH
+        faulty.do_late.set()
+        while len(faulty.done_late) < faulty.injected[Fault.LATE]:
+            time.sleep(0.1)
+        late = held(store, one.run.fingerprint, name)
+        assert {what for what, count in late.items() if count == 2} == {"runs", "logged models", "versions", "ledgers"}
+    with tracked_at(mlflow_address):
+        next_start(one)
+    versions = 1 + (next_start is register_another)
+    assert held(store, one.run.fingerprint, name) == {**ONE_OF_EACH, "versions": versions, "deleted versions": 1}
 
 
 @pytest.mark.slow

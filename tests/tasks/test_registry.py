@@ -34,7 +34,7 @@ def test_version_half_uploaded_by_a_killed_process_is_completed(config: RunConfi
         tracking.FINGERPRINT_TAG: trained.run.fingerprint,
         versions.ADAPTER_TAG: trained.adapter.digest,
         **versions.serving_tags(config),
-        registry.NAME_TAG: config.registered_model_name,
+        versions.NAME_TAG: config.registered_model_name,
     }
     half = client.create_logged_model(experiment, "adapter", trained.run.tracking_run_id, tags=tags)
     registry.find_or_create_version(config, trained, "")
