@@ -3,33 +3,35 @@
 import contextlib
 import hashlib
 import os
+import re
 import sqlite3
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.chaos_counts import held
+from benchmarks.chaos_counts import held, judge
+from benchmarks.chaos_table import Trial
 from benchmarks.chaos_warm import Forked, Warm, warm_up
 from flows.doc_sections import ROOT
 from samples.cases import write_rows
 
 NAME: Final = "chaos"
-SETTINGS: Final = {
+SETTINGS: Final[dict[str, str]] = {
     "registered_model_name": NAME,
     "model_name": str(ROOT / "samples" / "tiny_qwen"),
-    "max_steps": "16",
     "save_steps": "1",
     "logging_steps": "1",
-    "per_device_train_batch_size": "2",
+    "per_device_train_batch_size": "1",
     "gradient_accumulation_steps": "2",
     "gradient_checkpointing": "false",
     "learning_rate": "1e-3",
-    "max_eval_rows": "6",
-    "eval_max_new_tokens": "12",
+    "max_eval_rows": "4",
+    "eval_max_new_tokens": "6",
 }
 LONGEST_SECONDS: Final = 900
 _ROWS, _SEED = 120, 7
@@ -42,6 +44,7 @@ class Job:
     folder: Path
     script: bool = False
     output_name: str = "runs"
+    steps: int = 8
     warm: Warm | None = None  # forks it, which is cheaper than to start it
     variables: tuple[tuple[str, str], ...] = ()  # of the environment
 
@@ -68,8 +71,8 @@ class Job:
         if not rows.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             write_rows(rows, _ROWS, _SEED, 0.0)
-        values = {**SETTINGS, "dataset_path": str(rows), "output_dir": str(self.output_dir)}
-        flags = [part for name, value in values.items() for part in (f"--{name}", value)]
+        own = {"max_steps": str(self.steps), "dataset_path": str(rows), "output_dir": str(self.output_dir)}
+        flags = [part for name, value in (SETTINGS | own).items() for part in (f"--{name}", value)]
         return flags if self.script else ["run", *flags]
 
     @property
@@ -101,6 +104,12 @@ class Job:
         """What the last start printed."""
         return (self.folder / "output.log").read_text(encoding="utf-8", errors="replace")
 
+    @property
+    def stage(self) -> str:
+        """The task that the last start of ``sft-flow run`` finished last."""
+        tasks = re.findall(r"Task run '([\w-]+(?: [a-z]{3,}\b)?)[^']*' - Finished", self.output)
+        return f"after {tasks[-1]}" if tasks else "" if self.script else "at the start"
+
     def weights(self) -> str:
         """SHA-256 of the adapter's weights; empty where there is none."""
         found = [*self.output_dir.glob("*/adapter/adapter_model.safetensors")]
@@ -122,6 +131,28 @@ def kill(process: subprocess.Popen[Any] | Forked) -> bool:
     process.kill()
     process.wait()
     return running
+
+
+def timed(job: Job) -> tuple[Job, float]:
+    """A job that has run to its end, to compare others with, and the seconds it took."""
+    started = time.monotonic()
+    assert job.finish() == 0, job.output
+    return job, time.monotonic() - started
+
+
+def error_lines(output: str) -> list[str]:
+    """The lines of a command's output that do not report what went well."""
+    return [line for line in output.splitlines() if line.strip() and "| INFO " not in line]
+
+
+def compare(job: Job, reference: Job, injected: int, code: int, what: str = "") -> Trial:
+    """A disturbed run is to end as the reference did: the same weights, and the same in MLflow."""
+    if code:
+        return Trial(injected, 0, 1, 0, f"exit code {code}: {job.output[-1500:]}", what)
+    if job.weights() != reference.weights():
+        return Trial(injected, 0, 1, 0, "other weights", what)
+    found = Trial(injected, injected, 0, 0) if job.script else judge(job.held(), reference.held(), injected)
+    return replace(found, what=what)
 
 
 @contextlib.contextmanager

@@ -5,14 +5,14 @@ import contextlib
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import TypeVar
 
 from benchmarks.chaos_counts import ONE_OF_EACH, STEPS, held, judge
 from benchmarks.chaos_proxy import Fault, proxy
+from benchmarks.chaos_retries import Clock, repeat
 from benchmarks.chaos_table import Trial
 from flows.local_servers import mlflow_server
 from tasks.ledger import GATE, Entry, Ledger
@@ -27,11 +27,10 @@ from training_core.model_setup import digest_base_model
 from training_core.training.adapter import LEAKAGE_KEYS_FILE
 from training_core.training.journal import Point
 
-TRIES = 4  # of a task, as in tasks.recovery.NETWORK; without its pauses
 _AT_ONCE = 4
 _SHARE_OF_FAULTS = 1 / 6
-
-Done = TypeVar("Done")
+_REQUESTS = 60  # of a training, about
+_OUTAGE_SECONDS = 1800
 
 
 @dataclass(frozen=True)
@@ -70,19 +69,19 @@ def training(folder: Path, name: str) -> Training:
     )
 
 
-def register(one: Training, tries: int = TRIES) -> None:
+def register(one: Training, clock: Clock | None = None) -> None:
     """Track, register and promote a training, each step repeated like the task that does it."""
     config, fingerprint = one.config, one.run.fingerprint
-    run_id = _repeat(lambda: open_tracking_run(config, fingerprint, one.dataset, one.rows), tries)
+    run_id = repeat(lambda: open_tracking_run(config, fingerprint, one.dataset, one.rows), clock)
     trained = TrainedRef(replace(one.run, tracking_run_id=run_id), one.adapter, one.report)
     points = [Point(step, STEPS, 1000.0 + step, {"loss": 1.0 / step}) for step in range(1, STEPS + 1)]
     for sent in (points[:2], points):
-        _repeat(lambda sent=sent: send_points(config, run_id, sent), tries)  # type: ignore[misc]
-    _repeat(lambda: log_private_file(config, trained.run, LEAKAGE_KEYS_FILE), tries)
-    version = _repeat(lambda: find_or_create_version(config, trained, "described"), tries)
-    _repeat(lambda: point_alias(config, CANDIDATE, version), tries)
-    _repeat(lambda: log_results(config, run_id, one.report), tries)
-    _repeat(lambda: promote(config, fingerprint), tries)
+        repeat(lambda sent=sent: send_points(config, run_id, sent), clock)  # type: ignore[misc]
+    repeat(lambda: log_private_file(config, trained.run, LEAKAGE_KEYS_FILE), clock)
+    version = repeat(lambda: find_or_create_version(config, trained, "described"), clock)
+    repeat(lambda: point_alias(config, CANDIDATE, version), clock)
+    repeat(lambda: log_results(config, run_id, one.report), clock)
+    repeat(lambda: promote(config, fingerprint), clock)
 
 
 def promote(config: RunConfig, fingerprint: str) -> None:
@@ -94,16 +93,6 @@ def promote(config: RunConfig, fingerprint: str) -> None:
         return last or Entry(GATE, BECOMES_CHAMPION, own, ledger.champion, own, "better")
 
     decide_once(config, entry_of)
-
-
-def _repeat(step: Callable[[], Done], tries: int) -> Done:
-    for left in range(tries - 1, -1, -1):
-        try:
-            return step()
-        except (RegistryError, OSError):
-            if not left:
-                raise
-    raise AssertionError
 
 
 @contextlib.contextmanager
@@ -133,6 +122,36 @@ def lost_answers(home: Path, seeds: Iterator[Random]) -> Iterator[Trial]:
 def server_faults(home: Path, seeds: Iterator[Random]) -> Iterator[Trial]:
     """MLflow refuses a connection, hangs, answers with a 500, or is late."""
     yield from _through_a_proxy(home, seeds, [Fault.REFUSED, Fault.HUNG, Fault.ERROR, Fault.SLOW])
+
+
+def half_hour_outages(home: Path, seeds: Iterator[Random]) -> Iterator[Trial]:
+    """MLflow cannot be reached for half an hour, on a test clock that counts the pauses between the tries of a task."""
+    store = home / "mlflow.db"
+    once = environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
+    with once, mlflow_server(f"sqlite:///{store}", home / "artifacts", 0) as server:
+        server.wait()
+        for number, random in enumerate(seeds):
+            yield _away(training(home / f"{number}", f"away-{number}"), store, server.address, random)
+
+
+def _away(one: Training, store: Path, address: str, random: Random) -> Trial:
+    """Register a training while the server is away, from a random request on."""
+    clock, before, back = Clock(), iter(range(random.randrange(_REQUESTS))), list[float]()
+
+    def choose(_method: str, _path: str) -> Fault:
+        if next(before, None) is not None:
+            return Fault.NONE
+        back.append(clock.now + _OUTAGE_SECONDS)
+        return Fault.REFUSED if clock.now < back[0] else Fault.NONE
+
+    problem = ""
+    with proxy(address, choose) as faulty, tracked_at(faulty.address):
+        try:
+            register(one, clock)
+        except (RegistryError, OSError) as error:
+            problem = f"{type(error).__name__}: {error}"[:500]
+    found = held(store, one.run.fingerprint, one.config.registered_model_name)
+    return judge(found, ONE_OF_EACH, int(faulty.injected[Fault.REFUSED] > 0), problem)
 
 
 def at_once(home: Path, seeds: Iterator[Random]) -> Iterator[Trial]:

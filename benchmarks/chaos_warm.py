@@ -70,8 +70,8 @@ class Warm:
 def warm_up(environment: Mapping[str, str], folder: Path) -> Warm:
     """Start it in ``folder``; libraries read this environment when they are imported."""
     command = [sys.executable, "-m", "benchmarks.chaos_warm"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    return Warm(subprocess.Popen(command, env=dict(environment), cwd=folder, bufsize=0, **pipes))
+    pipe = subprocess.PIPE
+    return Warm(subprocess.Popen(command, env=dict(environment), cwd=folder, bufsize=0, stdin=pipe, stdout=pipe))
 
 
 def main() -> None:

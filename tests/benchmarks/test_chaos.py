@@ -11,10 +11,11 @@ from random import Random
 
 import pytest
 
-from benchmarks import chaos
+from benchmarks import chaos, chaos_table
 from benchmarks.chaos_counts import ONE_OF_EACH, held, judge
 from benchmarks.chaos_proxy import Fault, proxy
-from benchmarks.chaos_registry import Training, environment, register, tracked_at, training
+from benchmarks.chaos_registry import Training, environment, half_hour_outages, register, tracked_at, training
+from benchmarks.chaos_store import store_faults
 from benchmarks.chaos_table import Trial, table
 from flows.local_servers import mlflow_server
 from tasks.refs import TrainedRef
@@ -101,6 +102,18 @@ def test_faults_of_a_server_leave_one_of_each(home: Path, mlflow_address: str) -
 
 
 @pytest.mark.slow
+def test_outage_of_half_an_hour_leaves_one_of_each(home: Path) -> None:
+    (trial,) = half_hour_outages(home / "away", iter([Random(1)]))
+    assert trial == Trial(1, 1, 0, 0)
+
+
+def test_another_machine_resumes_from_a_store_that_fails(home: Path) -> None:
+    trials = list(store_faults(home / "store", map(Random, range(3, 6))))
+    assert sum(trial.injected for trial in trials) >= 5
+    assert all(trial.survived == trial.injected for trial in trials), trials
+
+
+@pytest.mark.slow
 def test_four_trainings_of_one_fingerprint_leave_one_of_each(
     home: Path, mlflow_address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,7 +137,7 @@ def test_trial_counts_what_is_lost_and_what_is_twice() -> None:
 def test_parts_repeat_with_their_seed_and_go_on_where_they_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chaos, "RESULTS", tmp_path / "chaos.json")
+    monkeypatch.setattr(chaos_table, "RESULTS", tmp_path / "chaos.json")
     monkeypatch.setattr(chaos, "NAMES", {"part": "A fault"})
     seen: list[float] = []
 
