@@ -25,6 +25,7 @@ class Fault(StrEnum):
     REFUSED = "connection closed before the request arrives"
     HUNG = "socket hangs"
     ERROR = "answer is a 500"
+    AWAY = "answer is a 503"
     SLOW = "answer is late"
     LOST = "request is done, its answer is lost"
     LATE = "request is done long after the client has given up"
@@ -108,8 +109,8 @@ class _Handler(BaseHTTPRequestHandler):
             if fault is Fault.LATE:
                 self.server.do_late.wait(LATE_SECONDS)
                 self.server.done_late.append(self._forward(body)[0])
-        elif fault is Fault.ERROR:
-            self._send(500, {}, b"injected")
+        elif fault in (Fault.ERROR, Fault.AWAY):
+            self._send(500 if fault is Fault.ERROR else 503, {}, b"injected")
         else:
             status, headers, answer = self._forward(body)
             if fault is Fault.SLOW:

@@ -125,7 +125,7 @@ def server_faults(home: Path, seeds: Iterator[Random]) -> Iterator[Trial]:
 
 
 def half_hour_outages(home: Path, seeds: Iterator[Random]) -> Iterator[Trial]:
-    """MLflow cannot be reached for half an hour, on a test clock that counts the pauses between the tries of a task."""
+    """MLflow hangs up or answers with a 503 for half an hour, by a clock of the pauses between a task's tries."""
     store = home / "mlflow.db"
     once = environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
     with once, mlflow_server(f"sqlite:///{store}", home / "artifacts", 0) as server:
@@ -137,12 +137,13 @@ def half_hour_outages(home: Path, seeds: Iterator[Random]) -> Iterator[Trial]:
 def _away(one: Training, store: Path, address: str, random: Random) -> Trial:
     """Register a training while the server is away, from a random request on."""
     clock, before, back = Clock(), iter(range(random.randrange(_REQUESTS))), list[float]()
+    kind = random.choice([Fault.REFUSED, Fault.AWAY])
 
     def choose(_method: str, _path: str) -> Fault:
         if next(before, None) is not None:
             return Fault.NONE
         back.append(clock.now + _OUTAGE_SECONDS)
-        return Fault.REFUSED if clock.now < back[0] else Fault.NONE
+        return kind if clock.now < back[0] else Fault.NONE
 
     problem = ""
     with proxy(address, choose) as faulty, tracked_at(faulty.address):
@@ -151,7 +152,7 @@ def _away(one: Training, store: Path, address: str, random: Random) -> Trial:
         except (RegistryError, OSError) as error:
             problem = f"{type(error).__name__}: {error}"[:500]
     found = held(store, one.run.fingerprint, one.config.registered_model_name)
-    return judge(found, ONE_OF_EACH, int(faulty.injected[Fault.REFUSED] > 0), problem)
+    return judge(found, ONE_OF_EACH, int(faulty.injected[kind] > 0), problem)
 
 
 def at_once(home: Path, seeds: Iterator[Random]) -> Iterator[Trial]:
