@@ -19,7 +19,7 @@ from benchmarks.chaos_full_disk import STAGES, full_disk
 from benchmarks.chaos_jobs import temporary_folder
 from benchmarks.chaos_kills import kill_checkpoint_writes, kill_runs, kill_servers
 from benchmarks.chaos_outages import outages, prefect_faults
-from benchmarks.chaos_registry import at_once, half_hour_outages, lost_answers, server_faults
+from benchmarks.chaos_registry import at_once, half_hour_outages, late_servers, lost_answers, server_faults
 from benchmarks.chaos_store import store_faults
 from benchmarks.chaos_table import Trial, read_results, record, table
 from flows.cli import set_environment
@@ -34,6 +34,7 @@ PARTS: dict[Part, int] = {
     kill_checkpoint_writes: 50,
     kill_servers: 10,
     lost_answers: 200,
+    late_servers: 50,
     server_faults: 100,
     store_faults: 100,
     prefect_faults: 50,

@@ -43,13 +43,19 @@ class Proxy(ThreadingHTTPServer):
     def __init__(self, upstream: str, choose: Choose, port: int = 0) -> None:
         self.upstream = upstream.removeprefix("http://").rstrip("/")
         self.choose, self.injected = choose, Counter[Fault]()
-        self.do_late, self.done_late = threading.Event(), list[int]()  # set it to do at once what is late
+        self.do_late, self.done_late = threading.Event(), list[int]()
         super().__init__(("127.0.0.1", port), _Handler)
 
     @property
     def address(self) -> str:
         """The URL to use in place of the server's."""
         return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def finish_late(self) -> None:
+        """Let the server do at once all that is late, and return when it is done."""
+        self.do_late.set()
+        while len(self.done_late) < self.injected[Fault.LATE]:
+            time.sleep(0.05)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that hangs up is no error here."""

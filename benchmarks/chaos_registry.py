@@ -16,6 +16,7 @@ from benchmarks.chaos_retries import Clock, repeat
 from benchmarks.chaos_table import Trial
 from flows.local_servers import mlflow_server
 from tasks.ledger import GATE, Entry, Ledger
+from tasks.leftovers import delete_leftovers
 from tasks.refs import DatasetRef, EvalReport, FolderRef, RunRef, TrainedRef
 from tasks.registry import find_or_create_version
 from tasks.tracking import log_private_file, log_results, open_tracking_run, send_points
@@ -155,6 +156,11 @@ def _away(one: Training, store: Path, address: str, random: Random) -> Trial:
     return judge(found, ONE_OF_EACH, int(faulty.injected[kind] > 0), problem)
 
 
+def late_servers(home: Path, seeds: Iterator[Random]) -> Iterator[Trial]:
+    """MLflow does what it was asked for long after its client gave up; the next start deletes what is there twice."""
+    yield from _through_a_proxy(home, seeds, [Fault.LATE])
+
+
 def at_once(home: Path, seeds: Iterator[Random]) -> Iterator[Trial]:
     """Four processes track, register and promote the same training at the same time."""
     spawn = multiprocessing.get_context("spawn")
@@ -198,8 +204,14 @@ def _disturbed(one: Training, store: Path, address: str, random: Random, faults:
             register(one)
         except (RegistryError, OSError) as error:
             problem = f"{type(error).__name__}: {error}"[:500]
-    injected = sum(faulty.injected.values())
-    return judge(held(store, one.run.fingerprint, one.config.registered_model_name), ONE_OF_EACH, injected, problem)
+        faulty.finish_late()
+    injected, late = sum(faulty.injected.values()), faulty.injected[Fault.LATE]
+    if late:
+        with tracked_at(address):
+            delete_leftovers(one.config)  # as the next start does
+    found = held(store, one.run.fingerprint, one.config.registered_model_name)
+    # A version that was created late had a number.
+    return judge(found | {"deleted versions": 0} if late else found, ONE_OF_EACH, injected, problem)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """One of each in MLflow, whatever answers are lost and however many processes try at once. A part of `make chaos`."""
 
 import json
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -75,9 +74,7 @@ def test_creations_that_a_server_does_late_leave_one_of_each(
     with proxy(mlflow_address, choose) as faulty, tracked_at(faulty.address):
         register(one)
         assert held(store, one.run.fingerprint, name) == ONE_OF_EACH
-        faulty.do_late.set()
-        while len(faulty.done_late) < faulty.injected[Fault.LATE]:
-            time.sleep(0.1)
+        faulty.finish_late()
         late = held(store, one.run.fingerprint, name)
         assert {what for what, count in late.items() if count == 2} == {"runs", "logged models", "versions", "ledgers"}
     with tracked_at(mlflow_address):
