@@ -45,7 +45,7 @@ PARTS: dict[Part, int] = {
     locked_store: 4,
     deleted_databases: 2,
 }
-NAMES = {part.__name__: str(part.__doc__).strip().rstrip(".") for part in PARTS}
+NAMES = {part.__name__: " ".join(str(part.__doc__).split()).rstrip(".") for part in PARTS}
 
 console = Console(highlight=False, soft_wrap=True)
 

@@ -89,7 +89,7 @@ def _run_until_full(job: Job, mark: str) -> int:
     while mark and process.poll() is None:
         found = os.statvfs(job.output_dir)
         with contextlib.suppress(subprocess.CalledProcessError):  # it was written to at this moment
-            _resize(job.output_dir, (found.f_blocks - found.f_bfree) * found.f_frsize)
+            _resize(job.output_dir, max(1, found.f_blocks - found.f_bfree) * found.f_frsize)  # 0 is no limit
             break
     return process.wait(LONGEST_SECONDS)
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 
 from mlflow.entities import LoggedModel
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.tracking import MlflowClient
 
 from tasks.ledger import delete_other_runs
@@ -48,7 +50,15 @@ def _delete_other_models(client: MlflowClient, config: RunConfig, registered: Re
         if fingerprint in registered and model.artifact_location != registered[fingerprint].source:
             versions = client.search_model_versions(f"tags.`{FINGERPRINT_TAG}` = '{fingerprint}'")
             if model.artifact_location not in {version.source for version in versions}:
-                client.delete_logged_model(model.model_id)
+                _delete_model(client, model)
+
+
+def _delete_model(client: MlflowClient, model: LoggedModel) -> None:
+    try:
+        client.delete_logged_model(model.model_id)
+    except MlflowException as error:  # another process has deleted it at the same moment
+        if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            raise
 
 
 def _models_for(client: MlflowClient, config: RunConfig) -> Iterator[LoggedModel]:

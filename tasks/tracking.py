@@ -141,8 +141,12 @@ def delete_runs(client: MlflowClient, runs: Sequence[Run]) -> None:
     """Delete runs that were created twice. A process that has created one of them, and still uses it, is refused by the
     server and tries again."""
     for run in runs:
-        client.set_terminated(run.info.run_id, "KILLED")  # the list of deleted runs shows the state, too
-        client.delete_run(run.info.run_id)
+        try:
+            client.set_terminated(run.info.run_id, "KILLED")  # the list of deleted runs shows the state, too
+            client.delete_run(run.info.run_id)
+        except MlflowException:
+            if client.get_run(run.info.run_id).info.lifecycle_stage == LifecycleStage.ACTIVE:
+                raise  # else another process has deleted it at the same moment
 
 
 def tag_run(config: RunConfig, run_id: str, tags: Mapping[str, str]) -> None:
