@@ -66,7 +66,7 @@ def training(folder: Path, name: str) -> Training:
         FolderRef(str(folder / "evaluation"), None, "e" * 64), 2, {"candidate": 0.5}, {"candidate": 0.0}, None
     )
     return Training(
-        config, dataset, folder / "rows", RunRef(name.ljust(64, "0"), str(folder), digest, ""), adapter, report
+        config, dataset, folder / "rows", RunRef(f"{name}-".ljust(64, "0"), str(folder), digest, ""), adapter, report
     )
 
 
