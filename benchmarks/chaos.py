@@ -5,28 +5,28 @@ every run that it disturbed, and writes the table of docs/reliability.md. ``--re
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from random import Random
-from typing import Any
 
 from rich.console import Console
 
-from benchmarks.chaos_disk import deleted_databases, full_disk, locked_store
+from benchmarks.chaos_disk import deleted_databases, locked_store
+from benchmarks.chaos_full_disk import STAGES, full_disk
 from benchmarks.chaos_jobs import temporary_folder
 from benchmarks.chaos_kills import kill_checkpoint_writes, kill_runs, kill_servers
-from benchmarks.chaos_registry import at_once, lost_answers, server_faults
-from benchmarks.chaos_table import Trial, table
+from benchmarks.chaos_outages import outages, prefect_faults
+from benchmarks.chaos_registry import at_once, half_hour_outages, late_servers, lost_answers, server_faults
+from benchmarks.chaos_store import store_faults
+from benchmarks.chaos_table import Trial, read_results, record, table
 from flows.cli import set_environment
 from flows.doc_sections import DOCS, write_section
 
 Part = Callable[[Path, Iterator[Random]], Iterator[Trial]]
 
-RESULTS = Path(__file__).parent / "results" / "chaos.json"
 PAGE, SECTION = DOCS / "reliability.md", "chaos"
 # How often each is injected at least.
 PARTS: dict[Part, int] = {
@@ -34,13 +34,18 @@ PARTS: dict[Part, int] = {
     kill_checkpoint_writes: 50,
     kill_servers: 10,
     lost_answers: 200,
+    late_servers: 50,
     server_faults: 100,
+    store_faults: 100,
+    prefect_faults: 50,
+    outages: 6,
+    half_hour_outages: 10,
     at_once: 20,
-    full_disk: 12,
+    full_disk: len(STAGES),
     locked_store: 4,
     deleted_databases: 2,
 }
-NAMES = {part.__name__: str(part.__doc__).strip().rstrip(".") for part in PARTS}
+NAMES = {part.__name__: " ".join(str(part.__doc__).split()).rstrip(".") for part in PARTS}
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -84,16 +89,6 @@ def seeds(part: Part, seed: int, start: int) -> Iterator[Random]:
     while True:
         yield Random(f"{part.__name__} {seed} {number}")
         number += 1
-
-
-def read_results() -> dict[str, dict[str, Any]]:
-    """The results of all parts that were run, by name."""
-    return dict(json.loads(RESULTS.read_text(encoding="utf-8"))) if RESULTS.exists() else {}
-
-
-def record(name: str, result: dict[str, Any]) -> None:
-    """Replace the result of one part."""
-    RESULTS.write_text(json.dumps(read_results() | {name: result}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,92 +1,111 @@
 """SIGKILLs at random moments of a run, and in the middle of checkpoint writes."""
 
 import contextlib
+import glob
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import psutil
 
-from benchmarks.chaos_jobs import LONGEST_SECONDS, Job, kill
-from benchmarks.chaos_registry import judge
+from benchmarks.chaos_jobs import LONGEST_SECONDS, Job, compare, kill, timed, warm
 from benchmarks.chaos_table import Trial
+from benchmarks.chaos_warm import Forked
+from flows.local_servers import prefect_server
 
-KILLS_OF_A_RUN = 6
+KILLS_OF_A_RUN = 12
 _POLL_SECONDS, _LONGEST_WRITE = 0.001, 0.02
+
+Running = subprocess.Popen[Any] | Forked
+Wait = Callable[[Running, Job, Random], None]
 
 
 def kill_runs(home: Path, seeds: Iterator[Random]) -> Iterator[Trial]:
-    """SIGKILL of `sft-flow run` at a random moment, then the same command again."""
-    reference, started = Job(home / "reference"), time.monotonic()
-    assert reference.finish() == 0, reference.output
-    longest = time.monotonic() - started
-    yield from _disturb(reference, seeds, lambda process, job, random: _wait(process, random.uniform(0, longest)))
+    """SIGKILL of `sft-flow run` at a random moment, with a Prefect server of its own or not; then the same command."""
+    with warm() as starter, prefect_server(home / "prefect", 0, log=home / "server.log") as server:
+        shared = (("PREFECT_API_URL", f"{server.wait()}/api"),)
+        reference, longest = timed(Job(home / "reference", warm=starter, variables=shared))
+        for random in seeds:
+            one = replace(reference, variables=random.choice([(), shared, shared]))
+            yield from _disturb(one, [random], _moments(longest))
+
+
+def _moments(longest: float) -> Wait:
+    """Any moment of a run from its beginning; when it resumes, and has less to do, one of a third of that time."""
+
+    def wait(process: Running, job: Job, random: Random) -> None:
+        _wait(process, random.uniform(0, longest / 3 if job.output_dir.exists() else longest))
+
+    return wait
 
 
 def kill_checkpoint_writes(home: Path, seeds: Iterator[Random]) -> Iterator[Trial]:
     """SIGKILL of the script while it writes a checkpoint, then the same command again."""
-    reference = Job(home / "reference", script=True)
-    assert reference.finish() == 0, reference.output
-    yield from _disturb(reference, seeds, _wait_for_a_write)
+    with warm() as starter:
+        reference, _ = timed(Job(home / "reference", script=True, warm=starter, steps=16))
+        yield from _disturb(reference, seeds, _wait_for_a_write)
 
 
 def kill_servers(home: Path, seeds: Iterator[Random]) -> Iterator[Trial]:
     """SIGKILL of the Prefect server of `sft-flow run` at a random moment; the run goes on."""
-    reference, started = Job(home / "reference"), time.monotonic()
-    assert reference.finish() == 0, reference.output
-    longest = time.monotonic() - started
-    for random in seeds:
-        job = replace(reference, folder=reference.folder.with_name("disturbed"))
-        process = job.start()
-        _wait(process, random.uniform(longest / 4, longest))
-        children = psutil.Process(process.pid).children() if process.poll() is None else []
-        servers = [child for child in children if "flows.prefect_app:create_app" in child.cmdline()]
-        for server in servers:
-            server.kill()
-        yield _compare(job, reference, len(servers), process.wait(LONGEST_SECONDS))
-        shutil.rmtree(job.folder, ignore_errors=True)
+    with warm() as starter:
+        reference, longest = timed(Job(home / "reference", warm=starter))
+        for random in seeds:
+            job = replace(reference, folder=reference.folder.with_name("disturbed"))
+            process, killed = job.start(), 0
+            while process.poll() is None and not killed:
+                _wait(process, random.uniform(0, longest))
+                killed = _kill_server(process)
+            yield compare(job, reference, killed, process.wait(LONGEST_SECONDS))
+            shutil.rmtree(job.folder, ignore_errors=True)
 
 
-def _disturb(
-    reference: Job, seeds: Iterator[Random], wait: Callable[[subprocess.Popen[str], Job, Random], None]
-) -> Iterator[Trial]:
-    """Start a job and kill it after ``wait``, several times, then let it end, and compare it with the reference."""
+def _kill_server(process: Running) -> int:
+    """SIGKILL of a run's Prefect server; how many there were."""
+    children = psutil.Process(process.pid).children() if process.poll() is None else []
+    servers = [child for child in children if "flows.prefect_app:create_app" in child.cmdline()]
+    for server in servers:
+        server.kill()
+    return len(servers)
+
+
+def _disturb(reference: Job, seeds: Iterable[Random], wait: Wait) -> Iterator[Trial]:
+    """Start a job and kill it after ``wait``, again and again until it ends before that, and compare it with the
+    reference."""
     for random in seeds:
-        job, killed = replace(reference, folder=reference.folder.with_name("disturbed")), 0
-        for _ in range(KILLS_OF_A_RUN):
+        job, stages = replace(reference, folder=reference.folder.with_name("disturbed")), list[str]()
+        while len(stages) < KILLS_OF_A_RUN:
             process = job.start()
             wait(process, job, random)
-            killed += process.poll() is None
-            kill(process)
-        yield _compare(job, reference, killed, job.finish())
+            if not kill(process):
+                break
+            stages.append(job.stage)
+        code = job.finish() if len(stages) == KILLS_OF_A_RUN else process.wait()
+        yield compare(job, reference, len(stages), code, ", ".join(stages))
         shutil.rmtree(job.folder, ignore_errors=True)
 
 
-def _wait(process: subprocess.Popen[str], seconds: float) -> None:
+def _wait(process: Running, seconds: float) -> None:
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
 
 
-def _wait_for_a_write(process: subprocess.Popen[str], job: Job, random: Random) -> None:
+def _wait_for_a_write(process: Running, job: Job, random: Random) -> None:
     """Return a moment after a checkpoint's folder has appeared without its manifest, or when the process has ended."""
-    known = set(job.output_dir.glob("**/checkpoint-*"))
-    left = random.randint(1, 4)
+    known, left = _checkpoints(job), random.randint(1, 4)
     while process.poll() is None and left:
-        for folder in set(job.output_dir.glob("**/checkpoint-*")) - known:
+        for folder in _checkpoints(job) - known:
             known.add(folder)
-            left -= not (folder / "manifest.json").exists()
+            left -= not (job.output_dir / folder / "manifest.json").exists()
         time.sleep(_POLL_SECONDS)
     time.sleep(random.uniform(0, _LONGEST_WRITE))
 
 
-def _compare(job: Job, reference: Job, killed: int, code: int) -> Trial:
-    """A disturbed run is to end as the reference did: the same weights, and the same in MLflow."""
-    if code:
-        return Trial(killed, 0, 1, 0, f"exit code {code}: {job.output[-500:]}")
-    if job.weights() != reference.weights():
-        return Trial(killed, 0, 1, 0, "other weights")
-    return Trial(killed, killed, 0, 0) if job.script else judge(job.held(), reference.held(), killed)
+def _checkpoints(job: Job) -> set[str]:
+    """Not ``Path.glob``: folders disappear while it looks."""
+    return set(glob.glob("*/checkpoints/checkpoint-*", root_dir=job.output_dir))  # noqa: PTH207

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 HUNG_SECONDS: Final = 8.0
 SLOW_SECONDS: Final = 0.3
+LATE_SECONDS: Final = 20.0
 
 _HOP_BY_HOP = ("connection", "keep-alive", "transfer-encoding", "content-length")
 
@@ -24,8 +25,10 @@ class Fault(StrEnum):
     REFUSED = "connection closed before the request arrives"
     HUNG = "socket hangs"
     ERROR = "answer is a 500"
+    AWAY = "answer is a 503"
     SLOW = "answer is late"
     LOST = "request is done, its answer is lost"
+    LATE = "request is done long after the client has given up"
 
 
 Choose = Callable[[str, str], Fault]  # of a request's method and path
@@ -40,12 +43,19 @@ class Proxy(ThreadingHTTPServer):
     def __init__(self, upstream: str, choose: Choose, port: int = 0) -> None:
         self.upstream = upstream.removeprefix("http://").rstrip("/")
         self.choose, self.injected = choose, Counter[Fault]()
+        self.do_late, self.done_late = threading.Event(), list[int]()
         super().__init__(("127.0.0.1", port), _Handler)
 
     @property
     def address(self) -> str:
         """The URL to use in place of the server's."""
         return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def finish_late(self) -> None:
+        """Let the server do at once all that is late, and return when it is done."""
+        self.do_late.set()
+        while len(self.done_late) < self.injected[Fault.LATE]:
+            time.sleep(0.05)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that hangs up is no error here."""
@@ -100,10 +110,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, fault: Fault, body: bytes) -> None:
         if fault is Fault.HUNG:
             time.sleep(HUNG_SECONDS)
-        if fault in (Fault.REFUSED, Fault.HUNG):
+        if fault in (Fault.REFUSED, Fault.HUNG, Fault.LATE):
             self._hang_up()
-        elif fault is Fault.ERROR:
-            self._send(500, {}, b"injected")
+            if fault is Fault.LATE:
+                self.server.do_late.wait(LATE_SECONDS)
+                self.server.done_late.append(self._forward(body)[0])
+        elif fault in (Fault.ERROR, Fault.AWAY):
+            self._send(500 if fault is Fault.ERROR else 503, {}, b"injected")
         else:
             status, headers, answer = self._forward(body)
             if fault is Fault.SLOW:

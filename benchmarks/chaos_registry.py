@@ -5,17 +5,18 @@ import contextlib
 import json
 import multiprocessing
 import os
-import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import TypeVar
 
+from benchmarks.chaos_counts import ONE_OF_EACH, STEPS, held, judge
 from benchmarks.chaos_proxy import Fault, proxy
+from benchmarks.chaos_retries import Clock, repeat
 from benchmarks.chaos_table import Trial
 from flows.local_servers import mlflow_server
 from tasks.ledger import GATE, Entry, Ledger
+from tasks.leftovers import delete_leftovers
 from tasks.refs import DatasetRef, EvalReport, FolderRef, RunRef, TrainedRef
 from tasks.registry import find_or_create_version
 from tasks.tracking import log_private_file, log_results, open_tracking_run, send_points
@@ -27,12 +28,10 @@ from training_core.model_setup import digest_base_model
 from training_core.training.adapter import LEAKAGE_KEYS_FILE
 from training_core.training.journal import Point
 
-TRIES = 4  # of a task, as in tasks.recovery.NETWORK; without its pauses
-_STEPS = 5
 _AT_ONCE = 4
 _SHARE_OF_FAULTS = 1 / 6
-
-Done = TypeVar("Done")
+_REQUESTS = 60  # of a training, about
+_OUTAGE_SECONDS = 1800
 
 
 @dataclass(frozen=True)
@@ -67,23 +66,23 @@ def training(folder: Path, name: str) -> Training:
         FolderRef(str(folder / "evaluation"), None, "e" * 64), 2, {"candidate": 0.5}, {"candidate": 0.0}, None
     )
     return Training(
-        config, dataset, folder / "rows", RunRef(name.ljust(64, "0"), str(folder), digest, ""), adapter, report
+        config, dataset, folder / "rows", RunRef(f"{name}-".ljust(64, "0"), str(folder), digest, ""), adapter, report
     )
 
 
-def register(one: Training, tries: int = TRIES) -> None:
+def register(one: Training, clock: Clock | None = None) -> None:
     """Track, register and promote a training, each step repeated like the task that does it."""
     config, fingerprint = one.config, one.run.fingerprint
-    run_id = _repeat(lambda: open_tracking_run(config, fingerprint, one.dataset, one.rows), tries)
+    run_id = repeat(lambda: open_tracking_run(config, fingerprint, one.dataset, one.rows), clock)
     trained = TrainedRef(replace(one.run, tracking_run_id=run_id), one.adapter, one.report)
-    points = [Point(step, _STEPS, 1000.0 + step, {"loss": 1.0 / step}) for step in range(1, _STEPS + 1)]
+    points = [Point(step, STEPS, 1000.0 + step, {"loss": 1.0 / step}) for step in range(1, STEPS + 1)]
     for sent in (points[:2], points):
-        _repeat(lambda sent=sent: send_points(config, run_id, sent), tries)  # type: ignore[misc]
-    _repeat(lambda: log_private_file(config, trained.run, LEAKAGE_KEYS_FILE), tries)
-    version = _repeat(lambda: find_or_create_version(config, trained, "described"), tries)
-    _repeat(lambda: point_alias(config, CANDIDATE, version), tries)
-    _repeat(lambda: log_results(config, run_id, one.report), tries)
-    _repeat(lambda: promote(config, fingerprint), tries)
+        repeat(lambda sent=sent: send_points(config, run_id, sent), clock)  # type: ignore[misc]
+    repeat(lambda: log_private_file(config, trained.run, LEAKAGE_KEYS_FILE), clock)
+    version = repeat(lambda: find_or_create_version(config, trained, "described"), clock)
+    repeat(lambda: point_alias(config, CANDIDATE, version), clock)
+    repeat(lambda: log_results(config, run_id, one.report), clock)
+    repeat(lambda: promote(config, fingerprint), clock)
 
 
 def promote(config: RunConfig, fingerprint: str) -> None:
@@ -95,58 +94,6 @@ def promote(config: RunConfig, fingerprint: str) -> None:
         return last or Entry(GATE, BECOMES_CHAMPION, own, ledger.champion, own, "better")
 
     decide_once(config, entry_of)
-
-
-def _repeat(step: Callable[[], Done], tries: int) -> Done:
-    for left in range(tries - 1, -1, -1):
-        try:
-            return step()
-        except (RegistryError, OSError):
-            if not left:
-                raise
-    raise AssertionError
-
-
-# What MLflow holds of one training, apart from what was deleted; "deleted versions" are those that once had a number.
-ONE_OF_EACH: Mapping[str, int] = {
-    "runs": 1,
-    "runs that never end": 0,
-    "logged models": 1,
-    "logged models that are not ready": 0,
-    "versions": 1,
-    "deleted versions": 0,
-    "points": _STEPS,
-    "points twice": 0,
-    "decisions": 1,
-    "ledgers": 1,
-}
-_OWN_RUNS = "run_uuid IN (SELECT run_uuid FROM tags WHERE key = 'sft_flow.fingerprint' AND value = :fingerprint)"
-_OWN_MODELS = (
-    "model_id IN (SELECT model_id FROM logged_model_tags WHERE tag_key = 'sft_flow.fingerprint' AND tag_value ="
-    " :fingerprint) AND lifecycle_stage = 'active'"
-)
-_LEDGERS = "run_uuid IN (SELECT run_uuid FROM tags WHERE key = 'sft_flow.ledger_of' AND value = :name)"
-_COUNTS = {
-    "runs": f"FROM runs WHERE {_OWN_RUNS} AND lifecycle_stage = 'active'",
-    "runs that never end": f"FROM runs WHERE {_OWN_RUNS} AND status NOT IN ('FINISHED', 'KILLED')",
-    "logged models": f"FROM logged_models WHERE {_OWN_MODELS}",
-    "logged models that are not ready": f"FROM logged_models WHERE {_OWN_MODELS} AND status != 2",
-    "versions": "FROM model_versions WHERE name = :name AND current_stage != 'Deleted_Internal'",
-    "deleted versions": "FROM model_versions WHERE name = :name AND current_stage = 'Deleted_Internal'",
-    "points": f"FROM (SELECT DISTINCT step FROM metrics WHERE key = 'loss' AND {_OWN_RUNS})",
-    "points twice": f"- count(DISTINCT step) FROM metrics WHERE key = 'loss' AND {_OWN_RUNS}",
-    "decisions": f"FROM params WHERE key LIKE 'decision.%' AND {_LEDGERS}",
-    "ledgers": f"FROM runs WHERE {_LEDGERS} AND lifecycle_stage = 'active'",
-}
-
-
-def held(database: Path, fingerprint: str, name: str) -> dict[str, int]:
-    """What a store holds of a training and of its registered model; ``ONE_OF_EACH`` when nothing is lost or twice."""
-    with contextlib.closing(sqlite3.connect(database, timeout=60)) as store:
-        values = {"fingerprint": fingerprint, "name": name}
-        return {
-            what: store.execute(f"SELECT count(*) {query}", values).fetchone()[0] for what, query in _COUNTS.items()
-        }
 
 
 @contextlib.contextmanager
@@ -176,6 +123,42 @@ def lost_answers(home: Path, seeds: Iterator[Random]) -> Iterator[Trial]:
 def server_faults(home: Path, seeds: Iterator[Random]) -> Iterator[Trial]:
     """MLflow refuses a connection, hangs, answers with a 500, or is late."""
     yield from _through_a_proxy(home, seeds, [Fault.REFUSED, Fault.HUNG, Fault.ERROR, Fault.SLOW])
+
+
+def half_hour_outages(home: Path, seeds: Iterator[Random]) -> Iterator[Trial]:
+    """MLflow hangs up or answers with a 503 for half an hour, by a clock of the pauses between a task's tries."""
+    store = home / "mlflow.db"
+    once = environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
+    with once, mlflow_server(f"sqlite:///{store}", home / "artifacts", 0) as server:
+        server.wait()
+        for number, random in enumerate(seeds):
+            yield _away(training(home / f"{number}", f"away-{number}"), store, server.address, random)
+
+
+def _away(one: Training, store: Path, address: str, random: Random) -> Trial:
+    """Register a training while the server is away, from a random request on."""
+    clock, before, back = Clock(), iter(range(random.randrange(_REQUESTS))), list[float]()
+    kind = random.choice([Fault.REFUSED, Fault.AWAY])
+
+    def choose(_method: str, _path: str) -> Fault:
+        if next(before, None) is not None:
+            return Fault.NONE
+        back.append(clock.now + _OUTAGE_SECONDS)
+        return kind if clock.now < back[0] else Fault.NONE
+
+    problem = ""
+    with proxy(address, choose) as faulty, tracked_at(faulty.address):
+        try:
+            register(one, clock)
+        except (RegistryError, OSError) as error:
+            problem = f"{type(error).__name__}: {error}"[:500]
+    found = held(store, one.run.fingerprint, one.config.registered_model_name)
+    return judge(found, ONE_OF_EACH, int(faulty.injected[kind] > 0), problem)
+
+
+def late_servers(home: Path, seeds: Iterator[Random]) -> Iterator[Trial]:
+    """MLflow does what it was asked for long after its client gave up; the next start deletes what is there twice."""
+    yield from _through_a_proxy(home, seeds, [Fault.LATE])
 
 
 def at_once(home: Path, seeds: Iterator[Random]) -> Iterator[Trial]:
@@ -221,17 +204,14 @@ def _disturbed(one: Training, store: Path, address: str, random: Random, faults:
             register(one)
         except (RegistryError, OSError) as error:
             problem = f"{type(error).__name__}: {error}"[:500]
-    injected = sum(faulty.injected.values())
-    return judge(held(store, one.run.fingerprint, one.config.registered_model_name), ONE_OF_EACH, injected, problem)
-
-
-def judge(found: Mapping[str, int], wanted: Mapping[str, int], injected: int, problem: str = "") -> Trial:
-    """Compare what MLflow holds with what it holds of a run that nothing disturbed."""
-    wrong = {what: (found[what], count) for what, count in wanted.items() if found[what] != count}
-    lost = sum(max(0, count - got) for got, count in wrong.values())
-    twice = sum(max(0, got - count) for got, count in wrong.values())
-    problem = f"{problem} {wrong or ''}".strip()
-    return Trial(injected, 0 if problem else injected, lost, twice, problem)
+        faulty.finish_late()
+    injected, late = sum(faulty.injected.values()), faulty.injected[Fault.LATE]
+    if late:
+        with tracked_at(address):
+            delete_leftovers(one.config)  # as the next start does
+    found = held(store, one.run.fingerprint, one.config.registered_model_name)
+    # A version that was created late had a number.
+    return judge(found | {"deleted versions": 0} if late else found, ONE_OF_EACH, injected, problem)
 
 
 @contextlib.contextmanager

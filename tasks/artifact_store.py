@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import fsspec
 from filelock import FileLock
-from prefect import get_run_logger
+from fsspec import AbstractFileSystem
 
 from tasks.refs import FolderRef
 from training_core.config import RunConfig, SettingsError
@@ -79,7 +79,7 @@ def save_progress(run_dir: Path, fingerprint: str, saved_step: int) -> int:
     # The journal first: a checkpoint without the points before it could not be resumed.
     filesystem.put_file(str(run_dir / "journal.jsonl"), f"{root}/journal.jsonl")
     _upload(run_dir / "checkpoints" / f"checkpoint-{newest}", f"{url}/checkpoint-{newest}")
-    for older in _stored_steps(url) - {newest}:
+    for older in _stored_steps(filesystem, root):  # also what is left of one that was deleted in part
         if older < newest:
             with contextlib.suppress(FileNotFoundError):  # another machine with the same training deleted it
                 filesystem.rm(f"{root}/checkpoint-{older}", recursive=True)
@@ -87,20 +87,21 @@ def save_progress(run_dir: Path, fingerprint: str, saved_step: int) -> int:
 
 
 @client_errors_as_os_errors()
-def restore_progress(run_dir: Path, fingerprint: str) -> None:
-    """Download the store's newest checkpoint and its journal, unless this machine has a checkpoint that is as new.
-    Raises ``OSError`` when the store fails."""
+def restore_progress(run_dir: Path, fingerprint: str) -> int | None:
+    """Download the store's newest checkpoint and its journal, unless this machine has a checkpoint that is as new;
+    returns its step. Raises ``OSError`` when the store fails."""
     url = _store_url("runs", fingerprint[:16])
     if url is None:
-        return
-    newest = max(_stored_steps(url), default=0)
-    if newest <= _newest_step(run_dir):
-        return
-    run_dir.mkdir(parents=True, exist_ok=True)
+        return None
     filesystem, root = fsspec.core.url_to_fs(url)
+    steps = _stored_steps(filesystem, root)
+    newest = max((step for step in steps if _has(filesystem, root, f"checkpoint-{step}", MANIFEST)), default=0)
+    if newest <= _newest_step(run_dir):
+        return None
+    run_dir.mkdir(parents=True, exist_ok=True)
     filesystem.get_file(f"{root}/journal.jsonl", str(run_dir / "journal.jsonl"))
     _download(f"{url}/checkpoint-{newest}", run_dir / "checkpoints" / f"checkpoint-{newest}")
-    get_run_logger().info("Checkpoint %d downloaded from %s, where another machine uploaded it", newest, url)
+    return newest
 
 
 def _newest_step(run_dir: Path) -> int:
@@ -108,9 +109,22 @@ def _newest_step(run_dir: Path) -> int:
     return max((step_of(path.parent) or 0 for path in manifests), default=0)
 
 
-def _stored_steps(url: str) -> set[int]:
-    filesystem, root = fsspec.core.url_to_fs(url)
-    return {step_of(Path(path).parent) or 0 for path in filesystem.glob(f"{root}/checkpoint-*/{MANIFEST}")}
+def _stored_steps(filesystem: AbstractFileSystem, root: str) -> set[int]:
+    """The steps of all checkpoints in the store, complete or not. ``glob`` would leave out what it fails to list."""
+    try:
+        steps = {step_of(Path(name.rstrip("/"))) for name in filesystem.ls(root, detail=False)}
+    except FileNotFoundError:
+        return set()
+    return {step for step in steps if step is not None}
+
+
+def _has(filesystem: AbstractFileSystem, *parts: str) -> bool:
+    """Whether a file is in the store. ``exists`` would say no when the store fails."""
+    try:
+        filesystem.info("/".join(parts))
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def store_problems(needed: bool) -> list[str]:
@@ -146,7 +160,7 @@ def _store_url(*parts: str) -> str | None:
 def _upload(folder: Path, url: str) -> None:
     """All files, the manifest last: a folder without a manifest is incomplete and is not used."""
     filesystem, root = fsspec.core.url_to_fs(url)
-    if filesystem.exists(f"{root}/{MANIFEST}"):
+    if _has(filesystem, root, MANIFEST):
         return
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     for name in sorted(names, key=lambda name: name == MANIFEST):
@@ -159,7 +173,7 @@ def _upload(folder: Path, url: str) -> None:
 def _download(url: str, folder: Path) -> None:
     """``folder`` appears only when all files are there."""
     filesystem, root = fsspec.core.url_to_fs(url)
-    if not filesystem.exists(f"{root}/{MANIFEST}"):
+    if not _has(filesystem, root, MANIFEST):
         raise FileNotFoundError(f"the folder {url} is missing or incomplete; run again what writes it")
     with complete_folder(folder, seal_it=False) as draft:
         for path in filesystem.find(root):
@@ -168,3 +182,5 @@ def _download(url: str, folder: Path) -> None:
                 raise SettingsError([f"{url}: {path!r} leads out of the folder; nothing was downloaded"])
             target.parent.mkdir(parents=True, exist_ok=True)
             filesystem.get_file(path, str(target))
+        if seal_digest(draft) is None:  # ``find`` leaves out what it fails to list
+            raise FileNotFoundError(f"the files at {url} are not those that were published; delete it and run again")

@@ -24,7 +24,7 @@ from pydantic import TypeAdapter
 
 from tasks.commands import mlflow_command
 from tasks.create_once import found_or_created
-from tasks.tracking import DECISIONS, connect, experiment_id, tracking_uri
+from tasks.tracking import DECISIONS, connect, delete_runs, experiment_id, tracking_uri
 from training_core.config import RunConfig, SettingsError
 from training_core.dataset.row_sample import share_seen
 
@@ -213,17 +213,26 @@ def _create_run(client: MlflowClient, config: RunConfig) -> str:
     """The ledger's run. Of two processes that create it at once, the one whose experiment name was free wins."""
     name, experiment = config.registered_model_name, experiment_id(client, config, DECISIONS)
     tags = {_NAME_TAG: name, "mlflow.runName": f"decisions on {name}"}
-
-    def runs() -> list[Run]:
-        return list(client.search_runs([experiment], f"tags.`{_NAME_TAG}` = '{name}'", order_by=["start_time ASC"]))
-
-    run, others = found_or_created(runs, lambda: client.create_run(experiment, tags=tags))
+    run, _ = found_or_created(lambda: _runs_for(client, config), lambda: client.create_run(experiment, tags=tags))
     client.set_terminated(run.info.run_id, "FINISHED")
     named = _name_run(client, config, run.info.run_id)
-    for other in (run, *others):
-        if other.info.run_id != named:
-            client.delete_run(other.info.run_id)
+    delete_other_runs(config)
     return named
+
+
+def delete_other_runs(config: RunConfig) -> None:
+    """Delete the runs that a late server, or another process at the same moment, created next to the ledger's."""
+    client = connect(config)
+    named = _run_id(client, config)
+    for run in _runs_for(client, config) if named else ():
+        if run.info.run_id != named:
+            delete_runs(client, [run])
+
+
+def _runs_for(client: MlflowClient, config: RunConfig) -> list[Run]:
+    own = f"tags.`{_NAME_TAG}` = '{config.registered_model_name}'"
+    experiment = experiment_id(client, config, DECISIONS)
+    return list(client.search_runs([experiment], own, order_by=["start_time ASC"]))
 
 
 def _name_run(client: MlflowClient, config: RunConfig, run_id: str) -> str:

@@ -13,6 +13,7 @@ from tasks.announcements import announce
 from tasks.artifact_store import open_folder
 from tasks.commands import registry_command
 from tasks.ledger import GATE, Entry, Ledger, VersionId, read_ledger
+from tasks.leftovers import delete_leftovers
 from tasks.recovery import NETWORK
 from tasks.refs import DatasetRef, EvalReport, ModelVersionRef
 from tasks.tracking import FINGERPRINT_TAG
@@ -50,6 +51,7 @@ def find_finished(config: RunConfig, dataset: DatasetRef) -> ModelVersionRef | N
         return None
     require_tracking_run(config, found)
     require_served_settings(config, found)
+    delete_leftovers(config)
     ledger, fingerprint = read_ledger(config), found.tags[FINGERPRINT_TAG]
     champion, last = version_id(find_champion(config, ledger)), ledger.last_by_gate(fingerprint)
     own, name = VersionId(str(found.version), fingerprint), config.registered_model_name

@@ -87,14 +87,18 @@ class FlowRetries(TypedDict):
 
 
 def is_transient(_task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """Whether a failure may be gone at the next try: what servers did, not what settings, rows and disks are.
+    """Whether a task is tried again."""
+    return may_be_gone(state.data if isinstance(state.data, BaseException) else None, run.run_count)
+
+
+def may_be_gone(error: BaseException | None, tries: int) -> bool:
+    """Whether an error may be gone at the next try: what servers did, not what settings, rows and disks are.
 
     After ``RETRIES`` only a server that cannot be reached is waited for.
     """
-    error = state.data if isinstance(state.data, BaseException) else None
     if is_lasting(error):
         return False
-    return run.run_count <= RETRIES or is_network_error(error)
+    return tries <= RETRIES or is_network_error(error)
 
 
 def _is_server_error(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:

@@ -16,6 +16,7 @@ from mlflow.tracking import MlflowClient
 from tasks.commands import registry_command
 from tasks.create_once import found_or_created
 from tasks.ledger import read_ledger
+from tasks.leftovers import delete_leftovers
 from tasks.model_package import package_adapter
 from tasks.moved_store import local_path
 from tasks.refs import FolderRef, RegisteredRef, RunRef, TrainedRef
@@ -32,6 +33,7 @@ from tasks.versions import (
     CHAMPION,
     CONFIDENCE_TAG,
     LIMIT_TAG,
+    NAME_TAG,
     all_versions,
     delete_version,
     find_champion,
@@ -50,7 +52,6 @@ from training_core.model_setup import digest_base_model, fetch_base_model
 from training_core.training.adapter import LEAKAGE_KEYS_FILE
 
 _BASE_TAG, _BASE_DIGEST_TAG = "sft_flow.base_model", "sft_flow.base_digest"
-NAME_TAG = "sft_flow.registered_model"  # of a logged model: the one name that a version of it may have
 _LONGEST_DESCRIPTION = 5000  # of PostgreSQL; SQLite takes any
 
 
@@ -62,7 +63,7 @@ def find_or_create_version(config: RunConfig, trained: TrainedRef, description: 
     """
     client, run = connect(config), trained.run
     version = find_version(config, run.fingerprint) or _create_version(client, config, trained)
-    _delete_unused_models(client, config, run)
+    delete_leftovers(config)
     if version.tags[ADAPTER_TAG] != trained.adapter.digest:
         what = f"{version.name} version {version.version} holds the adapter of another run that trained the same"
         raise ValueError(f"{what}; start a new run: it evaluates that one, and trains nothing")
@@ -224,19 +225,6 @@ def _logged_models(client: MlflowClient, experiment: str, tags: Mapping[str, str
     own = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
     found = client.search_logged_models([experiment], own)
     return sorted(found, key=lambda model: (model.status != "READY", model.creation_timestamp, model.model_id))
-
-
-def _delete_unused_models(client: MlflowClient, config: RunConfig, run: RunRef) -> None:
-    """Delete what a lost answer, or another process at the same moment, left next to the model of a version.
-
-    A model for another registered model is left: a run may be about to make it a version there.
-    """
-    own = {FINGERPRINT_TAG: run.fingerprint, NAME_TAG: config.registered_model_name}
-    versions = client.search_model_versions(f"tags.`{FINGERPRINT_TAG}` = '{run.fingerprint}'")
-    used = {version.source for version in versions}  # of every registered model
-    for model in _logged_models(client, experiment_id(client, config), own):
-        if model.artifact_location not in used:
-            client.delete_logged_model(model.model_id)
 
 
 def _base_name(config: RunConfig) -> str:

@@ -121,7 +121,7 @@ def open_tracking_run(config: RunConfig, fingerprint: str, dataset: DatasetRef, 
     run, others = found_or_created(
         lambda: _runs_of(client, experiment, fingerprint), lambda: client.create_run(experiment, tags=tags)
     )
-    _delete_runs(client, others)
+    delete_runs(client, others)
     if run.info.status not in ("RUNNING", "FINISHED"):  # it has failed, and is resumed
         client.update_run(run.info.run_id, status="RUNNING")
     known = run.data.params
@@ -144,11 +144,16 @@ def _runs_of(client: MlflowClient, experiment: str, fingerprint: str) -> list[Ru
     return sorted(found, key=lambda run: (not run.data.params, run.info.start_time, run.info.run_id))
 
 
-def _delete_runs(client: MlflowClient, runs: Sequence[Run]) -> None:
-    """A process that has created one of them, and still uses it, is refused by the server and tries again."""
+def delete_runs(client: MlflowClient, runs: Sequence[Run]) -> None:
+    """Delete runs that were created twice. A process that has created one of them, and still uses it, is refused by the
+    server and tries again."""
     for run in runs:
-        client.set_terminated(run.info.run_id, "KILLED")  # the list of deleted runs shows the state, too
-        client.delete_run(run.info.run_id)
+        try:
+            client.set_terminated(run.info.run_id, "KILLED")  # the list of deleted runs shows the state, too
+            client.delete_run(run.info.run_id)
+        except MlflowException:
+            if client.get_run(run.info.run_id).info.lifecycle_stage == LifecycleStage.ACTIVE:
+                raise  # else another process has deleted it at the same moment
 
 
 def tag_run(config: RunConfig, run_id: str, tags: Mapping[str, str]) -> None:
@@ -201,8 +206,6 @@ def log_results(config: RunConfig, run_id: str, report: EvalReport) -> None:
     run = client.get_run(run_id)
     if run.info.status != "FINISHED":
         client.set_terminated(run_id, "FINISHED")
-    of_the_same = _runs_of(client, run.info.experiment_id, run.data.tags[FINGERPRINT_TAG])
-    _delete_runs(client, [other for other in of_the_same if other.info.run_id != run_id])
 
 
 def report_name(evidence: str, time: str) -> str:

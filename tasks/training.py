@@ -46,7 +46,8 @@ def open_run(config: RunConfig, dataset: DatasetRef) -> RunRef:
     _require_unseen_rows(config, fingerprint, rows)
     folder = Path(config.output_dir).resolve() / fingerprint[:12]
     folder.mkdir(parents=True, exist_ok=True)
-    restore_progress(folder, fingerprint)
+    if restored := restore_progress(folder, fingerprint):
+        get_run_logger().info("Checkpoint %d downloaded, which another machine uploaded", restored)
     run_id = open_tracking_run(config, fingerprint, dataset, rows)
     link_both_ways(config, run_id)
     run = RunRef(fingerprint, str(folder), dataset.base_digest, run_id, dataset.base_commit)

@@ -24,6 +24,7 @@ CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 ADAPTER_TAG, WITHDRAWN_TAG = "sft_flow.adapter_digest", "sft_flow.withdrawn"
 LIMIT_TAG = "sft_flow.max_new_tokens"  # of an answer, served and evaluated
 CONSTRAIN_TAG, ERROR_TAG = "sft_flow.constrain", "sft_flow.max_automatic_error"
+NAME_TAG = "sft_flow.registered_model"  # of a logged model: the one name that a version of it may have
 _SERVING = ("eval_max_new_tokens", "constrain", "max_automatic_error")  # the settings of ``serving_tags``
 CONFIDENCE_TAG = "sft_flow.min_confidence"  # above it a case is decided automatically
 

@@ -44,6 +44,7 @@ ORDER = (
 )
 MLFLOW_IMPORTERS = {
     "tasks/create_once.py",
+    "tasks/leftovers.py",
     "tasks/ledger.py",
     "tasks/registry.py",
     "tasks/tracking.py",

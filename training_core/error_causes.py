@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,15 +18,19 @@ _DISK_WORDS = (
     "disk i/o error",
 )
 _NETWORK = (ConnectionError, TimeoutError, socket.gaierror)
+# What a proxy answers whose server is away, in the words of MLflow's client (without and with repeats) and of boto's.
+_AWAY = re.compile(r"error code 50[234]\b|too many 50[234] error responses|\(50[234]\)")
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, what it was raised from, and so on to the first one."""
-    seen: set[int] = set()
-    while error and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
+    """The error, what it was raised from, what was handled when it was raised, and so on to the first ones."""
+    seen, left = set[int](), [error]
+    while left:
+        one = left.pop()
+        if one and id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            left += [one.__context__, one.__cause__]
 
 
 def is_disk_error(error: BaseException | None) -> bool:
@@ -54,4 +59,4 @@ def is_lasting(error: BaseException | None) -> bool:
 
 def is_network_error(error: BaseException | None) -> bool:
     """Whether a server could not be reached, or hung up: it may be back in half an hour."""
-    return any(isinstance(one, _NETWORK) for one in causes(error))
+    return any(isinstance(one, _NETWORK) or _AWAY.search(str(one)) for one in causes(error))

@@ -2,18 +2,24 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from benchmarks import chaos
+from benchmarks import chaos, chaos_table
+from benchmarks.chaos_counts import ONE_OF_EACH, held, judge
 from benchmarks.chaos_proxy import Fault, proxy
-from benchmarks.chaos_registry import ONE_OF_EACH, environment, held, judge, register, tracked_at, training
+from benchmarks.chaos_registry import Training, environment, half_hour_outages, register, tracked_at, training
+from benchmarks.chaos_store import store_faults
 from benchmarks.chaos_table import Trial, table
 from flows.local_servers import mlflow_server
+from tasks.refs import TrainedRef
+from tasks.registry import find_or_create_version
+from tasks.tracking import open_tracking_run
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +49,40 @@ def test_lost_answers_of_creations_leave_one_of_each(home: Path, mlflow_address:
     assert held(home / "mlflow.db", one.run.fingerprint, "lost") == ONE_OF_EACH
 
 
+def register_another(one: Training) -> None:
+    """Register another training of the same registered model."""
+    run = replace(one.run, fingerprint=f"another {one.config.registered_model_name}")
+    run = replace(run, tracking_run_id=open_tracking_run(one.config, run.fingerprint, one.dataset, one.rows))
+    find_or_create_version(one.config, TrainedRef(run, one.adapter, one.report), "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("next_start", [register, register_another])
+def test_creations_that_a_server_does_late_leave_one_of_each(
+    next_start: Callable[[Training], None], home: Path, mlflow_address: str
+) -> None:
+    """Every first request that creates is done after the training was registered; then comes the next start."""
+    asked: Counter[str] = Counter()
+
+    def choose(method: str, path: str) -> Fault:
+        created = method == "POST" and path.endswith(("/create", "/logged-models"))
+        asked[path] += created
+        return Fault.LATE if created and asked[path] % 2 else Fault.NONE
+
+    name = f"late-{next_start.__name__}"
+    one, store = training(home / name, name), home / "mlflow.db"
+    with proxy(mlflow_address, choose) as faulty, tracked_at(faulty.address):
+        register(one)
+        assert held(store, one.run.fingerprint, name) == ONE_OF_EACH
+        faulty.finish_late()
+        late = held(store, one.run.fingerprint, name)
+        assert {what for what, count in late.items() if count == 2} == {"runs", "logged models", "versions", "ledgers"}
+    with tracked_at(mlflow_address):
+        next_start(one)
+    versions = 1 + (next_start is register_another)
+    assert held(store, one.run.fingerprint, name) == {**ONE_OF_EACH, "versions": versions, "deleted versions": 1}
+
+
 @pytest.mark.slow
 def test_faults_of_a_server_leave_one_of_each(home: Path, mlflow_address: str) -> None:
     random, faults = Random(1), [Fault.REFUSED, Fault.ERROR, Fault.SLOW, Fault.LOST]
@@ -56,6 +96,18 @@ def test_faults_of_a_server_leave_one_of_each(home: Path, mlflow_address: str) -
         register(one)
     assert sum(faulty.injected.values()) >= 5
     assert held(home / "mlflow.db", one.run.fingerprint, "faults") == ONE_OF_EACH
+
+
+@pytest.mark.slow
+def test_outage_of_half_an_hour_leaves_one_of_each(home: Path) -> None:
+    (trial,) = half_hour_outages(home / "away", iter([Random(1)]))
+    assert trial == Trial(1, 1, 0, 0)
+
+
+def test_another_machine_resumes_from_a_store_that_fails(home: Path) -> None:
+    trials = list(store_faults(home / "store", map(Random, range(3, 6))))
+    assert sum(trial.injected for trial in trials) >= 5
+    assert all(trial.survived == trial.injected for trial in trials), trials
 
 
 @pytest.mark.slow
@@ -82,7 +134,7 @@ def test_trial_counts_what_is_lost_and_what_is_twice() -> None:
 def test_parts_repeat_with_their_seed_and_go_on_where_they_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chaos, "RESULTS", tmp_path / "chaos.json")
+    monkeypatch.setattr(chaos_table, "RESULTS", tmp_path / "chaos.json")
     monkeypatch.setattr(chaos, "NAMES", {"part": "A fault"})
     seen: list[float] = []
 

@@ -1,13 +1,11 @@
 """Folders that travel through the artifact store arrive complete, or are reported missing."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
 from fsspec import AbstractFileSystem
-from prefect.logging import disable_run_logger
 
 from tasks import artifact_store
 from tasks.artifact_store import open_folder, publish, restore_progress, save_progress, store_problems
@@ -175,24 +173,22 @@ def progress(tmp_path: Path) -> Path:
     return run
 
 
-@pytest.fixture(autouse=True)
-def _outside_of_runs() -> Iterator[None]:
-    with disable_run_logger():
-        yield
-
-
 def test_checkpoint_is_restored_on_another_machine(url: str, progress: Path, tmp_path: Path) -> None:
     assert save_progress(progress, FINGERPRINT, 0) == 10
     assert save_progress(progress, FINGERPRINT, 10) == 10
     elsewhere = tmp_path / "there" / "run"
-    restore_progress(elsewhere, FINGERPRINT)
+    assert restore_progress(elsewhere, FINGERPRINT) == 10
+    assert restore_progress(elsewhere, FINGERPRINT) is None
     latest = latest_complete_checkpoint(elsewhere / "checkpoints")
     assert latest and (latest.name, (latest / "a.bin").read_text()) == ("checkpoint-10", "step 10")
     assert (elsewhere / "journal.jsonl").read_text() == "ten steps"
 
 
-def test_checkpoint_upload_deletes_older_ones(url: str, progress: Path) -> None:
+@pytest.mark.parametrize("deleted_in_part", [False, True])
+def test_checkpoint_upload_deletes_older_ones(deleted_in_part: bool, url: str, progress: Path) -> None:
     save_progress(progress, FINGERPRINT, 0)
+    if deleted_in_part:
+        rewrite(f"{url}/runs/{FINGERPRINT[:16]}/checkpoint-10", MANIFEST, None)
     write(progress / "checkpoints" / "checkpoint-12", "step 12")
     assert save_progress(progress, FINGERPRINT, 10) == 12
     filesystem, path = fsspec.core.url_to_fs(f"{url}/runs/{FINGERPRINT[:16]}")
@@ -247,7 +243,7 @@ def test_store_raises_os_error_for_its_clients_errors(
     ref = publish(folder)
     shutil.rmtree(folder)
     filesystem = type(fsspec.core.url_to_fs(url)[0])
-    for method in ("put_file", "get_file", "exists", "glob"):
+    for method in ("put_file", "get_file", "info", "ls"):
         monkeypatch.setattr(filesystem, method, unreachable)
     for action in (
         lambda: publish(progress / "checkpoints" / "checkpoint-2"),
@@ -257,6 +253,25 @@ def test_store_raises_os_error_for_its_clients_errors(
     ):
         with pytest.raises(OSError, match="EndpointConnectionError: could not connect"):
             action()
+
+
+@pytest.mark.parametrize("method", ["ls", "info", "find"])
+def test_store_that_fails_to_list_is_not_an_empty_one(
+    method: str, url: str, progress: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fsspec's own ``glob``, ``find`` and ``exists`` leave out what they fail to list."""
+    save_progress(progress, FINGERPRINT, 0)
+    filesystem = type(fsspec.core.url_to_fs(url)[0])
+
+    def fail(*_: object, **__: object) -> list[str]:
+        if method == "find":
+            return []
+        raise ConnectionResetError("hung up")
+
+    monkeypatch.setattr(filesystem, method, fail)
+    with pytest.raises(OSError, match="hung up" if method != "find" else "not those that were published"):
+        restore_progress(tmp_path / "there" / "run", FINGERPRINT)
+    assert latest_complete_checkpoint(tmp_path / "there" / "run" / "checkpoints") is None
 
 
 @pytest.mark.parametrize("error", [ValueError("unknown protocol"), ImportError("install s3fs"), PermissionError("no")])

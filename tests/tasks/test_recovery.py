@@ -5,10 +5,13 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
 from prefect import Flow, Task
 from prefect.client.schemas.objects import TaskRun
 from prefect.states import Failed
 
+from benchmarks.chaos_proxy import Fault, proxy
 from deployments.job_templates import base_job_template
 from deployments.topology import OFTEN, crash_silent_runs, resume_crashed_runs
 from flows.janitor_flow import janitor_flow
@@ -126,6 +129,22 @@ def test_server_that_is_away_is_waited_for(error: Exception, retried: bool) -> N
     late = TaskRun.model_construct(run_count=recovery.RETRIES + 1)
     assert recovery.NETWORK["retry_condition_fn"](None, late, Failed(data=error)) == retried
     assert sum(recovery.NETWORK["retry_delay_seconds"]) > timedelta(minutes=30).total_seconds()
+
+
+@pytest.mark.parametrize("repeats", ["0", "2"])
+@pytest.mark.parametrize(
+    ("fault", "awaited"), [(Fault.REFUSED, True), (Fault.AWAY, True), (Fault.HUNG, True), (Fault.ERROR, False)]
+)
+def test_mlflow_behind_a_proxy_is_waited_for(
+    fault: Fault, awaited: bool, repeats: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy hangs up, or answers with a 503, while the server behind it is away."""
+    quick = {"MAX_RETRIES": repeats, "BACKOFF_FACTOR": "0", "TIMEOUT": "1"}
+    for name, value in quick.items():
+        monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{name}", value)
+    with proxy("http://127.0.0.1:9", lambda _, __: fault) as faulty, pytest.raises(MlflowException) as raised:
+        MlflowClient(faulty.address).get_experiment("1")
+    assert recovery.may_be_gone(raised.value, recovery.RETRIES + 1) == awaited
 
 
 @pytest.mark.parametrize("starts", [recovery.MAX_ATTEMPTS, recovery.MAX_ATTEMPTS + 1])

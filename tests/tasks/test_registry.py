@@ -9,7 +9,7 @@ import pytest
 from hub_stand_in import NAME, commit_of, hub_with
 from mlflow.tracking import MlflowClient
 
-from tasks import registry, tracking, versions
+from tasks import leftovers, registry, tracking, versions
 from tasks.refs import FolderRef, TrainedRef
 from training_core.config import RunConfig, SettingsError
 from training_core.folders import seal
@@ -34,7 +34,7 @@ def test_version_half_uploaded_by_a_killed_process_is_completed(config: RunConfi
         tracking.FINGERPRINT_TAG: trained.run.fingerprint,
         versions.ADAPTER_TAG: trained.adapter.digest,
         **versions.serving_tags(config),
-        registry.NAME_TAG: config.registered_model_name,
+        versions.NAME_TAG: config.registered_model_name,
     }
     half = client.create_logged_model(experiment, "adapter", trained.run.tracking_run_id, tags=tags)
     registry.find_or_create_version(config, trained, "")
@@ -149,6 +149,38 @@ def test_version_created_twice_at_once_is_kept_once(config: RunConfig, trained: 
     registry._create_version(tracking.connect(config), config, trained)
     kept = registry._create_version(tracking.connect(config), config, trained)
     assert [version.version for version in versions.all_versions(config)] == [kept.version]
+
+
+def test_leftovers_that_another_process_deletes_meanwhile_are_no_error(
+    config: RunConfig, trained: TrainedRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = registry.find_or_create_version(config, trained, "")
+    client, own = tracking.connect(config), {tracking.FINGERPRINT_TAG: trained.run.fingerprint}
+    experiment = tracking.experiment_id(client, config)
+    client.create_logged_model(experiment, tags={**own, versions.NAME_TAG: config.registered_model_name})
+    client.create_run(experiment, tags=own)
+    for method in ("delete_logged_model", "set_terminated", "delete_model_version"):
+        twice(monkeypatch, method)
+    client.create_model_version(config.registered_model_name, str(trained.adapter.path), tags=own)
+    leftovers.delete_leftovers(config)
+    tagged = f"tags.`{tracking.FINGERPRINT_TAG}` = '{trained.run.fingerprint}'"
+    assert [str(version.version) for version in versions.all_versions(config)] == [number]
+    assert [run.info.run_id for run in client.search_runs([experiment], tagged)] == [trained.run.tracking_run_id]
+    assert len(client.search_logged_models([experiment], tagged)) == 1
+
+
+def twice(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """Let MLflow's client do this after another process has deleted the same thing."""
+    original = getattr(MlflowClient, method)
+
+    def overtaken(client: MlflowClient, *given: str) -> None:
+        if method == "set_terminated":
+            client.delete_run(given[0])
+        else:
+            original(client, *given)
+        original(client, *given)
+
+    monkeypatch.setattr(MlflowClient, method, overtaken)
 
 
 def test_champion_is_none_before_a_promotion(config: RunConfig, trained: TrainedRef) -> None:
