@@ -104,7 +104,8 @@ def check(arguments: Sequence[str]) -> None:
 
     setup_logging()
     validate_args(config)
-    folder, report = report_on_rows(config)
+    with writable_folder(Path(config.output_dir)):
+        folder, report = report_on_rows(config)
     _print_report(report, folder)
     require_known_names(report, config)
     sys.exit(1 if report.failures else 0)
