@@ -39,6 +39,9 @@ NOT_OF_TRAINING = frozenset(
 )
 
 
+_LONGEST_VALUE = 200  # in a message
+
+
 class SettingsError(ValueError):
     """One or more settings are invalid; the message has one line per problem."""
 
@@ -245,9 +248,13 @@ class RunConfig:
     registered_model_name: str = Field(
         "sft-flow-qwen",
         # It is a part of addresses such as models:/NAME/3 and of searches such as name = 'NAME'.
-        pattern=r"""^[^/:?#%\\"'<>\s\x00-\x1f\x7f.-]([^/:?#%\\"'<>\x00-\x1f\x7f]*[^/:?#%\\"'<>\s\x00-\x1f\x7f])?$""",
+        pattern=(
+            r"""^[^/:@?#%\\"'<>\s\x00-\x1f\x7f\xad\u200b-\u200f\u2060-\u2064\ufeff.-]"""
+            r"""([^/:@?#%\\"'<>\x00-\x1f\x7f\xad\u200b-\u200f\u2060-\u2064\ufeff]*"""
+            r"""[^/:@?#%\\"'<>\s\x00-\x1f\x7f\xad\u200b-\u200f\u2060-\u2064\ufeff.])?$"""
+        ),
         max_length=200,
-        description="Name in the model registry: no slash, colon, quote, backslash, percent sign, nor any of ? # < >.",
+        description="Name in the model registry: no slash, colon, quote, backslash, percent sign, nor any of ? # @ < >.",
     )
     min_improvement: float = Field(
         0.0,
@@ -374,7 +381,11 @@ def _describe(name: str, problem: Any) -> str:
     if problem["type"] == "string_unicode":  # a file name in another encoding, which no report can hold
         return f"{name}: expected UTF-8, got {problem['input']!r}; rename it"
     expected = problem["ctx"]["error"] if problem["type"] == "value_error" else problem["msg"]
-    return f"{name}: {expected}, got {problem['input']!r}{_unwanted(name, problem)}"
+    if problem["type"] == "string_pattern_mismatch":
+        expected = f"expected: {settings_info()[name].description.rstrip('.')}"
+    got = repr(problem["input"])
+    shortened = got if len(got) <= _LONGEST_VALUE else f"{got[:_LONGEST_VALUE]}…"
+    return f"{name}: {expected}, got {shortened}{_unwanted(name, problem)}"
 
 
 def _unwanted(name: str, problem: Any) -> str:

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 _NOT_IN_ADDRESSES = "?#%;"
 _MOST_REASONS = 10
+_LONGEST_VALUE = 200
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,9 @@ def _rows_problems(name: str, value: str) -> list[str]:
     except FileNotFoundError as error:
         fix = f"give --{name} a file, glob or folder of rows (working directory: {Path.cwd()})"
         reasons = str(error).splitlines()[1:]
-        return ["\n".join([f"{name}: {value!r} holds no file of rows; {fix}", *reasons[:_MOST_REASONS]])]
+        return [
+            "\n".join([f"{name}: {value[:_LONGEST_VALUE]!r} holds no file of rows; {fix}", *reasons[:_MOST_REASONS]])
+        ]
     except ImportError as error:
         return [f"{name}: cannot read {value!r}: {error} (pip install 'sft-flow[s3]' for s3://, '[gcs]' for gs://)"]
     except (OSError, ValueError) as error:  # no permission, no connection, no such protocol
@@ -221,6 +224,8 @@ def _base_folder_problems(config: RunConfig, folder: Path) -> list[str]:
 
 def _output_among_rows(config: RunConfig) -> list[str]:
     """An output folder that is read as rows would change them with every run."""
+    if _folder_problems("output_dir", config.output_dir):
+        return []
     output = Path(config.output_dir).resolve()
     for name, path in (("dataset_path", config.dataset_path), ("eval_path", config.eval_path)):
         # Unlike Path.is_dir, os.path.isdir accepts a name of any length.
@@ -231,11 +236,20 @@ def _output_among_rows(config: RunConfig) -> list[str]:
 
 
 def _folder_problems(name: str, value: str) -> list[str]:
-    folder = Path(value).resolve()
+    if "://" in value or value.startswith("~"):
+        what = "is the address of a store" if "://" in value else "begins with ~, which only a shell reads as your home"
+        return [f"{name}: {value!r} {what}; give a folder of this machine"]
+    try:
+        folder = Path(value).resolve()
+        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        for part in folder.parts:  # below a folder that is not there yet
+            (existing / part).exists()
+    except (OSError, RuntimeError) as error:  # too long a name, or links in a circle
+        cause = error.strerror if isinstance(error, OSError) else "its links lead in a circle"
+        return [f"{name}: cannot use {value[:_LONGEST_VALUE]!r}: {cause}; give another folder"]
     if bad := [sign for sign in dict.fromkeys(str(folder)) if sign in _NOT_IN_ADDRESSES or not sign.isprintable()]:
         what = f"{str(folder)!r} has {', '.join(map(ascii, bad))}"
         return [f"{name}: {what}, which the addresses of its databases cannot hold; give a folder without"]
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not existing.is_dir():
         return [f"{name}: cannot create {value!r}: {existing} is a file; give another folder"]
     if not os.access(existing, os.W_OK):

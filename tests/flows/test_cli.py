@@ -122,6 +122,15 @@ def test_check_reports_as_terminal_text_json_and_page(tiny_base: Path, sample_ro
 
 
 @pytest.mark.slow
+def test_check_that_cannot_write_is_one_line(tiny_base: Path, sample_rows: Path) -> None:
+    """On /proc no user, not even root, creates a folder."""
+    places = ["--model_name", str(tiny_base), "--output_dir", "/proc/runs"]
+    found = call(COMMANDS["sft-flow"][:-1], "check", str(sample_rows), *places)
+    assert found.returncode == 2
+    assert "output_dir: '/proc/runs' is not there: it cannot be created; choose another" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
 def test_check_with_bad_settings_exits_with_2(tmp_path: Path) -> None:
     found = call(
         [*COMMANDS["sft-flow"][:-1], "check"],

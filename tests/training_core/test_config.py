@@ -123,7 +123,24 @@ def test_setting_out_of_bounds_is_rejected_with_its_value(name: str, value: obje
 
 
 @pytest.mark.parametrize(
-    "name", ["a?b", ".", "..", "a\nb", "a/b", "a:b", "a#b", "a%41", " a", "a ", "-a", "a\n", "", "a" * 201]
+    "name",
+    [
+        *("a?b", ".", "..", "a\nb", "a/b", "a:b", "a#b", "a%41", " a", "a ", "-a", "a\n", "", "a" * 201),
+        *(
+            "a@b",
+            "a.",
+            "a\u200bb",
+            "a\u00adb",
+            "\ufeffa",
+            "a\u202eb",
+            "a\u2028b",
+            "\u00a0a",
+            "a'b",
+            'a"b',
+            "a\\b",
+            "<b>",
+        ),
+    ],
 )
 def test_model_name_that_an_address_cannot_hold_is_rejected(name: str) -> None:
     (problem,) = problems_of(registered_model_name=name)
@@ -143,6 +160,20 @@ def test_file_name_that_is_not_utf8_is_rejected() -> None:
 def test_characters_that_a_pattern_rejects_are_named() -> None:
     (problem,) = problems_of(registered_model_name="a?b\nc")
     assert problem.endswith(": remove '?', '\\n'")
+    assert "^[" not in problem, "a regular expression says nothing to most people"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("label_audit", "module:function"), ("train_on", "Deployment that trains")]
+)
+def test_form_that_a_setting_must_have_is_said_in_words(name: str, words: str) -> None:
+    (problem,) = problems_of(**{name: "none"})
+    assert words in problem and "pattern" not in problem
+
+
+def test_long_value_is_shortened_in_the_message() -> None:
+    (problem,) = problems_of(registered_model_name="a" * 9_999)
+    assert len(problem) < 400
 
 
 def test_defaults_are_accepted_when_given() -> None:

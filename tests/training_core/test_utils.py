@@ -259,11 +259,38 @@ def test_system_facts_hold_the_versions_of_libraries() -> None:
     assert {"python", "platform", "gpu", "transformers", "peft", "trl", "bitsandbytes"} <= facts.keys()
 
 
-@pytest.mark.parametrize("name", ["out?1", "out#1", "50%", "a;b", "a\nb"])
+@pytest.mark.parametrize("name", ["out?1", "out#1", "50%", "a;b", "a\u200bb"])
 def test_output_dir_cannot_have_characters_of_addresses(usable: dict[str, Any], tmp_path: Path, name: str) -> None:
     (problem,) = problems_of(usable | {"output_dir": str(tmp_path / name / "runs")})
     assert problem.startswith("output_dir: ")
-    assert ascii(next(sign for sign in name if sign in "?#%;\n")) in problem
+    assert ascii(next(sign for sign in name if sign in "?#%;\u200b")) in problem
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("s3://bucket/runs", "is the address of a store; give a folder of this machine"),
+        ("file:///tmp/runs", "is the address of a store; give a folder of this machine"),
+        ("~/runs", "begins with ~, which only a shell reads as your home"),
+        ("~", "begins with ~, which only a shell reads as your home"),
+        ("x" * 300, "File name too long; give another folder"),
+        ("runs/" + "x" * 300 + "/deep", "File name too long; give another folder"),
+        ("x/" * 3_000, "File name too long; give another folder"),
+        ("/dev/null/runs", "/dev/null is a file; give another folder"),
+    ],
+)
+def test_output_dir_that_cannot_be_a_folder_is_one_problem(usable: dict[str, Any], name: str, words: str) -> None:
+    (problem,) = problems_of(usable | {"output_dir": name})
+    assert problem.startswith("output_dir: ")
+    assert words in problem
+    assert len(problem) < 400
+
+
+def test_output_dir_of_links_in_a_circle_is_one_problem(usable: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "one").symlink_to(tmp_path / "two")
+    (tmp_path / "two").symlink_to(tmp_path / "one")
+    (problem,) = problems_of(usable | {"output_dir": str(tmp_path / "one" / "runs")})
+    assert problem.startswith("output_dir: ") and "give another folder" in problem
 
 
 @pytest.mark.parametrize("output", [".", "runs", "deep/runs"])
