@@ -21,7 +21,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.types.entrypoint import EntrypointType
 
 from deployments import topology
-from deployments.deploy import deploy
+from deployments.deploy import deploy, main
 from flows.local_servers import prefect_server
 
 pytestmark = pytest.mark.slow
@@ -195,3 +195,17 @@ def test_schedule_creates_runs(outcomes: dict[str, str], client: SyncPrefectClie
         assert time.monotonic() < deadline, f"{len(runs)} runs were scheduled"
         time.sleep(0.5)
     assert all(run.auto_scheduled and run.expected_start_time.minute % 5 == 0 for run in runs)
+
+
+def test_wrong_environment_deploys_nothing_and_exits_with_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"SFT_FLOW_POOL_KIND": "cloud", "SFT_FLOW_STORE": "", "PREFECT_API_URL": "prefect:4200"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith("Nothing was deployed:")
+    for name in ("SFT_FLOW_POOL_KIND", "SFT_FLOW_STORE", "PREFECT_API_URL"):
+        assert name in told
