@@ -31,7 +31,7 @@ STAGES: Final = {
     "training": "*/checkpoints/checkpoint-1",
     "adapter": "*/checkpoints/checkpoint-8",
     "evaluation": "*/adapter/manifest.json",
-    "registration": "*/evaluation/manifest.json",
+    "registration": "*/evaluation-*/manifest.json",
     "upload": "mlartifacts/models/*",
     "parity check": "mlartifacts/models/*/artifacts/MLmodel",
     "decision": "mlartifacts/*/artifacts/evaluation/*/scores.json",

@@ -86,7 +86,7 @@ def _disturb(reference: Job, seeds: Iterable[Random], wait: Wait) -> Iterator[Tr
                 break
             stages.append(job.stage)
         code = job.finish() if len(stages) == KILLS_OF_A_RUN else process.wait()
-        yield compare(job, reference, len(stages), code, ", ".join(stages))
+        yield compare(job, reference, len(stages), code, ", ".join(filter(None, stages)))
         shutil.rmtree(job.folder, ignore_errors=True)
 
 

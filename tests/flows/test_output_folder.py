@@ -109,4 +109,6 @@ def test_log_in_the_terminal_has_no_tracebacks() -> None:
     except RuntimeError:
         record = logging.LogRecord("prefect", logging.ERROR, "", 0, "Encountered %r", ("it",), sys.exc_info())
     assert OneLine(logging.Formatter("%(message)s")).format(record) == "Encountered 'it'"
+    of_mlflow = logging.LogRecord("mlflow", logging.ERROR, "", 0, "Caught.\n%s", ("[SQL: …]\n",), sys.exc_info())
+    assert OneLine(logging.Formatter("%(message)s")).format(of_mlflow) == "Caught."
     assert "Traceback" in logging.Formatter("%(message)s").format(record), "other handlers keep it"
