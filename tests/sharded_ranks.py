@@ -7,13 +7,15 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from accelerate import PartialState
 from torch.distributed.tensor import DTensor
 
-from training_core.config import RunConfig
+from training_core.config import RunConfig, SettingsError
 from training_core.model_setup import LoadedModel, load_model_and_tokenizer
+from training_core.training import sharding
 from training_core.training.activation_checkpointing import enable_checkpointing
 from training_core.training.sharding import shard_base
 
@@ -30,11 +32,22 @@ def loss_and_gradients(loaded: LoadedModel) -> list[torch.Tensor]:
     return [loss.detach(), *(weight.grad for weight in loaded.model.parameters() if weight.requires_grad)]
 
 
+def refusal(loaded: LoadedModel) -> str:
+    """What is said where a device has no room for the whole base."""
+    try:
+        with patch.object(sharding, "memory_to_have_gib", return_value=0.0):
+            shard_base(loaded.model)
+    except SettingsError as error:
+        return str(error)
+    return ""
+
+
 def compare(base: str, quantisation: str) -> dict[str, Any]:
     """Share of the bytes of a block that this process keeps, dtypes of sharded weights, and equality with the whole."""
     settings: dict[str, Any] = {"model_name": base, "quantisation": quantisation, "lora_dropout": 0}
     whole = loss_and_gradients(load_model_and_tokenizer(RunConfig(**settings)))
     loaded = load_model_and_tokenizer(RunConfig(**settings, sharding="fsdp"))
+    too_small = refusal(loaded)
     shard_base(loaded.model)
     found = loss_and_gradients(loaded)
     named = dict(loaded.model.named_parameters())
@@ -47,6 +60,7 @@ def compare(base: str, quantisation: str) -> dict[str, Any]:
         "whole_in_blocks": sorted(in_blocks - set(sharded)),
         "sharded_adapter": sorted(name for name in sharded if "lora" in name),
         "embeddings": any("embed_tokens" in name for name in sharded),
+        "too_small": too_small,
         "equal": all(map(torch.equal, found, whole)),
     }
 

@@ -1,6 +1,8 @@
 """The script for a GPU: it runs here on tiny models, loses no result, and goes on after a failure."""
 
+import importlib.metadata
 import math
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from packaging.requirements import Requirement
 from transformers import AutoModelForCausalLM
 
 from benchmarks import gpu
@@ -15,6 +18,7 @@ from benchmarks.gpu_steps import STEPS
 from benchmarks.gpu_steps.bench import ARCHITECTURES, Bench
 from benchmarks.gpu_steps.checks import Record, above, below, near, relative_error
 from benchmarks.gpu_steps.speed import block_weights, utilisation
+from training_core.code_digest import PROJECT, _file, _imports, _reachable
 
 NEED_A_GPU = {"kernel", "memory", "fp16"}
 
@@ -119,3 +123,46 @@ def test_gpu_architectures_match_qwen25(name: str, billions: float) -> None:
 def test_utilisation_counts_four_operations_per_weight_and_token() -> None:
     seconds = 4 * block_weights(ARCHITECTURES["7B"]) * 1_000 / 1e12
     assert utilisation(1_000, seconds, ARCHITECTURES["7B"], peak_tflops=2.0) == pytest.approx(0.5)
+
+
+PROCESSES = ("benchmarks.gpu", "benchmarks.gpu_steps.worker", "benchmarks.gpu_steps.child", "training_core.distributed")
+
+
+def test_machine_with_the_carried_wheels_has_all_that_the_steps_import() -> None:
+    """Its page says what to carry, and what has to be there. An import within a library that it does not declare is not
+    seen."""
+    page = (PROJECT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    carried = set(re.findall(r"[\w-]+", " ".join(re.findall(r"^names=(.+)$", page, re.MULTILINE)))) - {"names"}
+    (there,) = re.findall(r"has to have([^;]+);", page)
+    present = with_needs({"torch", "transformers", *re.findall(r"`([a-z-]+)`", there)}) | set(map(canonical, carried))
+    entries = [step.function.partition(":")[0] for step in STEPS.values()]
+    modules = {module for entry in (*entries, *PROCESSES) for module in _reachable(entry, ())}
+    imported = {name.partition(".")[0] for module in modules for name in _imports(_file(module))}
+    homes = importlib.metadata.packages_distributions()
+    needed = {canonical(homes[name][0]) for name in imported if name in homes} - {"sft-flow"}
+    assert {"torch", "llguidance", "psutil"} <= needed
+    assert needed.union(*map(needs, carried)) - present == set()
+
+
+def with_needs(names: set[str]) -> set[str]:
+    """Distributions, and all that they require."""
+    found: set[str] = set()
+    left = set(map(canonical, names))
+    while left:
+        found |= left
+        left = set().union(*map(needs, left)) - found
+    return found
+
+
+def needs(name: str) -> set[str]:
+    """What a distribution requires here without extras; nothing where it is not installed."""
+    try:
+        required = importlib.metadata.requires(name) or []
+    except importlib.metadata.PackageNotFoundError:
+        return set()
+    marked = [Requirement(line) for line in required]
+    return {canonical(one.name) for one in marked if one.marker is None or one.marker.evaluate({"extra": ""})}
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()

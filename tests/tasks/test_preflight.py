@@ -94,7 +94,8 @@ def test_preflight_asks_for_the_gpu_only_where_it_trains(
     ready: RunConfig, prefect_api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tasks.preflight.gpu_problems", lambda gpu_expected: [f"GPU: expected {gpu_expected}"])
-    assert problems_of(ready) == ["GPU: expected False"]
+    monkeypatch.setattr("tasks.preflight.compiler_problems", lambda: ["GPU: no compiler"])
+    assert problems_of(ready) == ["GPU: expected False", "GPU: no compiler"]
     (problem,) = problems_of(dataclasses.replace(ready, train_on="train-flow/missing"))
     assert problem.startswith("train_on")
 

@@ -66,9 +66,11 @@ def test_open_run_rejects_a_worker_without_shared_servers(
     for name in (artifact_store.VARIABLE, "MLFLOW_TRACKING_URI"):
         monkeypatch.setenv(name, "")  # counts as unset
     monkeypatch.setattr(training, "gpu_problems", lambda gpu_expected: [f"GPU: expected {gpu_expected}"])
+    monkeypatch.setattr(training, "compiler_problems", lambda: ["GPU: no compiler"])
     with pytest.raises(SettingsError) as rejected:
         open_run.fn(replace(config, train_on="train-flow/gpu"), replace(rows, base_digest="of other files"))
     assert "has other files on this machine" in str(rejected.value)
     assert "MLFLOW_TRACKING_URI is not set" in str(rejected.value)
     assert f"{artifact_store.VARIABLE} is not set" in str(rejected.value)
     assert "GPU: expected True" in str(rejected.value)
+    assert "GPU: no compiler" in str(rejected.value)

@@ -247,4 +247,5 @@ def test_training_arguments_hold_the_settings(tmp_path: Path) -> None:
     assert (arguments.seed, arguments.data_seed, arguments.weight_decay, arguments.max_grad_norm) == (9, 9, 0.5, 0.3)
     assert str(arguments.lr_scheduler_type.value) == "linear"
     assert not arguments.bf16 and not arguments.fp16
+    assert arguments.ddp_find_unused_parameters is False  # a search in every step, for nothing
     assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == (4, 8)

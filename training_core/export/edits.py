@@ -47,7 +47,7 @@ def reduced_to(rank: int) -> Edit:
     def edit(_: str, a: Tensor, b: Tensor) -> Matrices:
         left, first = torch.linalg.qr(b.float())
         right, second = torch.linalg.qr(a.float().T)
-        u, s, v = torch.linalg.svd(first @ second.T)
+        u, s, v = torch.linalg.svd(first @ second.T, full_matrices=False)  # a layer may be narrower than the rank
         s[rank:] = 0
         return (right @ v.T).T.to(a.dtype), (left @ u * s).to(b.dtype)
 

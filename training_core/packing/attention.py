@@ -91,9 +91,7 @@ def attend_in_segments(
 ) -> Tensor:
     """One SDPA call per segment: a dense mask would compute every pair of tokens and discard most."""
     lengths, prefixes = segments.T.tolist()
-    if query.is_cuda:
-        # With fewer heads of keys a GPU without flash attention has only the kernel that keeps all scores.
-        key, value = (states.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for states in (key, value))
+    key, value = without_groups(query, key, value)
     # Not slices: the gradient of each slice would be as large as the pack.
     queries, keys, values = (states.split(lengths, dim=2) for states in (query, key, value))
     attend = partial(scaled_dot_product_attention, scale=scaling, dropout_p=dropout, enable_gqa=True)
@@ -107,3 +105,14 @@ def attend_in_segments(
         mask = query.new_ones(lengths[own], seen_keys.shape[2], dtype=torch.bool).tril(lengths[prefix])
         outputs.append(attend(queries[own], seen_keys, seen_values, attn_mask=mask))
     return torch.cat(outputs, dim=2)
+
+
+def without_groups(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """On a GPU, keys and values [B, fewer, t, d] as often as there are heads of queries; elsewhere as they are.
+
+    With fewer of them, and a mask, or no flash attention for the card, a GPU has only the kernel that keeps all scores.
+    """
+    if not query.is_cuda:
+        return key, value
+    times = query.shape[1] // key.shape[1]
+    return key.repeat_interleave(times, dim=1), value.repeat_interleave(times, dim=1)

@@ -17,6 +17,7 @@ from training_core.packing.batches import Batches
 from training_core.training.activation_checkpointing import enable_checkpointing
 from training_core.training.free_memory import memory_to_have_gib
 from training_core.training.memory_estimate import FP32, estimate_memory, optimiser_bytes
+from training_core.training.out_of_memory import ran_out
 from training_core.utils import pick_precision
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,9 @@ def measure_heaviest_batch(
         _require_estimate(available, batches, config)
     try:
         step, evaluation = _measure(trainer, batches, config)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
         tokens = batches.train.tokens_at_most
         needed = f"the heaviest batch, {tokens:,} tokens, does not fit in {available:.1f} GiB"
         raise SettingsError([f"memory: {needed}: {memory_fix(config, tokens)}"]) from error

@@ -1,6 +1,7 @@
 """Out of memory on a GPU: one message with its fix, or smaller batches that make the same steps."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -10,15 +11,25 @@ from training_core.config import RunConfig, SettingsError
 from training_core.dataset.store import TrainingData
 from training_core.packing.batches import Batches, make_batches
 
+# In the words of the CUDA driver and of cuBLAS, which take memory past torch's allocator; not of shared memory.
+_OTHER_WORDS = re.compile(r"out of memory|ALLOC_FAILED")
+
 
 @contextlib.contextmanager
 def explain_out_of_memory(what: str, fix: str) -> Iterator[None]:
     """Turn the GPU's out of memory in the body into a ``SettingsError`` of one sentence."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        reason = str(error).partition(". ")[0]
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
+        reason = str(error).partition("\n")[0].partition(". ")[0]
         raise SettingsError([f"memory: {what} does not fit on the GPU ({reason}); {fix}"]) from error
+
+
+def ran_out(error: RuntimeError) -> bool:
+    """Whether the GPU's memory is what an operation lacked."""
+    return isinstance(error, torch.OutOfMemoryError) or bool(_OTHER_WORDS.search(str(error)))
 
 
 def is_out_of_memory(error: SettingsError) -> bool:

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from trl import SFTTrainer
 
 from training_core.config import SettingsError
+from training_core.training.free_memory import memory_to_have_gib
 
 logger = logging.getLogger(__name__)
 
@@ -28,13 +29,15 @@ logger = logging.getLogger(__name__)
 def shard_base(model: PeftModel) -> None:
     """Share out the frozen weights of ``model`` among the processes of this training, and move it to their devices.
 
-    Raises ``SettingsError`` when this process is the only one.
+    Raises ``SettingsError`` when this process is the only one, and when one device cannot hold the base.
     """
     ranks = PartialState()
     if ranks.num_processes == 1:
         raise SettingsError(sharding_problems("fsdp", 1))
     if isinstance(model, FSDPModule):
         return
+    if problems := answer_problems(local_gib(model)[1], memory_to_have_gib()):
+        raise SettingsError(problems)
     units = _units(model.get_base_model())
     shared = {weight for unit in units for weight in unit.parameters() if not weight.requires_grad}
     whole = set(model.parameters()) - shared
@@ -53,6 +56,14 @@ def sharding_problems(sharding: Literal["none", "fsdp"], devices: int) -> list[s
     if sharding == "none" or devices > 1:
         return []
     return [f"sharding: fsdp shares the base out among several GPUs, found {devices}; set sharding none"]
+
+
+def answer_problems(base_gib: float, available_gib: float) -> list[str]:
+    """Why a sharded base could be trained but not evaluated: answers need the whole base on one device."""
+    if base_gib <= available_gib:
+        return []
+    needed = f"answers are computed on one GPU: the base needs {base_gib:.1f} GiB there, {available_gib:.1f} are free"
+    return [f"sharding: {needed}; use larger GPUs or a smaller base"]
 
 
 def _units(base: PreTrainedModel) -> list[nn.Module]:

@@ -266,3 +266,11 @@ def test_memory_fix_makes_packs_smaller_than_they_are() -> None:
     assert memory_fix(RunConfig(), 3_000) == "set per_device_train_batch_size 1 and gradient_accumulation_steps 32"
     assert "max_seq_length 1024" in memory_fix(RunConfig(), 1_500)
     assert "batch_size 2" in memory_fix(RunConfig(packing=False), 1_500)
+
+
+def test_peak_memory_of_a_gpu_is_what_its_allocator_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it keeps between tensors nobody else can have."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 3 * 2**30)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2 * 2**30)
+    assert memory.peak_memory_gib() == 3

@@ -19,7 +19,7 @@ from training_core.dataset.store import TrainingData, load_training_data
 from training_core.distributed import train_adapter
 from training_core.packing.plan import collate_pack
 from training_core.training.finite import lines_of
-from training_core.training.out_of_memory import halved_batches
+from training_core.training.out_of_memory import explain_out_of_memory, halved_batches
 
 
 @pytest.fixture
@@ -94,3 +94,23 @@ def test_batch_of_one_row_is_not_halved_again(config: RunConfig, data: TrainingD
     with pytest.raises(SettingsError, match=r"max_seq_length: a batch of .* cannot be divided"):
         for halvings in range(1, 20):
             halved_batches(data, replace(config, packing=packing), 1, halvings)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "Triton Error [CUDA]: out of memory",
+    ],
+)
+def test_out_of_memory_past_the_allocator_is_explained_too(words: str) -> None:
+    message = r"memory: a step does not fit on the GPU \([^\n]+\); fewer rows$"
+    with pytest.raises(SettingsError, match=message), explain_out_of_memory("a step", "fewer rows"):
+        raise RuntimeError(words)
+
+
+@pytest.mark.parametrize("words", ["device-side assert triggered", "out of resource: shared memory, Required: 204800"])
+def test_other_errors_of_a_gpu_stay_what_they_are(words: str) -> None:
+    with pytest.raises(RuntimeError, match=words), explain_out_of_memory("a step", "fewer rows"):
+        raise RuntimeError(words)

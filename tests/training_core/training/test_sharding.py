@@ -29,6 +29,7 @@ def test_sharded_base_computes_as_the_whole_one(tiny_base: Path, tmp_path: Path)
         for case, found in json.loads((tmp_path / f"{rank}.json").read_text()).items():
             base, quantisation = case.split()
             assert found.pop("share") == pytest.approx(0.5, abs=0.02), case
+            assert "answers are computed on one GPU: the base needs" in found.pop("too_small"), case
             assert found == {
                 "dtypes": ["torch.float32"] + ["torch.uint8"] * (quantisation == "nf4"),
                 "whole_in_blocks": [],
