@@ -61,7 +61,7 @@ def _prepare_streams() -> None:
     """Streams that a shell has closed (``>&-``) take what is written, and a terminal without a width has the usual."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  it is open to the end
         getattr(sys, name).reconfigure(errors="replace")
     for terminal in (console, errors):
         if terminal.width < _FEWEST_COLUMNS:
