@@ -6,6 +6,8 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console
 from rich.text import Text
@@ -15,10 +17,19 @@ from training_core.escaping import shown
 CRASHED, CANNOT_WRITE = 70, 74  # EX_SOFTWARE and EX_IOERR of sysexits.h
 INTERRUPTED = 128 + signal.SIGINT  # as a shell reports a command that a signal has ended
 
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+_FEWEST_COLUMNS, _USUAL_COLUMNS = 20, 80
 
-HOW_TO_RESUME = "Interrupted. The same command resumes from the last checkpoint.\n"
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Rich would end with 1, which means that rows are not fit; ``run_command`` ends as other commands do."""
+        raise BrokenPipeError
+
+
+console = _Console(highlight=False)
+errors = _Console(stderr=True, highlight=False)
+
+HOW_TO_RESUME = "Interrupted. The same command resumes from the last checkpoint."
 
 
 def run_command(command: Callable[[], None]) -> None:
@@ -27,8 +38,7 @@ def run_command(command: Callable[[], None]) -> None:
     What the terminal's encoding lacks is replaced. A closed pipe ends the command quietly. An error that nobody
     expected shows its traceback, with an exit code that no verdict has.
     """
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    _prepare_streams()
     sys.excepthook = _end_after_a_crash
     try:
         try:
@@ -36,15 +46,26 @@ def run_command(command: Callable[[], None]) -> None:
         finally:
             sys.stdout.flush()
     except KeyboardInterrupt:
-        sys.stderr.write(HOW_TO_RESUME)
+        complain(HOW_TO_RESUME)
         _end(INTERRUPTED)
     except BrokenPipeError:
         _end(128 + signal.SIGPIPE)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        sys.stderr.write("No space is left on the disk. Free some; the same command resumes.\n")
+        complain("No space is left on the disk. Free some; the same command resumes.")
         _end(CANNOT_WRITE)
+
+
+def _prepare_streams() -> None:
+    """Streams that a shell has closed (``>&-``) take what is written, and a terminal without a width has the usual."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  it is open to the end
+        getattr(sys, name).reconfigure(errors="replace")
+    for terminal in (console, errors):
+        if terminal.width < _FEWEST_COLUMNS:
+            terminal.width = _USUAL_COLUMNS
 
 
 def print_line(text: str, style: str = "") -> None:
@@ -53,8 +74,12 @@ def print_line(text: str, style: str = "") -> None:
 
 
 def complain(text: str) -> None:
-    """The same on standard error."""
-    sys.stderr.write(f"{shown(text)}\n")
+    """The same on standard error; where that is full or closed, the exit code alone says it."""
+    try:
+        sys.stderr.write(f"{shown(text)}\n")
+        sys.stderr.flush()
+    except OSError:
+        _give_up(sys.stderr)
 
 
 def report_line(text: str) -> None:
@@ -69,5 +94,9 @@ def _end_after_a_crash(*error: object) -> None:
 
 def _end(code: int) -> None:
     """End the process. What standard output could not take is given up, or Python would complain at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _give_up(sys.stdout)
     sys.exit(code)
+
+
+def _give_up(stream: TextIO) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -15,6 +15,11 @@ from training_core.base_weights import released_weights, weight_shapes
 from training_core.config import RunConfig, SettingsError
 
 _FORMATS = {"BF16", "F16", "F32", "F64"}  # that are not quantised
+_DIFFERENCES = {
+    "missing_keys": "lack {}",
+    "mismatched_keys": "have {} in another shape",
+    "unexpected_keys": "have {}, which it does not name",
+}
 DELTA_FUNCTIONS = ("causal_conv1d_fn", "torch_chunk_gated_delta_rule")
 
 
@@ -49,28 +54,21 @@ def _quantised(config: RunConfig, base: Path, model: PreTrainedModel) -> list[st
 
 def _weights(config: RunConfig, base: Path, model: PreTrainedModel) -> list[str]:
     """What transformers would make up, or leave out, where weights and ``config.json`` differ: it only warns."""
-    if not any(base.glob("*.safetensors")):
-        return []
-    weights = {name: torch.empty(shape, device="meta") for name, shape in weight_shapes(base).items()}
-    with _silence():
-        _, found = type(model).from_pretrained(
-            None,
-            config=model.config,
-            state_dict=weights,
-            device_map={"": "meta"},
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    in_another_shape = {name for name, *_ in found["mismatched_keys"]}
-    differences = {
-        "lack {}": found["missing_keys"],
-        "have {} in another shape": in_another_shape,
-        "have {}, which it does not name": found["unexpected_keys"],
-    }
-    if not (what := [words.format(_counted(names)) for words, names in differences.items() if names]):
+    found = _loaded(base, model) if any(base.glob("*.safetensors")) else {}
+    what = [words.format(_counted(found[kind])) for kind, words in _DIFFERENCES.items() if found.get(kind)]
+    if not what:
         return []
     of_base = f"compared with its config.json, the weights of {config.model_name!r}"
     return [f"model_name: {of_base} {'; '.join(what)}; give a base whose files are all of one model"]
+
+
+def _loaded(base: Path, model: PreTrainedModel) -> dict[str, set[str]]:
+    """The names of weights that transformers misses and the like, tried with their shapes alone."""
+    weights = {name: torch.empty(shape, device="meta") for name, shape in weight_shapes(base).items()}
+    options = {"ignore_mismatched_sizes": True, "output_loading_info": True, "device_map": {"": "meta"}}
+    with _silence():
+        _, found = type(model).from_pretrained(None, config=model.config, state_dict=weights, **options)
+    return found | {"mismatched_keys": {name for name, *_ in found["mismatched_keys"]}}
 
 
 def _counted(names: Collection[str]) -> str:

@@ -254,7 +254,7 @@ class RunConfig:
             r"""[^/:@?#%\\"'<>\s\x00-\x1f\x7f\xad\u200b-\u200f\u2060-\u2064\ufeff.])?$"""
         ),
         max_length=200,
-        description="Name in the model registry: no slash, colon, quote, backslash, percent sign, nor any of ? # @ < >.",
+        description="Name in the model registry: no slash, colon, quote, backslash, percent sign nor any of ? # @ < >.",
     )
     min_improvement: float = Field(
         0.0,
@@ -382,7 +382,7 @@ def _describe(name: str, problem: Any) -> str:
         return f"{name}: expected UTF-8, got {problem['input']!r}; rename it"
     expected = problem["ctx"]["error"] if problem["type"] == "value_error" else problem["msg"]
     if problem["type"] == "string_pattern_mismatch":
-        expected = f"expected: {settings_info()[name].description.rstrip('.')}"
+        expected = f"expected: {str(settings_info()[name].description).rstrip('.')}"
     got = repr(problem["input"])
     shortened = got if len(got) <= _LONGEST_VALUE else f"{got[:_LONGEST_VALUE]}…"
     return f"{name}: {expected}, got {shortened}{_unwanted(name, problem)}"

@@ -240,21 +240,25 @@ def _folder_problems(name: str, value: str) -> list[str]:
         what = "is the address of a store" if "://" in value else "begins with ~, which only a shell reads as your home"
         return [f"{name}: {value!r} {what}; give a folder of this machine"]
     try:
-        folder = Path(value).resolve()
-        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-        for part in folder.parts:  # below a folder that is not there yet
-            (existing / part).exists()
+        problem = _folder_problem(value, Path(value).resolve())
     except (OSError, RuntimeError) as error:  # too long a name, or links in a circle
         cause = error.strerror if isinstance(error, OSError) else "its links lead in a circle"
-        return [f"{name}: cannot use {value[:_LONGEST_VALUE]!r}: {cause}; give another folder"]
+        problem = f"cannot use {value[:_LONGEST_VALUE]!r}: {cause}; give another folder"
+    return [f"{name}: {problem}"] if problem else []
+
+
+def _folder_problem(value: str, folder: Path) -> str:
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    for part in folder.parts:  # each may be too long, below a folder that is not there yet
+        (existing / part).exists()
     if bad := [sign for sign in dict.fromkeys(str(folder)) if sign in _NOT_IN_ADDRESSES or not sign.isprintable()]:
         what = f"{str(folder)!r} has {', '.join(map(ascii, bad))}"
-        return [f"{name}: {what}, which the addresses of its databases cannot hold; give a folder without"]
+        return f"{what}, which the addresses of its databases cannot hold; give a folder without"
     if not existing.is_dir():
-        return [f"{name}: cannot create {value!r}: {existing} is a file; give another folder"]
+        return f"cannot create {value!r}: {existing} is a file; give another folder"
     if not os.access(existing, os.W_OK):
-        return [f"{name}: cannot write to {value!r}: no permission to write in {existing}; give another folder"]
-    return []
+        return f"cannot write to {value!r}: no permission to write in {existing}; give another folder"
+    return ""
 
 
 def _contradictions(config: RunConfig) -> list[str]:

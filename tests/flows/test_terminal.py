@@ -46,6 +46,38 @@ def test_full_device_ends_with_one_line_and_its_code(code: str) -> None:
     assert found.stderr == "No space is left on the disk. Free some; the same command resumes.\n"
 
 
+def test_closed_pipe_ends_tables_as_it_ends_lines() -> None:
+    """Rich ends with 1 by itself, which is the verdict that rows are not fit."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    code = "from flows.terminal import console; console.print('x' * 100_000)"
+    command = [sys.executable, "-c", COMMAND.format(code)]
+    found = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, timeout=120, check=False)
+    os.close(writing)
+    assert (found.returncode, found.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+def test_exit_code_is_kept_where_the_message_cannot_be_written() -> None:
+    with Path("/dev/full").open("wb") as full:
+        code = "from flows.terminal import complain; complain('x' * 9_999); sys.exit(2)"
+        command = [sys.executable, "-c", COMMAND.format(code)]
+        assert subprocess.run(command, stderr=full, timeout=120, check=False).returncode == 2
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&-"])
+def test_streams_that_the_shell_has_closed_change_no_exit_code(closed: str) -> None:
+    code = "from flows.terminal import complain, print_line; print_line('x'); complain('x'); sys.exit(2)"
+    command = ["bash", "-c", f'exec "$0" "$@" {closed}', sys.executable, "-c", COMMAND.format(code)]
+    assert subprocess.run(command, timeout=120, check=False).returncode == 2
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "many"])
+def test_terminal_without_a_width_shows_everything(columns: str) -> None:
+    code = "from flows.terminal import console; console.print('x' * 30)"
+    found = call(code, env=os.environ | {"COLUMNS": columns})
+    assert found.stdout == "x" * 30 + "\n"
+
+
 def test_crash_shows_its_traceback_and_has_its_code() -> None:
     found = call("raise ValueError('a bug')")
     assert found.returncode == 70

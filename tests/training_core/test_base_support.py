@@ -121,19 +121,26 @@ def test_weights_of_a_multimodal_base_are_those_of_the_config(tied: bool, tmp_pa
     assert problems_of(model.config, tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda name, weight: {} if "layers.1" in name else {name: weight}, "lack model.layers.1.input_layernorm.weight and 10 more"),
-        (lambda name, weight: {} if name == "lm_head.weight" else {name: weight}, "lack lm_head.weight; "),
-        (lambda name, weight: {name: weight[:-1]} if name == "model.norm.weight" else {name: weight}, "have model.norm.weight in another shape"),
-        (lambda name, weight: {name: weight, f"{name}.scale": weight[:1].clone()} if "q_proj" in name else {name: weight}, "and 1 more, which it does not name"),
-        (lambda name, weight: {f"base_model.{name}": weight}, "lack lm_head.weight and 24 more; have base_model."),
-    ],
-)  # fmt: skip
-def test_weights_that_are_not_those_of_the_config_are_rejected(change: Any, words: str, tmp_path: Path) -> None:
+Weights = dict[str, Tensor]
+CHANGES: list[tuple[Callable[[str, Tensor], Weights], str]] = [
+    (lambda name, weight: {} if "layers.1" in name else {name: weight}, "layers.1.input_layernorm.weight and 10 more"),
+    (lambda name, weight: {} if name == "lm_head.weight" else {name: weight}, "lack lm_head.weight; "),
+    (
+        lambda name, weight: {name: weight[:-1] if name == "model.norm.weight" else weight},
+        "have model.norm.weight in an",
+    ),
+    (lambda name, weight: {name: weight} | ({f"{name}.s": weight[:1]} if "q_proj" in name else {}), "1 more, which it"),
+    (lambda name, weight: {f"base_model.{name}": weight}, "lack lm_head.weight and 24 more; have base_model."),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), CHANGES)
+def test_weights_that_are_not_those_of_the_config_are_rejected(
+    change: Callable[[str, Tensor], Weights], words: str, tmp_path: Path
+) -> None:
     model = tiny_model("qwen3", vocab_size=64, tie_word_embeddings=False)
-    write_with(model, tmp_path, lambda found: {k: v for pair in found.items() for k, v in change(*pair).items()})
+    changed = lambda found: {n: w.clone() for pair in found.items() for n, w in change(*pair).items()}  # noqa: E731
+    write_with(model, tmp_path, changed)
     (problem,) = problems_of(model.config, tmp_path)
     assert problem.startswith("model_name: compared with its config.json, the weights of 'some/base' ")
     assert words in problem

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import fsspec
 import pyarrow as pa
@@ -70,12 +70,11 @@ def client_errors_as_os_errors() -> Iterator[None]:
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 
-def open_file(file: str) -> IO[bytes]:
+def open_file(file: str) -> Any:
     """A file of this machine under any name, such as ``a::b*.jsonl``, in which fsspec would see more; else a URL's."""
     if os.path.isfile(file):  # noqa: PTH113  accepts a name of any length
         return Path(file).open("rb")
-    stream: IO[bytes] = fsspec.open(file, "rb").open()
-    return stream
+    return fsspec.open(file, "rb").open()
 
 
 def read_lines(file: str, columns: Collection[str] | None = None) -> Iterator[Line]:
