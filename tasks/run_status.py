@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import Timeout
 from prefect import get_run_logger
 
 from tasks.create_once import sent_once
@@ -12,6 +13,7 @@ from tasks.refs import RunRef
 from tasks.tracking import connect, tag_run
 from tasks.versions import RegistryError
 from training_core.config import RunConfig
+from training_core.error_causes import causes
 from training_core.escaping import shown
 
 REASON_TAG = "sft_flow.failed_because"
@@ -22,13 +24,15 @@ _LONGEST_REASON = 1000
 def shown_as_failed(config: RunConfig, run: RunRef) -> Iterator[None]:
     """Give the MLflow run the state FAILED, and the reason as a tag, when the body raises an error.
 
-    What is killed or interrupted stays RUNNING: it is resumed. What had finished before stays so.
+    What is killed or interrupted stays RUNNING: it is resumed. So does what another process trains, which holds the
+    lock of the run's folder. What had finished before stays so.
     """
     try:
         yield
     finally:
         error = sys.exc_info()[1]
-        if isinstance(error, Exception) and Path(run.path).is_dir():  # else its store may be gone with it
+        failed = isinstance(error, Exception) and not any(isinstance(one, Timeout) for one in causes(error))
+        if failed and Path(run.path).is_dir():  # else its store may be gone with it
             _show(config, run.tracking_run_id, f"{type(error).__name__}: {error}")
 
 

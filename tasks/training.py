@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
@@ -29,6 +30,8 @@ from training_core.training.gpu_check import gpu_problems
 from training_core.training.journal import read_journal
 from training_core.training.sharding import sharding_problems
 from training_core.utils import pick_precision
+
+_SECONDS_TO_WAIT = 90  # a process whose parent was killed is there for a minute
 
 
 @task(task_run_name="open run", **NETWORK)
@@ -92,12 +95,23 @@ def finetune(config: RunConfig, run: RunRef, dataset: DatasetRef) -> None:
     Has no retries: ``train-flow`` is retried as a whole. On GPUs the training has processes of its own, so that a
     retry never loads a second model next to one that failed.
     """
+    _wait_for_other_process(Path(run.path))
     if seal_digest(_adapter_folder(run)):
         send_points(config, run.tracking_run_id, read_journal(Path(run.path) / "journal.jsonl"))
         get_run_logger().info("Adapter reused: %s was trained with the same settings, rows and base model", run.path)
         return
     with follow_journal(config, run):
         train_adapter(config, open_folder(dataset.folder, config), Path(run.path))
+
+
+def _wait_for_other_process(folder: Path) -> None:
+    """Until no other process trains in the folder, such as one that has just lost its parent."""
+    try:
+        with FileLock(folder / "training.lock", timeout=_SECONDS_TO_WAIT):
+            pass
+    except Timeout as error:
+        what = f"output_dir: another process trains the same rows and settings in {str(folder)!r}"
+        raise SettingsError([f"{what}; wait for its end: the same command then uses its adapter"]) from error
 
 
 @task(task_run_name="publish adapter", cache_policy=NO_CACHE)

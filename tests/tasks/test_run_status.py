@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from filelock import Timeout
 from prefect.logging import disable_run_logger
 
 from tasks import run_status
@@ -11,7 +12,7 @@ from tasks.refs import DatasetRef, RunRef
 from tasks.run_status import REASON_TAG, shown_as_failed
 from tasks.tracking import connect, open_tracking_run
 from tasks.versions import RegistryError
-from training_core.config import RunConfig
+from training_core.config import RunConfig, SettingsError
 
 
 @pytest.fixture
@@ -40,9 +41,14 @@ def test_run_of_a_failed_training_says_why_until_it_is_resumed(
     assert status(config, run) == "RUNNING"
 
 
-@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit])
-def test_run_that_is_interrupted_is_not_failed(config: RunConfig, run: RunRef, end: type[BaseException]) -> None:
-    fail(config, run, end())
+@pytest.mark.parametrize(
+    "end", [KeyboardInterrupt(), SystemExit(), SettingsError(["locked"])], ids=["ctrl_c", "exit", "lock"]
+)
+def test_run_that_goes_on_is_not_failed(config: RunConfig, run: RunRef, end: BaseException) -> None:
+    """It was interrupted, or another process trains it."""
+    if isinstance(end, SettingsError):
+        end.__cause__ = Timeout("training.lock")
+    fail(config, run, end)
     assert status(config, run) == "RUNNING"
 
 
