@@ -13,7 +13,7 @@ from benchmarks.chaos_proxy import Choose, Fault, Proxy, never, proxy
 from benchmarks.chaos_table import Trial
 from flows.local_servers import mlflow_server, prefect_server
 
-_SHARE_OF_FAULTS = 1 / 25
+_SHARE_OF_FAULTS = 1 / 10
 _FAULTS = [Fault.LOST, Fault.REFUSED, Fault.ERROR, Fault.SLOW, Fault.HUNG]
 _OUTAGE_SECONDS = 60
 _KINDS = [Fault.REFUSED, Fault.HUNG, Fault.ERROR]
