@@ -52,7 +52,8 @@ def kill_checkpoint_writes(home: Path, seeds: Iterator[Random]) -> Iterator[Tria
 
 
 def kill_servers(home: Path, seeds: Iterator[Random]) -> Iterator[Trial]:
-    """SIGKILL of the Prefect server of `sft-flow run` at a random moment; the run goes on."""
+    """SIGKILL of the Prefect server of `sft-flow run` at a random moment; the run goes on, or ends with one sentence
+    where the server had not started yet, and the same command again."""
     with warm() as starter:
         reference, longest = timed(Job(home / "reference", warm=starter))
         for random in seeds:
@@ -61,7 +62,8 @@ def kill_servers(home: Path, seeds: Iterator[Random]) -> Iterator[Trial]:
             while process.poll() is None and not killed:
                 _wait(process, random.uniform(0, longest))
                 killed = _kill_server(process)
-            yield compare(job, reference, killed, process.wait(LONGEST_SECONDS))
+            code = process.wait(LONGEST_SECONDS) and job.finish()
+            yield compare(job, reference, killed, code)
             shutil.rmtree(job.folder, ignore_errors=True)
 
 
