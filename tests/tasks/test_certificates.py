@@ -191,8 +191,9 @@ def test_defect_that_changes_no_answer_of_the_rows_is_named(
             reply, own = found.ask(messages, limit), rows.get(json.dumps(messages))
             return reply if own is None else Reply(own, "stop", reply.prompt_tokens, None)
 
-        certificate = certify_endpoint(judged, ask, url, {})
+        certificate, held = (certify_endpoint(judged, ask, url, said) for said in ({}, {"response_format": {}}))
     assert [one.defect for one in certificate.findings] == ([defect] if defect else []), certificate.verdict
+    assert not held.findings, "answers to further questions are held to the form too, and show nothing"
     assert all("shown by questions outside the rows" in one.sentence for one in certificate.findings)
 
 
@@ -214,6 +215,7 @@ def test_decision_at_a_tie_is_no_other_decision_where_they_are_few(
         certificate = certify_endpoint(judged, ask, url, {})
     assert certificate.certified is certified and len(certificate.differing) == 1
     decisions = next(check for check in certificate.checks if check.name == "decisions")
+    assert certificate.differing[0]["row"].endswith(" (a tie)") is certified
     assert decisions.served == ("3 equal (75.0%), 1 at a tie" if certified else "3 equal (75.0%)")
 
 

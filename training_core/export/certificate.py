@@ -217,15 +217,19 @@ def _latency(asked: Asked) -> Check:
     )
 
 
-def differing_rows(judged: Sequence[Prediction], served: Sequence[Prediction]) -> list[dict[str, str]]:
-    """The first rows that are decided otherwise, for people."""
-    differing = [pair for pair in zip(judged, served, strict=True) if pair[0].decision != pair[1].decision]
+def differing_rows(
+    judged: Sequence[Prediction], served: Sequence[Prediction], ties: Collection[int]
+) -> list[dict[str, str]]:
+    """The first rows that are decided otherwise, for people; those at a tie come last."""
+    pairs = enumerate(zip(judged, served, strict=True))
+    differing = [(row in ties, one, other) for row, (one, other) in pairs if one.decision != other.decision]
+    differing.sort(key=lambda found: found[0])
     return [
         {
-            "row": f"{one.file}:{one.line}",
+            "row": f"{one.file}:{one.line}{' (a tie)' if tie else ''}",
             "judged": one.decision,
             "served": other.decision,
             "answer": on_one_line(other.answer, 400),
         }
-        for one, other in differing[:_MOST_SHOWN]
+        for tie, one, other in differing[:_MOST_SHOWN]
     ]
