@@ -81,5 +81,4 @@ def probes() -> list[Messages]:
         "Explain in five sentences how a bicycle works.",
         "Tell a short story about a lighthouse and its keeper.",
     )
-    system = {"role": "system", "content": "Answer the question."}  # some templates want one
-    return [[system, {"role": "user", "content": question}] for question in questions]
+    return [[{"role": "user", "content": question}] for question in questions]
