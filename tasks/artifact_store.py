@@ -111,6 +111,7 @@ def _newest_step(run_dir: Path) -> int:
 
 def _stored_steps(filesystem: AbstractFileSystem, root: str) -> set[int]:
     """The steps of all checkpoints in the store, complete or not. ``glob`` would leave out what it fails to list."""
+    filesystem.invalidate_cache(root)  # another machine may have uploaded since
     try:
         steps = {step_of(Path(name.rstrip("/"))) for name in filesystem.ls(root, detail=False)}
     except FileNotFoundError:
@@ -173,6 +174,7 @@ def _upload(folder: Path, url: str) -> None:
 def _download(url: str, folder: Path) -> None:
     """``folder`` appears only when all files are there."""
     filesystem, root = fsspec.core.url_to_fs(url)
+    filesystem.invalidate_cache(root)
     if not _has(filesystem, root, MANIFEST):
         raise FileNotFoundError(f"the folder {url} is missing or incomplete; run again what writes it")
     with complete_folder(folder, seal_it=False) as draft:
@@ -183,4 +185,4 @@ def _download(url: str, folder: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             filesystem.get_file(path, str(target))
         if seal_digest(draft) is None:  # ``find`` leaves out what it fails to list
-            raise FileNotFoundError(f"the files at {url} are not those that were published; delete it and run again")
+            raise FileNotFoundError(f"not all files at {url} could be listed, or they are damaged; run again")

@@ -41,6 +41,16 @@ from training_core.training.gpu_lock import sole_use_of_gpu
 CERTIFICATE_TAG = "sft_flow.certificate"
 _REPLAYED = 6
 _MOST_TIED = 0.05  # share of the rows
+# What requests hold answers to a form with: OpenAI's name, those of vLLM, and llama.cpp's.
+_HOLDING = {
+    "response_format",
+    "structured_outputs",
+    "guided_json",
+    "guided_choice",
+    "guided_regex",
+    "guided_grammar",
+    "grammar",
+}
 _NOT_ASKED = Reply("", "", None, None)
 _NOTES = {
     "judged": "by rounding",
@@ -51,8 +61,10 @@ _NOTES = {
 
 @sole_use_of_gpu("sft-flow certify")
 def certify_endpoint(judged: Judged, ask: Ask, place: str, request: dict[str, Any]) -> Certificate:
-    """Ask an endpoint and compare."""
-    return _issue(judged, _ask(judged, ask, AT_ONCE), place, request, [])
+    """Ask an endpoint and compare. Where requests name a form, the answers to other questions would be held to it too:
+    they show nothing."""
+    asked = _ask(judged, ask, AT_ONCE)
+    return _issue(judged, replace(asked, probes=()) if _HOLDING & request.keys() else asked, place, request, [])
 
 
 @sole_use_of_gpu("sft-flow certify")
@@ -106,7 +118,7 @@ def _issue(
         checks=checks_of(asked, agreement, len(ties)),
         findings=found,
         notes=notes,
-        differing=differing_rows(judged.predictions, served),
+        differing=differing_rows(judged.predictions, served, ties),
     )
 
 
@@ -121,7 +133,8 @@ def _diagnosed(judged: Judged, asked: Asked, found: Sequence[Finding], agreed: b
         return list({one.defect: one for one in reversed(found)}.values())[::-1], []
     explanation = _replayed(judged, differing) if differing else None
     finding = explained_finding(explanation, agreed) if explanation else None
-    if finding := finding or held_finding(asked, agreed) or _probed(judged, asked):
+    finding = finding or held_finding(asked, agreed)
+    if finding := finding or (None if holds else _probed(judged, asked)):
         return [finding], []
     notes = f"Answers to {len(differing)} rows differ in words: {_NOTES[explanation.kind]}." if explanation else ""
     return [], [notes] if notes else []

@@ -5,12 +5,13 @@ registration, and every start that finds its result, looks at all trainings of t
 training names the one run and the one logged model that count.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 
-from mlflow.entities import LoggedModel
+from mlflow.entities import LifecycleStage, LoggedModel
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.tracking import MlflowClient
 
 from tasks.ledger import delete_other_runs
@@ -18,13 +19,23 @@ from tasks.tracking import FINGERPRINT_TAG, connect, delete_runs, experiment_id
 from tasks.versions import NAME_TAG, aliases_of, all_versions, delete_version
 from training_core.config import RunConfig
 
+logger = logging.getLogger(__name__)
+
 Registered = Mapping[str, ModelVersion]  # the version of each run fingerprint
 
 
 def delete_leftovers(config: RunConfig) -> None:
     """Delete versions, logged models and runs that were created twice for a training of ``registered_model_name``, and
     runs next to that of its ledger. Trainings without a version are left: a process may be about to register them."""
-    client = connect(config)
+    try:
+        _delete_all(connect(config), config)
+    except MlflowException as error:  # they may be of other people's trainings
+        if error.error_code != ErrorCode.Name(PERMISSION_DENIED):
+            raise
+        logger.warning("What MLflow has twice of a training was not deleted: %s", error)
+
+
+def _delete_all(client: MlflowClient, config: RunConfig) -> None:
     registered = _delete_other_versions(config)
     _delete_other_models(client, config, registered)
     _delete_other_runs(client, config, registered)
@@ -71,8 +82,20 @@ def _models_for(client: MlflowClient, config: RunConfig) -> Iterator[LoggedModel
 
 
 def _delete_other_runs(client: MlflowClient, config: RunConfig, registered: Registered) -> None:
-    running = client.search_runs([experiment_id(client, config)], "attributes.status = 'RUNNING'")
-    for run in running:
+    """A run whose deletion was interrupted is KILLED. Where somebody deleted the version's run, another one may be in
+    use, for another registered model."""
+    found = client.search_runs([experiment_id(client, config)], "attributes.status != 'FINISHED'")
+    for run in found:
         version = registered.get(run.data.tags.get(FINGERPRINT_TAG, ""))
-        if version and run.info.run_id != version.run_id:
+        unfinished = version and run.info.status in ("RUNNING", "KILLED") and run.info.run_id != version.run_id
+        if version and unfinished and _is_active(client, str(version.run_id)):
             delete_runs(client, [run])
+
+
+def _is_active(client: MlflowClient, run_id: str) -> bool:
+    try:
+        return bool(client.get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE)
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            raise
+        return False

@@ -19,7 +19,9 @@ _DISK_WORDS = (
 )
 _NETWORK = (ConnectionError, TimeoutError, socket.gaierror)
 # What a proxy answers whose server is away, in the words of MLflow's client (without and with repeats) and of boto's.
-_AWAY = re.compile(r"error code 50[234]\b|too many 50[234] error responses|\(50[234]\)")
+_AWAY = re.compile(
+    r"error code 50[234]\b|too many 50[234] error responses|an error occurred \(50[234]\)", re.IGNORECASE
+)
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -51,9 +53,9 @@ def _is_in_the_way(error: OSError) -> bool:
 
 
 def is_lasting(error: BaseException | None) -> bool:
-    """Whether no retry mends an error: settings, rows and disks are wrong, or a file is gone. A file that the hub did
-    not send is there as soon as the hub is."""
-    is_gone = isinstance(error, FileNotFoundError) and not is_network_error(error)
+    """Whether no retry mends an error: settings, rows and disks are wrong, or a file of this machine is gone. Stores
+    and the hub give no error number: what they do not have now may be there at the next try."""
+    is_gone = isinstance(error, FileNotFoundError) and error.errno is not None and not is_network_error(error)
     return isinstance(error, ValueError) or is_gone or is_disk_error(error)
 
 

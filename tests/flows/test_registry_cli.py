@@ -231,7 +231,7 @@ def test_missing_registry_is_rejected_and_not_created(
     with pytest.raises(SystemExit) as ended:
         registry_cli.main(command, ["any", "--output_dir", str(tmp_path / "runs")])
     error = capsys.readouterr().err
-    assert ended.value.code == 2 and "give the --output_dir of the runs, or set MLFLOW_TRACKING_URI" in error
+    assert ended.value.code == 2 and "give the --output_dir of the runs, or the address of their MLflow server" in error
     assert not (tmp_path / "runs").exists()
 
 

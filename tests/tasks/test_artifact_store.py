@@ -269,7 +269,7 @@ def test_store_that_fails_to_list_is_not_an_empty_one(
         raise ConnectionResetError("hung up")
 
     monkeypatch.setattr(filesystem, method, fail)
-    with pytest.raises(OSError, match="hung up" if method != "find" else "not those that were published"):
+    with pytest.raises(OSError, match="hung up" if method != "find" else "could be listed"):
         restore_progress(tmp_path / "there" / "run", FINGERPRINT)
     assert latest_complete_checkpoint(tmp_path / "there" / "run" / "checkpoints") is None
 

@@ -32,12 +32,12 @@ from tasks.certificates import CERTIFICATE_TAG, certify_endpoint, certify_folder
 from tasks.judged_answers import Judged, judge_version
 from tasks.versions import named_version
 from training_core.config import RunConfig
-from training_core.export import decoding
 from training_core.export.certificate import Certificate
 from training_core.export.compared_weights import Registered
 from training_core.export.edits import Edit, cut_to, reduced_to, scaled_by
 from training_core.export.endpoint import Messages, Reply, open_endpoint
 from training_core.export.inspection import inspect_folder
+from training_core.export.replay import Explanation
 from training_core.prompts.messages import format_as_chat
 
 pytestmark = pytest.mark.slow
@@ -191,8 +191,9 @@ def test_defect_that_changes_no_answer_of_the_rows_is_named(
             reply, own = found.ask(messages, limit), rows.get(json.dumps(messages))
             return reply if own is None else Reply(own, "stop", reply.prompt_tokens, None)
 
-        certificate = certify_endpoint(judged, ask, url, {})
+        certificate, held = (certify_endpoint(judged, ask, url, said) for said in ({}, {"response_format": {}}))
     assert [one.defect for one in certificate.findings] == ([defect] if defect else []), certificate.verdict
+    assert not held.findings, "answers to further questions are held to the form too, and show nothing"
     assert all("shown by questions outside the rows" in one.sentence for one in certificate.findings)
 
 
@@ -200,11 +201,13 @@ def test_defect_that_changes_no_answer_of_the_rows_is_named(
 def test_decision_at_a_tie_is_no_other_decision_where_they_are_few(
     most: float, certified: bool, judged: Judged, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every token counts as a tie here; one of four rows is answered otherwise."""
-    for module in (certificates, decoding):
-        monkeypatch.setattr(module, "ROUNDING", 1000.0)
+    """One of four rows is answered otherwise, and the replay finds nothing but rounding."""
+    monkeypatch.setattr(certificates, "own_gaps", lambda model, unquantised, answers: [0.3] * len(answers))
+    monkeypatch.setattr(certificates, "explain", lambda *_: Explanation("judged"))
     monkeypatch.setattr(certificates, "_MOST_TIED", most)
     first, other = questions_of(judged)[0], json.dumps(json.loads(judged.free[0]) | {"decision": "Other"})
+    own = [replace(one, answer=free) for one, free in zip(judged.predictions, judged.free, strict=True)]
+    judged = replace(judged, predictions=own)  # no grammar changed them
     with serving(chat_app({"served": ChatModel(whole)})) as url, open_endpoint(url, None, {}) as found:
 
         def ask(messages: Messages, limit: int | None) -> Reply:
@@ -212,8 +215,10 @@ def test_decision_at_a_tie_is_no_other_decision_where_they_are_few(
             return replace(reply, text=other) if json.dumps(messages) == first else reply
 
         certificate = certify_endpoint(judged, ask, url, {})
-    assert certificate.certified is certified and len(certificate.differing) == 1
+    assert certificate.certified is certified, certificate.verdict
+    assert len(certificate.differing) == 1
     decisions = next(check for check in certificate.checks if check.name == "decisions")
+    assert certificate.differing[0]["row"].endswith(" (a tie)") is certified
     assert decisions.served == ("3 equal (75.0%), 1 at a tie" if certified else "3 equal (75.0%)")
 
 

@@ -104,7 +104,7 @@ def not_sent_by_the_hub() -> Exception:
         (wrapped(FULL), False),
         (RuntimeError("(sqlite3.OperationalError) database or disk is full"), False),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "journal.jsonl"), False),
-        (FileNotFoundError("the folder is neither here nor in the store"), False),
+        (FileNotFoundError("what a store, or the hub, does not have yet"), True),
         (not_sent_by_the_hub(), True),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "runs"), False),
         (FileExistsError(errno.EEXIST, "File exists", __file__), False),
@@ -129,6 +129,18 @@ def test_server_that_is_away_is_waited_for(error: Exception, retried: bool) -> N
     late = TaskRun.model_construct(run_count=recovery.RETRIES + 1)
     assert recovery.NETWORK["retry_condition_fn"](None, late, Failed(data=error)) == retried
     assert sum(recovery.NETWORK["retry_delay_seconds"]) > timedelta(minutes=30).total_seconds()
+
+
+@pytest.mark.parametrize(
+    ("words", "awaited"),
+    [
+        ("An error occurred (503) when calling the HeadObject operation: Service Unavailable", True),
+        ("API request to endpoint /x failed with error code 502 != 200", True),
+        ("The size of tensor a (503) must match the size of tensor b (512)", False),
+    ],
+)
+def test_words_of_a_proxy_are_no_others(words: str, awaited: bool) -> None:
+    assert recovery.may_be_gone(RuntimeError(words), recovery.RETRIES + 1) == awaited
 
 
 @pytest.mark.parametrize("repeats", ["0", "2"])

@@ -7,6 +7,8 @@ from pathlib import Path
 import mlflow
 import pytest
 from hub_stand_in import NAME, commit_of, hub_with
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from mlflow.tracking import MlflowClient
 
 from tasks import leftovers, registry, tracking, versions
@@ -149,6 +151,39 @@ def test_version_created_twice_at_once_is_kept_once(config: RunConfig, trained: 
     registry._create_version(tracking.connect(config), config, trained)
     kept = registry._create_version(tracking.connect(config), config, trained)
     assert [version.version for version in versions.all_versions(config)] == [kept.version]
+
+
+@pytest.mark.parametrize("status", ["RUNNING", "KILLED"])
+def test_run_next_to_that_of_a_version_is_deleted_while_that_is_there(
+    status: str, config: RunConfig, trained: TrainedRef
+) -> None:
+    """Where it is not, the other one may be in use, for another registered model."""
+    registry.find_or_create_version(config, trained, "")
+    client, experiment = tracking.connect(config), tracking.experiment_id(tracking.connect(config), config)
+    other = client.create_run(experiment, tags={tracking.FINGERPRINT_TAG: trained.run.fingerprint}).info.run_id
+    client.update_run(other, status=status)
+    client.delete_run(trained.run.tracking_run_id)
+    leftovers.delete_leftovers(config)
+    assert client.get_run(other).info.lifecycle_stage == "active"
+    client.restore_run(trained.run.tracking_run_id)
+    leftovers.delete_leftovers(config)
+    assert client.get_run(other).info.lifecycle_stage == "deleted"
+
+
+def test_leftovers_that_may_not_be_deleted_end_no_run(
+    config: RunConfig, trained: TrainedRef, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry.find_or_create_version(config, trained, "")
+    client = tracking.connect(config)
+    own = {tracking.FINGERPRINT_TAG: trained.run.fingerprint}
+    client.create_run(tracking.experiment_id(client, config), tags=own)
+
+    def refuse(*_: object) -> None:
+        raise MlflowException("Permission denied", PERMISSION_DENIED)
+
+    monkeypatch.setattr(MlflowClient, "set_terminated", refuse)
+    leftovers.delete_leftovers(config)
+    assert "was not deleted: Permission denied" in caplog.text
 
 
 def test_leftovers_that_another_process_deletes_meanwhile_are_no_error(

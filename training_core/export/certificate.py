@@ -1,15 +1,17 @@
 """The proof that what is served decides as the registered adapter was judged, or what keeps it from that."""
 
+import contextlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 
-from training_core.config import RunConfig
+from training_core.config import RunConfig, SettingsError
 from training_core.escaping import on_one_line
 from training_core.evaluation.scores import NO_DECISION, Prediction
 from training_core.evaluation.text_scores import AnswerJudge
@@ -99,11 +101,14 @@ def ask_all(ask: Ask, rows: Sequence[Row], limit: int, encoder: ChatEncoder, at_
             name: (len(encoder.encode_prompt(list(question))), ask(question, 1).prompt_tokens)  # type: ignore[arg-type]
             for name, question in system_texts().items()
         }
-        probed = [
-            Probe(encoder.encode_prompt(list(question)), ask(question, min(limit, _PROBE_TOKENS)))  # type: ignore[arg-type]
-            for question in probes()
-        ]
-    return Asked(answered, limit, sizes, probed)
+    return Asked(answered, limit, sizes, list(_probed(ask, limit, encoder)))
+
+
+def _probed(ask: Ask, limit: int, encoder: ChatEncoder) -> Iterator[Probe]:
+    for question in probes():
+        with contextlib.suppress(TemplateError, SettingsError):  # a template may want a system text
+            prompt = encoder.encode_prompt(list(question))  # type: ignore[arg-type]
+            yield Probe(prompt, ask(question, min(limit, _PROBE_TOKENS)))
 
 
 def _answered(row: Row, reply: Reply, encoder: ChatEncoder) -> Row:
@@ -217,15 +222,19 @@ def _latency(asked: Asked) -> Check:
     )
 
 
-def differing_rows(judged: Sequence[Prediction], served: Sequence[Prediction]) -> list[dict[str, str]]:
-    """The first rows that are decided otherwise, for people."""
-    differing = [pair for pair in zip(judged, served, strict=True) if pair[0].decision != pair[1].decision]
+def differing_rows(
+    judged: Sequence[Prediction], served: Sequence[Prediction], ties: Collection[int]
+) -> list[dict[str, str]]:
+    """The first rows that are decided otherwise, for people; those at a tie come last."""
+    pairs = enumerate(zip(judged, served, strict=True))
+    differing = [(row in ties, one, other) for row, (one, other) in pairs if one.decision != other.decision]
+    differing.sort(key=lambda found: found[0])
     return [
         {
-            "row": f"{one.file}:{one.line}",
+            "row": f"{one.file}:{one.line}{' (a tie)' if tie else ''}",
             "judged": one.decision,
             "served": other.decision,
             "answer": on_one_line(other.answer, 400),
         }
-        for one, other in differing[:_MOST_SHOWN]
+        for tie, one, other in differing[:_MOST_SHOWN]
     ]
