@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 
 from flows.terminal import complain
-from tasks.databases import forget_deleted, sqlite_problem
+from tasks.databases import forget_deleted, require_intact, sqlite_damage
 from training_core.child_processes import child_process
 from training_core.config import SettingsError
 
@@ -111,11 +111,13 @@ def _settings_of_another_server() -> dict[str, None]:
 
 
 def _replace_damaged(database: Path) -> None:
-    """Rename a database that cannot be read; the server makes a new one. Nothing but the pages of its UI is lost."""
-    if problem := sqlite_problem(database):
+    """Rename a damaged database; the server makes a new one. Nothing but the pages of its UI is lost. Raises
+    ``SettingsError`` when it cannot be opened, which may be no fault of its own."""
+    if problem := sqlite_damage(database):
         kept = database.with_name(f"{database.name}.damaged-{time.time_ns()}")
         database.rename(kept)
         complain(f"{database}: {problem}; it is now {kept.name}, and earlier runs are not in Prefect's UI")
+    require_intact(database)
     forget_deleted(database)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flows.terminal import CANNOT_WRITE, complain
 from training_core.config import SettingsError
-from training_core.error_causes import causes, is_disk_error
+from training_core.error_causes import is_disk_error
 
 _CHECK_BYTES = 2**20
 _GONE = "'{}' is not there: it was deleted or moved; put it back"
@@ -46,13 +46,20 @@ def _problem_after(folder: Path, before: os.stat_result, error: Exception) -> st
 
 
 def _problem_within(folder: Path, error: Exception) -> str:
-    """What is wrong with a file or folder in ``folder``, when an error names one and does not say more itself."""
-    for one in [] if isinstance(error, ValueError) else causes(error):
+    """What is wrong with a file or folder in ``folder``, when an error, or what it was raised from, names one and does
+    not say more itself. What was handled before is not its reason."""
+    for one in [] if isinstance(error, ValueError) else _reasons(error):
         if isinstance(one, OSError) and one.filename:
             place = Path(os.fsdecode(one.filename)).absolute()
             if place.is_relative_to(folder.resolve()):
                 return _sentence(place, one)
     return ""
+
+
+def _reasons(error: BaseException | None) -> Iterator[BaseException]:
+    while error:
+        yield error
+        error = error.__cause__
 
 
 def _sentence(place: Path, error: OSError) -> str:

@@ -1,5 +1,5 @@
 """The first lines of the `sft-flow` command, before anything heavy is imported: Ctrl-C ends it without a traceback, and
-modules of somebody else that stand in for ours are named."""
+a file that Python would import in place of one of our packages is named."""
 
 import importlib.util
 import os

@@ -14,7 +14,11 @@ from sqlalchemy.pool import NullPool
 from training_core.config import SettingsError
 
 _IN_USE = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_LOGS = ("-wal", "-shm", "-journal")  # what SQLite itself writes next to a database
 _SECONDS_LOCKED = 1
+_REPLACE = "put a copy of it back, or move it away: then the next run makes a new one, without the registry's history"
+_ALLOW = "see that this user may read and write it and its folder, and that the disk has space"
 
 
 def database_problem(address: str, seconds: float) -> str:
@@ -43,27 +47,47 @@ def sqlite_file(address: str) -> Path | None:
 
 def sqlite_problem(file: Path) -> str:
     """Why a SQLite database cannot be used. A locked one can: its users wait."""
+    if file.exists() and not os.access(file, os.R_OK):
+        return f"this user may not read it; {_ALLOW}"
+    try:
+        return _damage(file)
+    except sqlite3.DatabaseError as error:
+        return "" if _primary_code(error) in _IN_USE else f"it cannot be opened ({error}); {_ALLOW}"
+
+
+def sqlite_damage(file: Path) -> str:
+    """What is wrong with the content of a SQLite database; empty also where it cannot be opened to look."""
+    with contextlib.suppress(sqlite3.DatabaseError):
+        return _damage(file)
+    return ""
+
+
+def _damage(file: Path) -> str:
+    """Raises ``sqlite3.DatabaseError`` when the database cannot be opened, or is locked."""
     if not file.exists():
         return ""
     if not file.is_file():
         return "expected a SQLite database, found a folder"
-    if not os.access(file, os.R_OK):
-        return "this user may not read it"
     try:
         with contextlib.closing(sqlite3.connect(file, timeout=_SECONDS_LOCKED)) as database:
             found = str(database.execute("PRAGMA quick_check(1)").fetchone()[0])
     except sqlite3.DatabaseError as error:
-        return "" if error.sqlite_errorcode in _IN_USE else f"it is damaged ({error})"
+        if _primary_code(error) not in _DAMAGED:
+            raise
+        found = str(error)
     return "" if found == "ok" else f"it is damaged ({found.splitlines()[-1]})"
+
+
+def _primary_code(error: sqlite3.DatabaseError) -> int:
+    """SQLite's code without what it says more: a database that is busy with its recovery is a busy one."""
+    return error.sqlite_errorcode & 0xFF
 
 
 def require_intact(store: Path) -> None:
     """Raise ``SettingsError`` when MLflow's database in an output folder cannot be used."""
     if problem := sqlite_problem(store):
-        fix = (
-            "put a copy of it back, or move it away: then the next run makes a new one, without the registry's history"
-        )
-        raise SettingsError([f"output_dir: {str(store)!r}: {problem}; {fix}"])
+        fix = f"; {_REPLACE}" if sqlite_damage(store) else ""
+        raise SettingsError([f"output_dir: {str(store)!r}: {problem}{fix}"])
 
 
 def has_content(file: Path) -> bool:
@@ -74,8 +98,8 @@ def has_content(file: Path) -> bool:
 def forget_deleted(file: Path) -> None:
     """Delete what is left of a SQLite database that was deleted: SQLite would read it into the new one."""
     if not has_content(file):
-        for leftover in file.parent.glob(f"{file.name}-*"):
-            leftover.unlink()
+        for ending in _LOGS:
+            file.with_name(f"{file.name}{ending}").unlink(missing_ok=True)
 
 
 def _connection_problem(engine: Engine, seconds: float) -> str:

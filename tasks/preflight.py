@@ -15,6 +15,7 @@ from tasks.artifact_store import open_folder, store_problems
 from tasks.recovery import NETWORK
 from tasks.refs import DatasetRef
 from tasks.registry import another_base
+from tasks.servers import MLFLOW, require_answers
 from tasks.tracking import tracking_problems
 from training_core.config import RunConfig, SettingsError
 from training_core.dataset.store import load_training_data
@@ -37,8 +38,10 @@ _BYTES_ON_A_GPU = {"fp32": 4}  # of a value; two in bf16 and fp16
 def preflight(config: RunConfig, dataset: DatasetRef) -> None:
     """Raise ``SettingsError`` with all problems that would end this run hours later.
 
-    Rows and base model were checked when the dataset was built. Retried because Prefect's server is asked.
+    Rows and base model were checked when the dataset was built. Retried because servers are asked: one that is away
+    raises ``ConnectionError``.
     """
+    require_answers(MLFLOW)
     problems = [
         *tracking_problems(config),
         *store_problems(needed=config.train_on is not None),

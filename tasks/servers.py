@@ -6,6 +6,7 @@ import os
 import re
 import time
 from http import HTTPStatus
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import httpx
@@ -22,6 +23,12 @@ _LOGINS = {
 _ASKED = {PREFECT: "/admin/version", MLFLOW: "/api/2.0/mlflow/experiments/get?experiment_id=0"}  # health asks no login
 _EXPECTED = {PREFECT: "http://HOST:PORT/api", MLFLOW: "http://HOST:PORT"}
 _KINDS = {PREFECT: "Prefect's API", MLFLOW: "an MLflow server"}
+_PLAIN_ANSWERS = (HTTPStatus.OK, HTTPStatus.NOT_FOUND)  # a guard sends others, or elsewhere: only the client passes it
+_OTHER_LOGINS = {
+    PREFECT: ("PREFECT_API_KEY", "PREFECT_CLIENT_CUSTOM_HEADERS"),
+    MLFLOW: ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_CLIENT_CERT_PATH"),
+}
+_MLFLOW_HEADERS = "mlflow.request_header_provider"  # plugins that add headers to requests
 _STARTED = "start the server, correct the address, or unset the variable to use this machine"
 
 
@@ -34,8 +41,27 @@ def server_problems(*names: str) -> list[str]:
     if problem := _proxy_problem():
         return [problem]
     addresses = {name: os.environ.get(name, "") for name in names or (PREFECT, MLFLOW)}
-    problems = {name: _problem(name, address) for name, address in addresses.items() if address}
-    return [f"{name}: {_hidden(addresses[name])}: {problem}" for name, problem in problems.items() if problem]
+    return [problem for name, address in addresses.items() if address and (problem := _named_problem(name, address))]
+
+
+def require_answers(*names: str) -> None:
+    """Raise ``ConnectionError`` when a server of these variables is away: it does not answer, or says that it cannot
+    now. Other problems are left to ``server_problems``."""
+    if not _proxy_problem():
+        for name in names:
+            _problem(name, os.environ.get(name, ""))
+
+
+def _named_problem(name: str, address: str) -> str:
+    try:
+        problem = _problem(name, address)
+    except ConnectionError as error:
+        return str(error)
+    return _named(name, address, problem) if problem else ""
+
+
+def _named(name: str, address: str, problem: str) -> str:
+    return f"{name}: {_hidden(address)}: {problem}"
 
 
 def _proxy_problem() -> str:
@@ -49,6 +75,7 @@ def _proxy_problem() -> str:
 
 
 def _problem(name: str, address: str) -> str:
+    """Raises ``ConnectionError`` when an HTTP server is away."""
     if re.match("https?://", address, re.IGNORECASE):
         if without_secrets(address) != address:
             return f"expected an address without a login; set {_LOGINS[name]} instead"
@@ -65,17 +92,18 @@ def _http_problem(name: str, address: str) -> str:
     except (httpx.RequestError, OverflowError) as error:
         if "certificate" in str(error).lower() and _has_other_certificates(name):
             return ""  # only the client itself knows what it trusts
-        return f"no answer ({error}); {_STARTED}"
+        raise ConnectionError(_named(name, address, f"no answer ({error}); {_STARTED}")) from error
     except httpx.InvalidURL:
         return f"expected {_EXPECTED[name]}, got another address; {_STARTED}"
     status = f"{found.status_code} {found.reason_phrase}".strip()
     if found.is_server_error or found.status_code == HTTPStatus.TOO_MANY_REQUESTS:
-        return f"the server answers {status!r}; wait until it works again, or correct the address"
+        away = f"the server answers {status!r}; wait until it works again, or correct the address"
+        raise ConnectionError(_named(name, address, away))
     if _has_other_login(name) or found.status_code == HTTPStatus.FORBIDDEN:
         return ""  # only the client itself can say more
     if found.status_code == HTTPStatus.UNAUTHORIZED:
         return f"the server does not accept the login; set {_LOGINS[name]}"
-    if not _is_answer_of(name, found.text):
+    if not found.history and found.status_code in _PLAIN_ANSWERS and not _is_answer_of(name, found.text):
         return f"expected {_KINDS[name]} at {_EXPECTED[name]}, got {status!r} from another server; {_STARTED}"
     return ""
 
@@ -90,7 +118,7 @@ def _ask(name: str, address: str) -> httpx.Response:
             content += part
             if time.monotonic() > deadline:
                 raise httpx.ReadTimeout("timed out")
-    return httpx.Response(found.status_code, content=content, headers=found.headers)
+    return httpx.Response(found.status_code, content=content, headers=found.headers, history=found.history)
 
 
 def _is_answer_of(name: str, text: str) -> bool:
@@ -113,10 +141,10 @@ def _login(name: str) -> tuple[str, str] | None:
 
 
 def _has_other_login(name: str) -> bool:
-    """Whether only the client itself can say if its login is right: a token, or one of a file."""
-    variables = ("PREFECT_API_KEY",) if name == PREFECT else ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_AUTH")
+    """Whether only the client itself can say if its login is right: a token, a certificate, one of a file or plugin."""
     in_file = name == MLFLOW and not _login(name) and _credentials_file().is_file()
-    return in_file or any(os.environ.get(variable) for variable in variables)
+    by_plugin = name == MLFLOW and bool(entry_points(group=_MLFLOW_HEADERS))
+    return in_file or by_plugin or any(os.environ.get(variable) for variable in _OTHER_LOGINS[name])
 
 
 def _credentials_file() -> Path:

@@ -25,6 +25,7 @@ from tasks.moved_store import ARTIFACTS, follow_move
 from tasks.refs import DatasetRef, EvalReport, RunRef
 from tasks.servers import MLFLOW, server_problems
 from training_core.config import RunConfig, SettingsError
+from training_core.error_causes import is_network_error
 from training_core.escaping import without_secrets
 from training_core.folders import complete_file, complete_folder, seal_digest
 from training_core.training.journal import Point
@@ -84,7 +85,8 @@ def connect(config: RunConfig) -> MlflowClient:
 
 
 def tracking_problems(config: RunConfig) -> list[str]:
-    """Why results could not be written to the tracking server or its registry. Only reads."""
+    """Why results could not be written to the tracking server or its registry. Only reads. Raises ``MlflowException``
+    when the server went away meanwhile."""
     if problems := server_problems(MLFLOW):
         return problems
     uri = tracking_uri(config)
@@ -93,6 +95,8 @@ def tracking_problems(config: RunConfig) -> list[str]:
             experiments = [connect(config).get_experiment_by_name(name) for name in (EXPERIMENT, DECISIONS)]
             connect(config).search_model_versions(f"name = '{config.registered_model_name}'", max_results=1)
     except MlflowException as error:
+        if is_network_error(error):
+            raise
         fix = "start the server, correct the URL or choose another registered_model_name"
         return [f"MLFLOW_TRACKING_URI: {uri!r} cannot register {config.registered_model_name!r}: {error}; {fix}"]
     deleted = [found for found in experiments if found and found.lifecycle_stage != LifecycleStage.ACTIVE]

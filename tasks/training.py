@@ -15,6 +15,7 @@ from tasks.progress import follow_journal
 from tasks.recovery import NETWORK
 from tasks.refs import DatasetRef, FolderRef, RunRef
 from tasks.registry import fetch_champion, fetch_version
+from tasks.run_status import FolderHeldError
 from tasks.tracking import log_private_file, open_tracking_run, send_points
 from tasks.versions import ADAPTER_TAG, find_version
 from training_core.config import RunConfig, SettingsError
@@ -27,11 +28,10 @@ from training_core.training.adapter import LEAKAGE_KEYS_FILE, load_leakage_keys
 from training_core.training.compiler import compiler_problems
 from training_core.training.fingerprint import run_fingerprint
 from training_core.training.gpu_check import gpu_problems
+from training_core.training.gpu_lock import SECONDS_TO_WAIT
 from training_core.training.journal import read_journal
 from training_core.training.sharding import sharding_problems
 from training_core.utils import pick_precision
-
-_SECONDS_TO_WAIT = 90  # a process whose parent was killed is there for a minute
 
 
 @task(task_run_name="open run", **NETWORK)
@@ -105,13 +105,14 @@ def finetune(config: RunConfig, run: RunRef, dataset: DatasetRef) -> None:
 
 
 def _wait_for_other_process(folder: Path) -> None:
-    """Until no other process trains in the folder, such as one that has just lost its parent."""
+    """Until no other process trains in the folder, such as one that has just lost its parent. Raises
+    ``FolderHeldError`` when that goes on."""
     try:
-        with FileLock(folder / "training.lock", timeout=_SECONDS_TO_WAIT):
+        with FileLock(folder / "training.lock", timeout=SECONDS_TO_WAIT):
             pass
     except Timeout as error:
         what = f"output_dir: another process trains the same rows and settings in {str(folder)!r}"
-        raise SettingsError([f"{what}; wait for its end: the same command then uses its adapter"]) from error
+        raise FolderHeldError([f"{what}; wait for its end: the same command then uses its adapter"]) from error
 
 
 @task(task_run_name="publish adapter", cache_policy=NO_CACHE)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -103,6 +104,15 @@ def test_damaged_database_of_prefect_is_kept_and_a_new_one_made(
     (kept,) = tmp_path.iterdir()
     assert kept.name.startswith("prefect.db.damaged-")
     assert "earlier runs are not in Prefect's UI" in capsys.readouterr().err
+
+
+def test_database_of_prefect_that_cannot_be_opened_is_left_in_its_place(tmp_path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(database := tmp_path / "prefect.db")) as opened:
+        opened.execute("PRAGMA journal_mode=WAL")
+    (folder := database.with_name("prefect.db-wal")).mkdir()
+    with pytest.raises(SettingsError, match=r"prefect\.db': it cannot be opened"):
+        local_servers._replace_damaged(database)
+    assert sorted(tmp_path.iterdir()) == [database, folder]
 
 
 def test_proxy_is_bypassed_by_health_checks(other_port: int, dead_proxy: None) -> None:

@@ -103,6 +103,25 @@ def test_error_that_is_not_of_the_folder_is_kept(tmp_path: Path) -> None:
         raise RuntimeError("a bug")
 
 
+def test_error_of_our_own_after_a_handled_one_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="a bug"), writable_folder(tmp_path):
+        try:
+            (tmp_path / "journal.jsonl").open()
+        except FileNotFoundError:
+            raise RuntimeError("a bug")  # noqa: B904  # what was handled is no reason
+
+
+def test_file_deleted_is_named_though_a_library_words_it_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit), writable_folder(tmp_path):
+        try:
+            (tmp_path / "journal.jsonl").open()
+        except FileNotFoundError as error:
+            raise RuntimeError("cannot load") from error
+    assert "journal.jsonl' was deleted or moved while the run used it" in capsys.readouterr().err
+
+
 def test_log_in_the_terminal_has_no_tracebacks() -> None:
     try:
         raise RuntimeError("a bug")

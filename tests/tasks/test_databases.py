@@ -3,10 +3,11 @@
 import contextlib
 import sqlite3
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
-from tasks.databases import forget_deleted, require_intact, sqlite_problem
+from tasks.databases import forget_deleted, require_intact, sqlite_damage, sqlite_problem
 from training_core.config import SettingsError
 
 
@@ -30,6 +31,42 @@ def test_locked_database_has_no_problem(database: Path, monkeypatch: pytest.Monk
     with contextlib.closing(sqlite3.connect(database)) as other, other:
         other.execute("BEGIN EXCLUSIVE")
         assert sqlite_problem(database) == ""
+
+
+@pytest.fixture
+def unopened(database: Path) -> Path:
+    """An intact database that nobody can open: a folder is in the place of its log."""
+    with contextlib.closing(sqlite3.connect(database)) as opened:
+        opened.execute("PRAGMA journal_mode=WAL")
+    database.with_name(f"{database.name}-wal").mkdir()
+    return database
+
+
+def test_database_that_cannot_be_opened_is_not_called_damaged(unopened: Path) -> None:
+    assert sqlite_damage(unopened) == ""
+    with pytest.raises(
+        SettingsError, match=r"it cannot be opened \(unable to open database file\); see that"
+    ) as raised:
+        require_intact(unopened)
+    assert "put a copy" not in str(raised.value)
+
+
+@pytest.mark.parametrize("code", ["BUSY", "BUSY_RECOVERY", "BUSY_SNAPSHOT", "LOCKED", "LOCKED_SHAREDCACHE"])
+def test_database_in_use_has_no_problem_whatever_its_code(
+    database: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    error = sqlite3.OperationalError("database is locked")
+    error.sqlite_errorcode = getattr(sqlite3, f"SQLITE_{code}")
+    monkeypatch.setattr("tasks.databases.sqlite3.connect", Mock(side_effect=error))
+    assert (sqlite_problem(database), sqlite_damage(database)) == ("", "")
+
+
+@pytest.mark.parametrize("code", ["CORRUPT_INDEX", "CORRUPT_VTAB", "NOTADB"])
+def test_database_is_damaged_whatever_its_code(database: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    error = sqlite3.DatabaseError("malformed")
+    error.sqlite_errorcode = getattr(sqlite3, f"SQLITE_{code}")
+    monkeypatch.setattr("tasks.databases.sqlite3.connect", Mock(side_effect=error))
+    assert sqlite_damage(database) == sqlite_problem(database) == "it is damaged (malformed)"
 
 
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.99])
@@ -59,3 +96,17 @@ def test_log_of_a_deleted_database_is_deleted(database: Path) -> None:
     database.unlink()
     forget_deleted(database)
     assert not journal.exists()
+
+
+def test_copies_of_a_deleted_database_are_kept(database: Path) -> None:
+    copies = [database.with_name(f"mlflow.db-{name}") for name in ("damaged", "copy-of-friday", "wal-of-friday")]
+    for copy in copies:
+        copy.touch()
+    (folder := database.with_name("mlflow.db-old")).mkdir()
+    logs = [database.with_name(f"mlflow.db-{name}") for name in ("wal", "shm", "journal")]
+    for log in logs:
+        log.touch()
+    database.unlink()
+    forget_deleted(database)
+    assert all(place.exists() for place in (*copies, folder))
+    assert not any(log.exists() for log in logs)

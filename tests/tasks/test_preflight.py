@@ -20,6 +20,7 @@ from flows.train_flow import train_flow
 from tasks import artifact_store, registry, tracking, versions
 from tasks.data import build_dataset
 from tasks.preflight import GPU_MEMORY, preflight
+from tasks.recovery import RETRIES, may_be_gone
 from tasks.refs import DatasetRef, FolderRef, TrainedRef
 from training_core.config import RunConfig, SettingsError
 from training_core.model_setup import digest_base_model
@@ -55,7 +56,7 @@ def test_preflight_passes_and_writes_nothing(ready: RunConfig, tmp_path: Path) -
 def test_preflight_lists_all_problems_at_once(
     ready: RunConfig, prefect_api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", UNREACHABLE)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
     monkeypatch.setenv(artifact_store.VARIABLE, "file:///proc/none")
     lacking = dataclasses.replace(ready, train_on="train-flow/missing", lora_r=10**10)
     assert [problem.partition(":")[0] for problem in problems_of(lacking)] == [
@@ -64,6 +65,24 @@ def test_preflight_lists_all_problems_at_once(
         "output_dir",
         "train_on",
     ]
+
+
+def test_preflight_is_retried_when_a_server_is_away(ready: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", UNREACHABLE)
+    with disable_run_logger(), pytest.raises(ConnectionError, match=r"MLFLOW_TRACKING_URI: .* no answer") as raised:
+        preflight.fn(ready, DATASET)
+    assert may_be_gone(raised.value, tries=RETRIES + 1)
+
+
+def test_preflight_is_retried_when_a_server_goes_away_meanwhile(
+    ready: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", UNREACHABLE)
+    monkeypatch.setattr("tasks.preflight.require_answers", lambda *_: None)
+    monkeypatch.setattr("tasks.tracking.server_problems", lambda *_: [])
+    with disable_run_logger(), pytest.raises(versions.RegistryError) as raised:
+        preflight.fn(ready, DATASET)
+    assert may_be_gone(raised.value, tries=RETRIES + 1)
 
 
 def test_preflight_counts_checkpoints_where_the_training_runs(ready: RunConfig) -> None:

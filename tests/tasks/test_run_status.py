@@ -4,15 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from filelock import Timeout
 from prefect.logging import disable_run_logger
 
 from tasks import run_status
 from tasks.refs import DatasetRef, RunRef
-from tasks.run_status import REASON_TAG, shown_as_failed
+from tasks.run_status import REASON_TAG, FolderHeldError, shown_as_failed
 from tasks.tracking import connect, open_tracking_run
 from tasks.versions import RegistryError
-from training_core.config import RunConfig, SettingsError
+from training_core.config import RunConfig
+from training_core.training.gpu_lock import DeviceHeldError, hold_device
 
 
 @pytest.fixture
@@ -42,14 +42,25 @@ def test_run_of_a_failed_training_says_why_until_it_is_resumed(
 
 
 @pytest.mark.parametrize(
-    "end", [KeyboardInterrupt(), SystemExit(), SettingsError(["locked"])], ids=["ctrl_c", "exit", "lock"]
+    "end", [KeyboardInterrupt(), SystemExit(), FolderHeldError(["locked"])], ids=["ctrl_c", "exit", "lock"]
 )
 def test_run_that_goes_on_is_not_failed(config: RunConfig, run: RunRef, end: BaseException) -> None:
     """It was interrupted, or another process trains it."""
-    if isinstance(end, SettingsError):
-        end.__cause__ = Timeout("training.lock")
     fail(config, run, end)
     assert status(config, run) == "RUNNING"
+
+
+def test_run_whose_gpu_is_held_has_failed(config: RunConfig, run: RunRef) -> None:
+    """Both are told by a lock, but only what holds the run's folder trains it."""
+    name = f"GPU of {run.path}".replace("/", " ")
+    with (
+        pytest.raises(DeviceHeldError),
+        hold_device(name, "another training"),
+        shown_as_failed(config, run),
+        hold_device(name, "this training", seconds=0),
+    ):
+        pass
+    assert status(config, run) == "FAILED"
 
 
 def test_run_that_finished_before_stays_finished(

@@ -5,11 +5,12 @@ import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
 import pytest
 
-from tasks.servers import server_problems
+from tasks.servers import require_answers, server_problems
 
 LOGINS = {
     "PREFECT_API_URL": {"PREFECT_API_AUTH_STRING": "me:wrong"},
@@ -50,12 +51,19 @@ def refusing() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def answering(status: int, body: bytes, *, slowly: bool = False) -> Iterator[str]:
-    """A server that answers every request alike; with ``slowly`` it never comes to the end of its answer."""
+def answering(status: int, body: bytes, *, slowly: bool = False, redirected: bool = False) -> Iterator[str]:
+    """A server that answers every request alike; with ``slowly`` it never comes to the end of its answer, and
+    ``redirected`` it sends to another page first, as a guard does to its login."""
     ended = threading.Event()
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if redirected and self.path != "/login":
+                self.send_response(302)
+                self.send_header("Location", "/login")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             self.send_response(status)
             self.send_header("Content-Length", str(1_000_000 if slowly else len(body)))
             self.end_headers()
@@ -113,6 +121,59 @@ def test_server_that_answers_as_one_is_no_problem(
     with answering(status, body) as address:
         monkeypatch.setenv(name, address)
         assert server_problems() == []
+
+
+@pytest.mark.parametrize("name", ["PREFECT_API_URL", "MLFLOW_TRACKING_URI"])
+@pytest.mark.parametrize(("status", "redirected"), [(200, True), (404, True), (400, False), (405, False)])
+def test_guard_before_a_server_is_left_to_the_client(
+    monkeypatch: pytest.MonkeyPatch, name: str, status: int, redirected: bool
+) -> None:
+    with answering(status, b"<html>Who are you?</html>", redirected=redirected) as address:
+        monkeypatch.setenv(name, address)
+        assert server_problems() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "variable"),
+    [
+        ("PREFECT_API_URL", "PREFECT_API_KEY"),
+        ("PREFECT_API_URL", "PREFECT_CLIENT_CUSTOM_HEADERS"),
+        ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_AUTH"),
+        ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_CLIENT_CERT_PATH"),
+    ],
+)
+@pytest.mark.parametrize("status", [200, 401, 404])
+def test_guard_that_the_clients_own_settings_pass_is_left_to_the_client(
+    monkeypatch: pytest.MonkeyPatch, name: str, variable: str, status: int
+) -> None:
+    monkeypatch.setenv(variable, "{}")
+    with answering(status, b"<html>Who are you?</html>") as address:
+        monkeypatch.setenv(name, address)
+        assert server_problems() == []
+
+
+def test_guard_that_headers_of_a_plugin_pass_is_left_to_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = EntryPoint("guard", "guard:Headers", "mlflow.request_header_provider")
+    monkeypatch.setattr("tasks.servers.entry_points", lambda group: EntryPoints([plugin]).select(group=group))
+    with answering(404, b"<html>Who are you?</html>") as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        assert server_problems() == []
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_server_that_cannot_answer_now_is_away(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    with answering(status, b"<html>") as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        with pytest.raises(ConnectionError, match=f"MLFLOW_TRACKING_URI: {address}: the server answers '{status} "):
+            require_answers("MLFLOW_TRACKING_URI")
+
+
+def test_server_with_another_problem_is_not_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    require_answers("MLFLOW_TRACKING_URI")
+    with answering(404, b"not here") as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        require_answers("MLFLOW_TRACKING_URI")
 
 
 def test_server_that_never_ends_its_answer_is_one_problem(monkeypatch: pytest.MonkeyPatch) -> None:

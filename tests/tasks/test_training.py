@@ -10,8 +10,8 @@ from prefect import flow
 from tasks import artifact_store, registry, tracking, training, versions
 from tasks.artifact_store import publish
 from tasks.refs import DatasetRef, RunRef, TrainedRef
+from tasks.run_status import FolderHeldError
 from tasks.training import open_run
-from training_core import child_processes
 from training_core.config import RunConfig, SettingsError
 from training_core.folders import seal, seal_digest
 
@@ -62,17 +62,13 @@ def test_open_run_rejects_a_champion_that_cannot_be_loaded(config: RunConfig, ro
 
 
 def test_training_that_another_process_runs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "_SECONDS_TO_WAIT", 0.1)
+    monkeypatch.setattr(training, "SECONDS_TO_WAIT", 0.1)
     with (
         FileLock(tmp_path / "training.lock"),
-        pytest.raises(SettingsError, match=r"another process trains the same rows and settings .* wait for its end"),
+        pytest.raises(FolderHeldError, match=r"another process trains the same rows and settings .* wait for its end"),
     ):
         training._wait_for_other_process(tmp_path)
     training._wait_for_other_process(tmp_path)
-
-
-def test_training_waits_longer_than_a_process_without_parent_lives() -> None:
-    assert training._SECONDS_TO_WAIT > child_processes.POLL_SECONDS + child_processes.SECONDS_TO_END
 
 
 def test_open_run_rejects_a_worker_without_shared_servers(

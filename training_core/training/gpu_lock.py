@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from training_core.config import SettingsError
 from training_core.training.out_of_memory import explain_out_of_memory
 
-_SECONDS_TO_WAIT = 90  # a process whose parent was killed is there for a minute
+SECONDS_TO_WAIT = 90  # a process whose parent was killed is there for a minute
 OTHER_GPU = "end what else uses the GPU, or choose another one with CUDA_VISIBLE_DEVICES"
 
 
@@ -43,7 +43,7 @@ def hold_gpu(holder: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def hold_device(name: str, holder: str, seconds: float = _SECONDS_TO_WAIT) -> Iterator[None]:
+def hold_device(name: str, holder: str, seconds: float = SECONDS_TO_WAIT) -> Iterator[None]:
     """Lock the device with this name; the lock's file names the holder.
 
     Waits for the end of a training that has just lost its parent process.

@@ -53,7 +53,7 @@ def test_gpu_lock_waits_for_a_training_that_ends(tmp_path: Path) -> None:
 
 
 def test_gpu_lock_outlasts_a_training_whose_parent_was_killed() -> None:
-    assert gpu_lock._SECONDS_TO_WAIT > child_processes.POLL_SECONDS + child_processes.SECONDS_TO_END
+    assert gpu_lock.SECONDS_TO_WAIT > child_processes.POLL_SECONDS + child_processes.SECONDS_TO_END
 
 
 def test_gpu_lock_leaves_other_devices_free() -> None:
