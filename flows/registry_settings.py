@@ -17,7 +17,7 @@ OUTPUT_DIR = str(settings_info()["output_dir"].default)
 
 def registry_settings(name: str, output_dir: str) -> RunConfig:
     """Settings that find the registry. Raises ``SettingsError`` when there is none; it is never created here."""
-    config = read_settings({"registered_model_name": name, "output_dir": output_dir})
+    config = read_settings({"registered_model_name": name, "output_dir": output_dir}, stored=True)
     address = os.environ.get(MLFLOW)
     store = sqlite_file(address) if address else Path(output_dir) / "mlflow.db"
     if store and not has_content(store):

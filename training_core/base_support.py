@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from training_core.base_model import adapted_layers, load_skeleton
-from training_core.base_weights import released_weights, weight_shapes
+from training_core.base_weights import Weight, file_problems, released_weights
 from training_core.config import RunConfig, SettingsError
 
 _FORMATS = {"BF16", "F16", "F32", "F64"}  # that are not quantised
@@ -26,25 +26,27 @@ DELTA_FUNCTIONS = ("causal_conv1d_fn", "torch_chunk_gated_delta_rule")
 def support_problems(config: RunConfig, base: Path) -> list[str]:
     """Why a run with these settings cannot train this base, each with what can be done instead.
 
-    Of a name on the hub only ``config.json`` may be there; then nothing is said of its weights.
+    Of a name on the hub only some files may be there, as after an interrupted download; then nothing is said of its
+    weights.
     """
     try:
         adapted_layers(config, base)
     except SettingsError as error:
         return error.problems
     model = load_skeleton(base)
-    quantised, experts = _quantised(config, base, model), _experts(config, model)
+    weights = {} if file_problems(base) else released_weights(base)
+    quantised, experts = _quantised(config, weights, model), _experts(config, model)
     return [
         *quantised,
         *(experts or _packing(config, model)),
-        *(_weights(config, base, model) if not quantised and not experts else []),
+        *(_weights(config, weights, model) if weights and not quantised and not experts else []),
         *_positions(config, model),
     ]
 
 
-def _quantised(config: RunConfig, base: Path, model: PreTrainedModel) -> list[str]:
+def _quantised(config: RunConfig, weights: dict[str, Weight], model: PreTrainedModel) -> list[str]:
     found = model.config.to_dict().get("quantization_config")
-    stored = {weight.dtype for weight in released_weights(base).values() if len(weight.shape) > 1} - _FORMATS
+    stored = {weight.dtype for weight in weights.values() if len(weight.shape) > 1} - _FORMATS
     if found is None and not stored:
         return []
     method = ", ".join(sorted(stored)) if found is None else found.get("quant_method", "unknown")
@@ -52,9 +54,9 @@ def _quantised(config: RunConfig, base: Path, model: PreTrainedModel) -> list[st
     return [f"model_name: {what}; give the same model as released in 16 bits"]
 
 
-def _weights(config: RunConfig, base: Path, model: PreTrainedModel) -> list[str]:
+def _weights(config: RunConfig, weights: dict[str, Weight], model: PreTrainedModel) -> list[str]:
     """What transformers would make up, or leave out, where weights and ``config.json`` differ: it only warns."""
-    found = _loaded(base, model) if any(base.glob("*.safetensors")) else {}
+    found = _loaded(weights, model)
     what = [words.format(_counted(found[kind])) for kind, words in _DIFFERENCES.items() if found.get(kind)]
     if not what:
         return []
@@ -62,13 +64,22 @@ def _weights(config: RunConfig, base: Path, model: PreTrainedModel) -> list[str]
     return [f"model_name: {of_base} {'; '.join(what)}; give a base whose files are all of one model"]
 
 
-def _loaded(base: Path, model: PreTrainedModel) -> dict[str, set[str]]:
+def _loaded(weights: dict[str, Weight], model: PreTrainedModel) -> dict[str, set[str]]:
     """The names of weights that transformers misses and the like, tried with their shapes alone."""
-    weights = {name: torch.empty(shape, device="meta") for name, shape in weight_shapes(base).items()}
+    empty = {name: torch.empty(weight.shape, device="meta") for name, weight in weights.items()}
     options = {"ignore_mismatched_sizes": True, "output_loading_info": True, "device_map": {"": "meta"}}
     with _silence():
-        _, found = type(model).from_pretrained(None, config=model.config, state_dict=weights, **options)
-    return found | {"mismatched_keys": {name for name, *_ in found["mismatched_keys"]}}
+        _, found = type(model).from_pretrained(None, config=model.config, state_dict=empty, **options)
+    mismatched = {name for name, *_ in found["mismatched_keys"]}
+    foreign = {name for name in found["unexpected_keys"] if found["missing_keys"] or _belongs_inside(name, model)}
+    return found | {"mismatched_keys": mismatched, "unexpected_keys": foreign}
+
+
+def _belongs_inside(name: str, model: PreTrainedModel) -> bool:
+    """Whether a weight that the model lacks is one of its layers, such as a bias: further heads and towers are not."""
+    parts = (model, model.base_model)  # some bases are saved without the prefix
+    names = {of_module for part in parts for of_module, _ in part.named_modules()} - {"", model.base_model_prefix}
+    return any(name[:place] in names for place, sign in enumerate(name) if sign == ".")
 
 
 def _counted(names: Collection[str]) -> str:

@@ -7,10 +7,10 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import yaml
-from pydantic import ConfigDict, Field, ValidationError, field_validator
+from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
@@ -38,8 +38,20 @@ NOT_OF_TRAINING = frozenset(
     }
 )
 
+LONGEST_VALUE = 200  # in a message
 
-_LONGEST_VALUE = 200  # in a message
+# What a person may call a model; names that earlier versions registered may also hold @ or end with a point.
+_MODEL_NAME = (
+    r"""^[^/:@?#%\\"'<>\s\x00-\x1f\x7f\xad\u200b-\u200f\u2060-\u2064\ufeff.-]"""
+    r"""([^/:@?#%\\"'<>\x00-\x1f\x7f\xad\u200b-\u200f\u2060-\u2064\ufeff]*"""
+    r"""[^/:@?#%\\"'<>\s\x00-\x1f\x7f\xad\u200b-\u200f\u2060-\u2064\ufeff.])?$"""
+)
+
+
+class _ModelNameError(ValueError):
+    """A name for a model is not of the form ``pattern``."""
+
+    pattern = _MODEL_NAME
 
 
 class SettingsError(ValueError):
@@ -248,11 +260,7 @@ class RunConfig:
     registered_model_name: str = Field(
         "sft-flow-qwen",
         # It is a part of addresses such as models:/NAME/3 and of searches such as name = 'NAME'.
-        pattern=(
-            r"""^[^/:@?#%\\"'<>\s\x00-\x1f\x7f\xad\u200b-\u200f\u2060-\u2064\ufeff.-]"""
-            r"""([^/:@?#%\\"'<>\x00-\x1f\x7f\xad\u200b-\u200f\u2060-\u2064\ufeff]*"""
-            r"""[^/:@?#%\\"'<>\s\x00-\x1f\x7f\xad\u200b-\u200f\u2060-\u2064\ufeff.])?$"""
-        ),
+        pattern=r"""^[^/:?#%\\"'<>\s\x00-\x1f\x7f.-]([^/:?#%\\"'<>\x00-\x1f\x7f]*[^/:?#%\\"'<>\s\x00-\x1f\x7f])?$""",
         max_length=200,
         description="Name in the model registry: no slash, colon, quote, backslash, percent sign nor any of ? # @ < >.",
     )
@@ -294,13 +302,20 @@ class RunConfig:
 
     @field_validator("*")
     @classmethod
-    def _is_publishable(cls, value: Any) -> Any:
+    def _is_publishable(cls, value: Any, info: ValidationInfo) -> Any:
         """Settings are written to files, servers and logs: none may hold a password or what a terminal would obey."""
         if isinstance(value, str) and without_secrets(value) != value:
             fix = "give keys to the store's client by its environment variables or its configuration file"
             raise ValueError(f"expected an address without a password or a signature; {fix}")
-        if isinstance(value, str) and not is_seen(value):
+        if isinstance(value, str) and not (is_seen(value) if info.context else shown(value) == value):
             raise ValueError("expected a text without control characters")
+        return value
+
+    @field_validator("registered_model_name", mode="before")
+    @classmethod
+    def _is_model_name(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.context and isinstance(value, str) and not re.fullmatch(_MODEL_NAME, value):
+            raise _ModelNameError
         return value
 
     def training_settings(self) -> dict[str, Any]:
@@ -316,11 +331,11 @@ class RunConfig:
 
     @classmethod
     def load(cls, path: Path | str) -> "RunConfig":
-        """Read a YAML or JSON file, or the ``run_config.json`` of a folder.
+        """Read what was stored in a YAML or JSON file, or in the ``run_config.json`` of a folder.
 
         Raises ``SettingsError`` naming every unknown key and every invalid value.
         """
-        return read_settings(read_settings_file(path))
+        return read_settings(read_settings_file(path), stored=True)
 
 
 def settings_info() -> dict[str, FieldInfo]:
@@ -361,10 +376,14 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_settings(values: dict[str, Any]) -> RunConfig:
-    """Validate values from YAML, flags or a form; raises ``SettingsError`` with every problem."""
+def read_settings(values: dict[str, Any], *, stored: bool = False) -> RunConfig:
+    """Validate values from YAML, flags or a form; raises ``SettingsError`` with every problem.
+
+    Those that are ``stored`` may have names and texts that earlier versions took.
+    """
+    validator = RunConfig.__pydantic_validator__  # type: ignore[attr-defined]
     try:
-        return RunConfig(**values)
+        return cast(RunConfig, validator.validate_python(values, context=None if stored else {"given": True}))
     except ValidationError as error:
         raise SettingsError(describe_problems(error)) from error
 
@@ -381,18 +400,21 @@ def _describe(name: str, problem: Any) -> str:
     if problem["type"] == "string_unicode":  # a file name in another encoding, which no report can hold
         return f"{name}: expected UTF-8, got {problem['input']!r}; rename it"
     expected = problem["ctx"]["error"] if problem["type"] == "value_error" else problem["msg"]
-    if problem["type"] == "string_pattern_mismatch":
+    if pattern := _pattern(problem):
         expected = f"expected: {str(settings_info()[name].description).rstrip('.')}"
     got = repr(problem["input"])
-    shortened = got if len(got) <= _LONGEST_VALUE else f"{got[:_LONGEST_VALUE]}…"
-    return f"{name}: {expected}, got {shortened}{_unwanted(name, problem)}"
+    shortened = got if len(got) <= LONGEST_VALUE else f"{got[:LONGEST_VALUE]}…"
+    return f"{name}: {expected}, got {shortened}{_unwanted(pattern, problem['input']) if pattern else ''}"
 
 
-def _unwanted(name: str, problem: Any) -> str:
+def _pattern(problem: Any) -> str | None:
+    """The pattern that a text does not match, if that is the problem."""
+    context = problem.get("ctx", {})
+    return context.get("pattern") or getattr(context.get("error"), "pattern", None)
+
+
+def _unwanted(pattern: str, text: str) -> str:
     """The characters of a text that its setting's pattern allows nowhere."""
-    if problem["type"] != "string_pattern_mismatch":
-        return ""
-    pattern, text = problem["ctx"]["pattern"], problem["input"]
     bad = [sign for sign in dict.fromkeys(text) if re.search(pattern, "aaa") and not re.search(pattern, f"a{sign}a")]
     return f": remove {', '.join(map(ascii, bad))}" if bad else ""
 

@@ -19,7 +19,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, R
 from training_core.base_model import base_folder
 from training_core.base_support import support_problems
 from training_core.base_weights import file_problems
-from training_core.config import RunConfig, SettingsError
+from training_core.config import LONGEST_VALUE, RunConfig, SettingsError
 from training_core.escaping import shown
 from training_core.rows.files import client_errors_as_os_errors, open_file
 from training_core.rows.locate import find_files
@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 _NOT_IN_ADDRESSES = "?#%;"
 _MOST_REASONS = 10
-_LONGEST_VALUE = 200
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ def _rows_problems(name: str, value: str) -> list[str]:
         fix = f"give --{name} a file, glob or folder of rows (working directory: {Path.cwd()})"
         reasons = str(error).splitlines()[1:]
         return [
-            "\n".join([f"{name}: {value[:_LONGEST_VALUE]!r} holds no file of rows; {fix}", *reasons[:_MOST_REASONS]])
+            "\n".join([f"{name}: {value[:LONGEST_VALUE]!r} holds no file of rows; {fix}", *reasons[:_MOST_REASONS]])
         ]
     except ImportError as error:
         return [f"{name}: cannot read {value!r}: {error} (pip install 'sft-flow[s3]' for s3://, '[gcs]' for gs://)"]
@@ -243,7 +242,7 @@ def _folder_problems(name: str, value: str) -> list[str]:
         problem = _folder_problem(value, Path(value).resolve())
     except (OSError, RuntimeError) as error:  # too long a name, or links in a circle
         cause = error.strerror if isinstance(error, OSError) else "its links lead in a circle"
-        problem = f"cannot use {value[:_LONGEST_VALUE]!r}: {cause}; give another folder"
+        problem = f"cannot use {value[:LONGEST_VALUE]!r}: {cause}; give another folder"
     return [f"{name}: {problem}"] if problem else []
 
 

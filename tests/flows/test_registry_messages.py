@@ -97,6 +97,11 @@ def test_registry_that_is_not_there_is_never_made(
     assert not store.exists() or not store.stat().st_size
 
 
+@pytest.mark.parametrize("name", ["team@x", "name."])
+def test_model_that_an_earlier_version_registered_is_found_by_its_name(config: RunConfig, name: str) -> None:
+    assert registry_settings(name, config.output_dir).registered_model_name == name
+
+
 def test_registry_that_is_damaged_is_named(config: RunConfig) -> None:
     store = Path(config.output_dir) / "mlflow.db"
     os.truncate(store, store.stat().st_size // 2)

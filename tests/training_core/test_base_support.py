@@ -147,6 +147,39 @@ def test_weights_that_are_not_those_of_the_config_are_rejected(
     assert problem.endswith("; give a base whose files are all of one model")
 
 
+EXTRA = {
+    "a head": ("v_head.summary.weight", True),
+    "a classifier": ("score.weight", True),
+    "prediction of further tokens": ("mtp.layers.0.input_layernorm.weight", True),
+    "a rotation": ("model.layers.0.self_attn.rotary_emb.inv_freq", True),
+    "eyes": ("model.visual.merger.weight", True),
+    "a bias": ("model.layers.0.self_attn.o_proj.bias", False),
+    "a bias of the head": ("lm_head.bias", False),
+    "a further layer": ("model.layers.9.input_layernorm.weight", False),
+    "a part of a layer": ("model.layers.0.adapter.weight", False),
+    "a bias without the prefix": ("layers.0.self_attn.o_proj.bias", False),
+}
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "qwen3_5"])
+@pytest.mark.parametrize(("name", "taken"), EXTRA.values(), ids=EXTRA)
+def test_further_weights_are_rejected_only_inside_the_layers_of_the_config(
+    architecture: str, name: str, taken: bool, tmp_path: Path
+) -> None:
+    model = tiny_model(architecture, vocab_size=64, tie_word_embeddings=False)
+    write_with(model, tmp_path, lambda found: found | {name: torch.zeros(3)})
+    problems = problems_of(model.config, tmp_path)
+    assert [f"have {name}, which it does not name" in problem for problem in problems] == ([] if taken else [True])
+
+
+@pytest.mark.parametrize("name", ["layers.9.input_layernorm.weight", "layers.0.mlp.up_proj.bias"])
+def test_further_weights_inside_the_layers_of_a_multimodal_base_are_rejected(name: str, tmp_path: Path) -> None:
+    model = tiny_multimodal_model(vocab_size=64)
+    write_with(model, tmp_path, lambda found: found | {f"model.language_model.{name}": torch.zeros(3)})
+    (problem,) = problems_of(model.config, tmp_path)
+    assert f"have model.{name}, which it does not name" in problem
+
+
 def test_report_of_transformers_on_the_weights_is_not_shown(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model = tiny_model("qwen3", vocab_size=64)
     write_with(model, tmp_path, lambda found: {name: found[name] for name in found if "norm" not in name})

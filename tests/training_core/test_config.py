@@ -152,6 +152,28 @@ def test_model_name_of_letters_digits_and_dashes_is_accepted(name: str) -> None:
     assert read_settings({"registered_model_name": name}).registered_model_name == name
 
 
+@pytest.mark.parametrize(
+    "old",
+    [
+        *({"registered_model_name": name} for name in ("team@x", "name.", "a\u200bb")),
+        *({"target_modules": text} for text in ("q_proj,\nv_proj", "q_proj,\tv_proj")),
+    ],
+)
+def test_settings_that_an_earlier_version_took_are_read_where_they_are_stored_only(
+    old: dict[str, Any], tmp_path: Path
+) -> None:
+    stored = read_settings(old, stored=True)
+    assert RunConfig.load(stored.save(tmp_path)) == dataclasses.replace(stored) == stored
+    (problem,) = problems_of(**old)
+    assert problem.startswith(f"{next(iter(old))}: ")
+
+
+def test_stored_settings_are_validated() -> None:
+    with pytest.raises(SettingsError) as caught:
+        read_settings({"registered_model_name": "a/b", "lora_r": 0, "targets": "x\x1b"}, stored=True)
+    assert len(caught.value.problems) == 3
+
+
 def test_file_name_that_is_not_utf8_is_rejected() -> None:
     (problem,) = problems_of(dataset_path="caf\udce9.jsonl")
     assert problem == r"dataset_path: expected UTF-8, got 'caf\udce9.jsonl'; rename it"

@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
+from training_core.base_weights import INDEX, WHOLE
 from training_core.config import RunConfig, SettingsError
 from training_core.utils import log_system_info, pick_precision, set_seed, setup_cache, setup_logging, validate_args
 
@@ -138,6 +141,33 @@ def test_target_modules_are_checked_on_a_hub_base(
     monkeypatch.setattr("training_core.utils.hf_hub_download", lambda *_, **__: config)
     validate_args(RunConfig(**usable | {"model_name": "some/base"}))
     assert names_of(problems_of(usable | {"model_name": "some/base", "target_modules": "mlp"})) == ["target_modules"]
+
+
+@pytest.mark.parametrize("left_out", ["shard", "index", "index and first shard"])
+def test_interrupted_download_of_a_hub_base_is_no_problem(
+    usable: dict[str, Any], tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_out: str
+) -> None:
+    """The run itself downloads the rest."""
+    hub = tmp_path / "hub"
+    AutoModelForCausalLM.from_pretrained(tiny_base).save_pretrained(hub, max_shard_size="100KB")
+    shards = sorted(hub.glob("*.safetensors"))
+    assert len(shards) > 1
+    lost = {"shard": shards[1:], "index": [hub / INDEX, *shards[1:]], "index and first shard": [hub / INDEX, shards[0]]}
+    for file in lost[left_out]:
+        file.unlink()
+    monkeypatch.setattr("training_core.utils.hf_hub_download", lambda *_, **__: str(hub / "config.json"))
+    validate_args(RunConfig(**usable | {"model_name": "some/base"}))
+
+
+def test_hub_base_that_is_there_is_checked_with_its_weights(
+    usable: dict[str, Any], tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = shutil.copytree(tiny_base, tmp_path / "hub")
+    found = load_file(hub / WHOLE)
+    save_file({name: w for name, w in found.items() if "norm" not in name}, hub / WHOLE, metadata={"format": "pt"})
+    monkeypatch.setattr("training_core.utils.hf_hub_download", lambda *_, **__: str(hub / "config.json"))
+    (problem,) = problems_of(usable | {"model_name": "some/base"})
+    assert "the weights of 'some/base' lack " in problem
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])

@@ -27,6 +27,10 @@ IGNORED_LABEL = -100
 # Whoever holds unkeyed leakage keys can confirm that an id was trained on, by computing the id's digest.
 SECRET = "SFT_FLOW_SECRET"
 
+# Runs store leakage keys (see ``write_adapter``). Whoever changes how they are made raises this number: some keys of
+# existing adapters match none of the new ones.
+LEAKAGE_SCHEME = 2
+
 SCHEMA = pa.schema(
     {
         "input_ids": pa.list_(pa.int32()),
@@ -154,7 +158,6 @@ def _digests(record: Record, split_seed: int) -> tuple[int, ...]:
 
 def leakage_keys(record: Record, entity_fields: Sequence[str]) -> list[int]:
     """The 64-bit digests that a record shares with related ones: ``near_duplicate_key`` and those of its entities."""
-    # Runs store these keys (see ``write_adapter``): a change here would match no key of an existing adapter.
     _, instruction, case = _prompt_parts(record)
     return keyed([_near_duplicate_key(instruction, case), *_entities_of(record, entity_fields)])
 
@@ -205,6 +208,8 @@ def _entities_of(record: Record, entity_fields: Sequence[str]) -> list[int]:
 
 def digest_id(field: str, value: Any) -> int:
     """64 bits of an id, equal for 1001, 1001.0 and "1001" and for "C-7" and " c-7": exports differ in such details."""
+    if isinstance(value, float):
+        value = repr(value)  # 1e+25, where orjson writes 1e25
     return _digest(_canonical([field, id_text(value if isinstance(value, str) else _canonical(value).decode())]))
 
 

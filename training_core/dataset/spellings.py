@@ -16,7 +16,9 @@ _SEPARATORS = re.compile(rf"(?:(?![-+.~]\d|!=|(?<=\d)(?:'|\\\"))[^\w{_MEANT}]|_)
 
 _DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"), "-")
 _UNSEEN = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff"))
-_NUMBER = re.compile(r"[+-]?\d{1,40}(?:\.\d{0,40})?(?:e\+?\d{1,2})?")
+_NUMBER = re.compile(r"[+-]?\d{1,40}(?:\.\d{0,40}(?:e\+?\d{1,2})?|e\+\d{1,2})?")  # 12E3 is a code
+_NO_MEANING = re.compile(r"(?:(?![-+]+\s*$)[^\w<>=\u2248\u2260\u2264\u2265]|_)+")  # in a decision
+_COMPARISONS = (("<=", "\u2264"), (">=", "\u2265"), ("!=", "\u2260"))
 
 
 def case_text(case: str) -> str:
@@ -42,6 +44,11 @@ def ids_of(value: Any) -> list[Any]:
 
 
 def decision_text(decision: str) -> str:
-    """A decision as letters and digits: equal for ``Not Eligible``, ``not_eligible`` and ``NotEligible.``."""
-    text = unicodedata.normalize("NFKC", decision).casefold()
-    return "".join(filter(str.isalnum, text)) or text
+    """A decision as letters and digits: equal for ``Not Eligible``, ``not_eligible`` and ``NotEligible.``.
+
+    Comparisons count, and so do plus and minus at the end: ``>30`` is not ``<=30``, and ``A+`` is not ``A``.
+    """
+    text = unicodedata.normalize("NFKC", decision).translate(_DASHES | _UNSEEN).casefold()
+    for written, sign in _COMPARISONS:
+        text = text.replace(written, sign)
+    return _NO_MEANING.sub("", text) or text

@@ -62,7 +62,7 @@ def reject_unknown_format(value: object) -> NoReturn:
     """Raises the most helpful ``BadLineError`` for a row of unknown format."""
     row = check_object("line", value)
     if row.keys() & _SCHEMAS["native"].keys.keys():
-        check_text("instruction", row.get("instruction"), beside=row.keys() - _SCHEMAS["native"].keys.keys())
+        check_text("instruction", row.get("instruction"), keys=row.keys() - _SCHEMAS["native"].keys.keys())
         check_record(row)
     keys = ", ".join(ascii(key)[1:-1] for key in row)[:80] or "no keys"
     raise BadLineError("line", f"expected the keys of a known row format, got {keys}", _fix_of_keys(row))

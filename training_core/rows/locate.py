@@ -43,7 +43,9 @@ def locate_files(path: str) -> Located:
     if system.isdir(place):
         reasons = dict(_remote_files(system, place) if is_url else _local_files(place))
     else:
-        matches = [file for file in system.glob(place) if not system.isdir(file) and _chosen(file, place)]
+        # In a store of objects, isdir lists a folder; a file that is not there is to be named on this machine only.
+        is_meant = system.isfile if is_url else lambda file: not system.isdir(file)
+        matches = [file for file in system.glob(place) if is_meant(file) and _chosen(file, place)]
         reasons = {file: "" if is_url else _by_kind(file) for file in matches}
     files = sorted(file for file, reason in reasons.items() if not reason)
     not_read = {_printable(file): reason for file, reason in sorted(reasons.items()) if reason}

@@ -273,10 +273,10 @@ def check_record(record: Record, allowed_decisions: tuple[str, ...] = ()) -> Non
     if "messages" not in record:
         check_text("instruction", record.get("instruction"))
         case = check_object("input", record.get("input"))
-        check_text("input.policy_document", case.get("policy_document"), beside=case)
+        check_text("input.policy_document", case.get("policy_document"), keys=case)
     output = check_object("output", record.get("output"))
     for field in ANSWER_FIELDS:
-        check_text(f"output.{field}", output.get(field), beside=output)
+        check_text(f"output.{field}", output.get(field), keys=output)
     if allowed_decisions and output["decision"] not in allowed_decisions:
         what = f"expected one of allowed_decisions, got {describe_value(output['decision'])}"
         raise BadLineError("output.decision", what, f"use one of {', '.join(allowed_decisions)}")
@@ -291,14 +291,14 @@ def check_object(field: str, value: object) -> Record:
     return value
 
 
-def check_text(field: str, value: object, beside: Iterable[str] = ()) -> str:
+def check_text(field: str, value: object, keys: Iterable[str] = ()) -> str:
     """The value of a field if it is a string that is not blank; raises ``BadLineError`` otherwise.
 
-    ``beside`` are the keys of its object: one of them may be meant.
+    ``keys`` are those of its object: one of them may be meant.
     """
     if not isinstance(value, str) or not value.strip():
         fix = "write a non-empty string"
-        if value is None and (meant := _like(field.rpartition(".")[2], beside)):
+        if value is None and (meant := _like(field.rpartition(".")[2], keys)):
             fix += f", or rename {describe_value(meant)} if it is meant"
         raise BadLineError(field, f"expected a non-empty string, got {describe_value(value)}", fix)
     return value

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from training_core.base_weights import text_prefix
 from training_core.config import RunConfig, SettingsError
 from training_core.dataset.answer_schema import Schema
-from training_core.dataset.encoding import SECRET, keyed
+from training_core.dataset.encoding import LEAKAGE_SCHEME, SECRET, keyed
 from training_core.folders import complete_file, complete_folder
 from training_core.packing.capabilities import kernels
 from training_core.prompts.chat_templates import served_template
@@ -43,7 +43,7 @@ def write_adapter(
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with complete_file(folder.parent / LEAKAGE_KEYS_FILE) as keys_draft, keys_draft.open("wb") as file:
-        np.savez(file, keys=leakage_keys, secret=_digest_of_secret())
+        np.savez(file, keys=leakage_keys, secret=_digest_of_secret(), scheme=LEAKAGE_SCHEME)
     with complete_folder(folder) as draft:
         model.save_pretrained(draft)
         _name_as_released(draft / SAFETENSORS_WEIGHTS_NAME, Path(model.get_base_model().name_or_path))
@@ -69,6 +69,7 @@ def _name_as_released(weights: Path, base: Path) -> None:
 def load_leakage_keys(run_dir: Path) -> np.ndarray:
     """The digests of what the adapter in a run's folder was trained on; none, and a warning, where they are missing.
 
+    Those that an earlier version made in another way are used with a warning: not all of them match.
     Raises ``SettingsError`` when they were keyed with another secret than this process has.
     """
     file = run_dir / LEAKAGE_KEYS_FILE
@@ -79,6 +80,9 @@ def load_leakage_keys(run_dir: Path) -> np.ndarray:
         if int(kept["secret"]) != _digest_of_secret():
             what = f"{SECRET}: the leakage keys in {file} were written with another secret, or with none"
             raise SettingsError([f"{what}; set {SECRET} as it was when the adapter was trained"])
+        if int(kept.get("scheme", 1)) != LEAKAGE_SCHEME:
+            why = "held-out rows that an older version was trained on may not be recognised"
+            logger.warning("%s was written by another version of sft-flow: %s", file, why)
         return np.asarray(kept["keys"])
 
 

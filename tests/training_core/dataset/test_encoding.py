@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from samples.cases import generate_rows, policy_names, policy_text
 from samples.row_formats import FORMATS
 from training_core.data_loader import load_jsonl
-from training_core.dataset.encoding import IGNORED_LABEL, digest_id, leakage_keys
+from training_core.dataset.encoding import IGNORED_LABEL, LEAKAGE_SCHEME, digest_id, leakage_keys
 from training_core.evaluation.scores import prompt_of
 from training_core.evaluation.text_scores import parse_answer
 from training_core.model_setup import load_tokenizer
@@ -160,7 +160,7 @@ def test_digest_id_ignores_type_case_and_white_space() -> None:
             "1001\u200b",
         ],
         ["C-7", "c-7", "C\u20117", "\u00a0C-7\u00a0", "C\u22127", "\ufeffc-7"],
-        [10**25, str(10**25), "1e25"],
+        [10**25, str(10**25), 1e25, "1e+25"],
         [["a", 1], ["a", 1]],
         [True, "true"],
     ):
@@ -233,7 +233,9 @@ def test_leakage_keys_of_a_record_match_its_row(
 
 
 def test_leakage_keys_equal_those_stored_in_existing_adapters() -> None:
-    """With a different digest, no row of an existing champion would be recognised as trained on."""
+    """With a different digest, no row of an existing champion would be recognised as trained on: whoever changes one
+    raises ``LEAKAGE_SCHEME``, so that its user is warned."""
+    assert LEAKAGE_SCHEME == 2
     row = record({"case_id": "Ä-1.5", "customer": " C-7", "order": None})
     assert leakage_keys(row, FIELDS) == [1928752452259796578, 177752632857757937]
     assert leakage_keys({"messages": [{"role": "user", "content": "May I?"}], "output": row["output"]}, FIELDS) == [

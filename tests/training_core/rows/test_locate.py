@@ -55,6 +55,19 @@ def test_find_files_accepts_urls(tmp_path: Path) -> None:
     assert digest_files(f"file://{tmp_path}/rows.jsonl") == digest_files(str(tmp_path / "rows.jsonl"))
 
 
+def test_glob_of_a_url_lists_no_folder_for_each_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a store of objects each would be a request."""
+    system = fsspec.filesystem("memory")
+    for number in range(3):
+        system.pipe(f"/glob/{number}.jsonl", LINES[0])
+    system.makedirs("/glob/folder.jsonl")
+    asked: list[str] = []
+    is_folder = type(system).isdir
+    monkeypatch.setattr(type(system), "isdir", lambda self, path: asked.append(path) or is_folder(self, path))
+    assert find_files("memory://glob/*.jsonl") == [f"memory:///glob/{number}.jsonl" for number in range(3)]
+    assert not [path for path in asked if path.endswith(("0.jsonl", "1.jsonl", "2.jsonl"))]
+
+
 def test_find_files_rejects_an_unknown_protocol() -> None:
     with pytest.raises(ValueError, match="nosuch"):
         find_files("nosuch://bucket/rows.jsonl")

@@ -12,7 +12,7 @@ from tiny_models import tiny_multimodal_model, write_base
 
 from training_core.base_model import adapted_layers
 from training_core.config import RunConfig, SettingsError
-from training_core.dataset.encoding import SECRET
+from training_core.dataset.encoding import LEAKAGE_SCHEME, SECRET
 from training_core.folders import MANIFEST, seal_digest
 from training_core.model_setup import LoadedModel, load_adapted_model, load_model_and_tokenizer, load_tokenizer
 from training_core.prompts.chat_encoding import ChatEncoder
@@ -129,6 +129,22 @@ def test_leakage_keys_of_another_secret_are_rejected(
         monkeypatch.setenv(SECRET, secret)
         with pytest.raises(SettingsError, match="written with another secret"):
             load_leakage_keys(tmp_path)
+
+
+@pytest.mark.parametrize("scheme", [{}, {"scheme": LEAKAGE_SCHEME + 1}])
+def test_leakage_keys_of_another_scheme_are_used_with_a_warning(
+    scheme: dict[str, int], loaded: LoadedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_adapter(loaded.model, loaded.tokenizer, RunConfig(), LEAKAGE_KEYS, tmp_path / "adapter")
+    caplog.clear()
+    load_leakage_keys(tmp_path)
+    assert not caplog.records
+    with np.load(tmp_path / LEAKAGE_KEYS_FILE) as written:
+        older = {name: written[name] for name in ("keys", "secret")} | scheme
+    np.savez(tmp_path / LEAKAGE_KEYS_FILE, **older)
+    assert np.array_equal(load_leakage_keys(tmp_path), LEAKAGE_KEYS)
+    (record,) = caplog.records
+    assert "held-out rows that an older version was trained on may not be recognised" in record.getMessage()
 
 
 def test_missing_leakage_keys_log_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
