@@ -18,7 +18,7 @@ from training_core.evaluation.prefix_cache import CachedPrefix, continue_prefixe
 from training_core.model_setup import LoadedModel
 from training_core.packing.pieces import Group
 from training_core.packing.plan import group_by_prefix
-from training_core.prompts.chat_encoding import ChatEncoder
+from training_core.prompts.chat_templates import end_of_turn
 
 
 class _Prompt(NamedTuple):
@@ -55,12 +55,14 @@ def complete(
     Known as prefix caching, in batches of similar length: in a batch of at most eval_batch_size no rest is over twice
     as long as the first. A cache is kept only as long as batches continue it. Equal prompts get equal completions.
     """
-    end_of_turn = ChatEncoder.of(loaded.tokenizer).end_of_turn
+    # Of the tokenizer alone: an encoder has a table of all tokens, and each call would make and keep one for a while.
+    end = end_of_turn(loaded.tokenizer)
+    assert end is not None, "its chat template was checked when the rows were encoded"
     greedy = GenerationConfig(
         do_sample=False,
         max_new_tokens=config.eval_max_new_tokens,
-        eos_token_id=end_of_turn,
-        pad_token_id=end_of_turn,
+        eos_token_id=end,
+        pad_token_id=end,
     )
     model = loaded.model.eval()
     completions = [Completion([])] * len(prompts)
@@ -70,13 +72,13 @@ def complete(
         caches = {tokens: cache for tokens, cache in caches.items() if tokens in shared}  # frees memory first
         caches |= {tokens: cached_prefix(model, tokens) for tokens in dict.fromkeys(shared) if tokens not in caches}
         prefixes = [CachedPrefix(len(list(same)), caches[tokens]) for tokens, same in groupby(shared)]
-        inputs = _pad_left(batch, end_of_turn, model.device)
+        inputs = _pad_left(batch, end, model.device)
         follow = FollowGrammar(grammar, len(batch), config.eval_max_new_tokens) if grammar else None
         with continue_prefixes(model, prefixes):
             output = model.generate(
                 **inputs, generation_config=greedy, logits_processor=LogitsProcessorList([follow] if follow else [])
             )
-        found = _completions(output[:, inputs["input_ids"].shape[1] :].tolist(), end_of_turn, follow)
+        found = _completions(output[:, inputs["input_ids"].shape[1] :].tolist(), end, follow)
         for prompt, completion in zip(batch, found, strict=True):
             completions[prompt.number] = completion
     return completions

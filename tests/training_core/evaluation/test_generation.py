@@ -15,6 +15,7 @@ from training_core.config import RunConfig
 from training_core.evaluation.generation import generate
 from training_core.evaluation.prefix_cache import CachedPrefix, continue_prefixes
 from training_core.model_setup import LoadedModel, load_tokenizer
+from training_core.prompts import chat_encoding
 from training_core.utils import Precision
 
 VOCABULARY = 900
@@ -119,6 +120,13 @@ def test_generation_computes_a_prefix_once_in_small_batches(loaded: LoadedModel)
 def test_generation_with_sliding_windows_reads_whole_prompts(tiny_base: Path) -> None:
     loaded = build(tiny_base, "qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=1)
     assert_likeliest(loaded, PROMPTS, generate(loaded, PROMPTS, settings()))
+
+
+def test_generation_makes_no_encoder(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has a table of all tokens: a server that makes one for each answer grows."""
+    loaded = build(tiny_base)
+    monkeypatch.setattr(chat_encoding, "text_encoder", None)
+    assert len(generate(loaded, PROMPTS, settings())) == len(PROMPTS)
 
 
 def test_generation_leaves_the_attention_as_before(tiny_base: Path) -> None:
