@@ -197,8 +197,8 @@ def set_environment() -> None:
     through an HTTP proxy."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    excluded = [os.environ[name] for name in ("no_proxy", "NO_PROXY") if os.environ.get(name)]
-    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join([*excluded, "127.0.0.1", "localhost"])
+    given = [name for variable in ("no_proxy", "NO_PROXY") for name in os.environ.get(variable, "").split(",") if name]
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(dict.fromkeys([*given, "127.0.0.1", "localhost"]))
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it also raises what it logs as a traceback
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # recommends a hub download
 

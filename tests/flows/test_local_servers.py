@@ -126,6 +126,8 @@ def test_proxy_is_bypassed_by_clients_of_local_servers(
     monkeypatch.setattr(os, "environ", dict(os.environ) | {"no_proxy": "example.org"})
     set_environment()
     assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == "example.org,127.0.0.1,localhost"
+    set_environment()
+    assert os.environ["no_proxy"] == "example.org,127.0.0.1,localhost", "said once, however often it is set"
     assert httpx.get(f"http://127.0.0.1:{other_port}").is_success
 
 
