@@ -66,7 +66,7 @@ def client_errors_as_os_errors() -> Iterator[None]:
         yield
     except (OSError, ValueError, ImportError):
         raise
-    except Exception as error:  # the one exception to the rule, for the reason above
+    except Exception as error:  # for the reason above
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 
